@@ -1,0 +1,1 @@
+"""What every room stands on: errors, files, configurations, the terminal. Imports nothing else of ours."""

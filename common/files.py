@@ -1,0 +1,95 @@
+"""Files as the whole house writes them: atomically, hashed, and read back without trust."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from common.errors import HanseError
+
+PARTIAL = ".partial"  # ending of files and folders that are still being written; swept at the next start
+
+
+def fsync_folder(folder: Path) -> None:
+    """Make the names in ``folder`` durable (a rename is lost in a power cut without it)."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+@contextmanager
+def atomic_file(path: Path) -> Iterator[Path]:
+    """Give a path to write to; on success it takes the place of ``path``, on an error nothing is left behind."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + PARTIAL)
+    try:
+        yield partial
+        with partial.open("rb+") as written:
+            os.fsync(written.fileno())
+        partial.replace(path)
+        fsync_folder(path.parent)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write UTF-8 text atomically."""
+    with atomic_file(path) as partial:
+        partial.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON atomically; keys keep their order, floats are written so that they read back equal."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def read_json(path: Path, what: str) -> Any:
+    """Read a JSON file of ours; a missing or broken one is a :class:`HanseError` that calls it ``what``."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise HanseError(f"{path}: no {what} here") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise HanseError(f"{path}: not a readable {what} ({error})") from None
+
+
+def sha256_file(path: Path) -> str:
+    """SHA-256 of a file, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def merkle_root(leaves: dict[str, str]) -> str:
+    """Root of the RFC 6962 Merkle tree over ``{name: sha256}``, leaves sorted by name; hexadecimal.
+
+    A leaf's data is ``name NUL sha256``, so that two files cannot change places unnoticed.
+    """
+
+    def root(hashes: list[bytes]) -> bytes:
+        if len(hashes) == 1:
+            return hashes[0]
+        split = 1 << ((len(hashes) - 1).bit_length() - 1)  # largest power of two below the number of leaves
+        return hashlib.sha256(b"\x01" + root(hashes[:split]) + root(hashes[split:])).digest()
+
+    hashes = [hashlib.sha256(b"\x00" + f"{name}\0{digest}".encode()).digest() for name, digest in sorted(leaves.items())]
+    return (root(hashes) if hashes else hashlib.sha256(b"").digest()).hex()
+
+
+def sweep_partial(folder: Path) -> list[Path]:
+    """Remove what an interrupted writer left in ``folder`` (not deeper); the paths removed."""
+    swept = sorted(folder.glob(f"*{PARTIAL}")) if folder.is_dir() else []
+    for path in swept:
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+    return swept

@@ -1,0 +1,1 @@
+"""Text -> curated corpus -> tokenizer -> token shards. Imports nothing of ours but ``common``."""

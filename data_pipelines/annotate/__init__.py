@@ -1,0 +1,1 @@
+"""Row-wise stages: each adds columns to a document and deletes nothing."""

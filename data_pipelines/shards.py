@@ -1,0 +1,223 @@
+"""Token shards: Megatron's ``.bin``/``.idx``, with a sidecar that says which document each token came from.
+
+``.bin`` holds little-endian token ids, documents back to back, each closed by the end-of-document id. ``.idx`` is
+Megatron-LM's MMapIndexedDataset, version 1 (``megatron/core/datasets/indexed_dataset.py``):
+
+    9 bytes b"MMIDIDX\\0\\0" | u64 version = 1 | u8 dtype code | u64 sequences S | u64 D = documents + 1
+    int32[S] sequence lengths in tokens | int64[S] sequence offsets in bytes | int64[D] first sequence of each document
+
+A sequence is a document here (D = S + 1); a file that splits documents into several sequences is read just as well.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+
+from common.errors import HanseError
+from common.files import PARTIAL, atomic_file, fsync_folder, merkle_root, read_json, sha256_file, write_json
+
+MAGIC = b"MMIDIDX\x00\x00"
+HEADER = struct.Struct("<9sQBQQ")
+DTYPES: dict[int, np.dtype] = {
+    code: np.dtype(name)
+    for code, name in {1: "u1", 2: "i1", 3: "<i2", 4: "<i4", 5: "<i8", 8: "<u2"}.items()
+}
+CODES = {dtype: code for code, dtype in DTYPES.items()}
+FORMAT = "hanse.shards/1"
+
+
+def token_dtype(vocabulary_size: int) -> np.dtype:
+    """Megatron's rule: unsigned 16 bits for vocabularies below 65,500, else signed 32 bits."""
+    return np.dtype("<u2") if vocabulary_size < 65_500 else np.dtype("<i4")
+
+
+class ShardWriter:
+    """Writes ``PREFIX.bin`` and ``PREFIX.idx``; both take their final names only when closed without an error."""
+
+    def __init__(self, prefix: Path, dtype: np.dtype):
+        self.prefix, self.dtype = prefix, np.dtype(dtype)
+        prefix.parent.mkdir(parents=True, exist_ok=True)
+        self._partial = prefix.with_name(prefix.name + ".bin" + PARTIAL)
+        self._file = self._partial.open("wb")
+        self.lengths: list[int] = []
+
+    def add(self, ids: np.ndarray) -> None:
+        """Append one document: a 1-D array of ids, its end-of-document id included."""
+        self._file.write(np.ascontiguousarray(ids, dtype=self.dtype).tobytes())
+        self.lengths.append(len(ids))
+
+    def __enter__(self) -> ShardWriter:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        import os
+
+        if kind is not None:
+            self._file.close()
+            self._partial.unlink(missing_ok=True)
+            return
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self._file.close()
+        with atomic_file(self.prefix.with_suffix(".idx")) as partial:
+            partial.write_bytes(index_bytes(self.lengths, self.dtype))
+        self._partial.replace(self.prefix.with_suffix(".bin"))
+        fsync_folder(self.prefix.parent)
+
+
+def index_bytes(lengths: Iterable[int], dtype: np.dtype) -> bytes:
+    """The content of an ``.idx`` for documents of these lengths (tokens), one sequence a document."""
+    sizes = np.asarray(list(lengths), dtype="<i4")
+    offsets = np.zeros(len(sizes), dtype="<i8")
+    np.cumsum(sizes[:-1].astype("<i8") * dtype.itemsize, out=offsets[1:])
+    documents = np.arange(len(sizes) + 1, dtype="<i8")
+    header = HEADER.pack(MAGIC, 1, CODES[dtype], len(sizes), len(documents))
+    return header + sizes.tobytes() + offsets.tobytes() + documents.tobytes()
+
+
+class TokenShard:
+    """A ``.bin``/``.idx`` pair, memory-mapped.
+
+    Attributes:
+        tokens: all token ids, 1-D, read-only.
+        document_starts: int64 of shape (documents + 1,), offsets into ``tokens``; the last is ``len(tokens)``.
+
+    Raises:
+        HanseError: a file is missing, is not in Megatron's format, or the two do not belong together.
+    """
+
+    def __init__(self, prefix: Path):
+        self.prefix = prefix
+        index_path, bin_path = prefix.with_suffix(".idx"), prefix.with_suffix(".bin")
+        for path in (index_path, bin_path):
+            if not path.is_file():
+                raise HanseError(f"{path}: missing; write the shards again with 'hanse tokenize'")
+        dtype, self.document_starts = _read_index(index_path)
+        found, expected = bin_path.stat().st_size, int(self.document_starts[-1]) * dtype.itemsize
+        if found != expected:
+            raise HanseError(
+                f"{bin_path}: {found} bytes, but {index_path.name} describes {expected}; the file was truncated or "
+                "replaced: write the shards again with 'hanse tokenize'"
+            )
+        self.tokens: np.ndarray = (
+            np.memmap(bin_path, dtype=dtype, mode="r") if expected else np.empty(0, dtype=dtype)
+        ).view(np.ndarray)
+
+    @property
+    def documents(self) -> int:
+        return len(self.document_starts) - 1
+
+    def document(self, number: int) -> np.ndarray:
+        """The tokens of one document."""
+        return self.tokens[self.document_starts[number] : self.document_starts[number + 1]]
+
+
+def _read_index(path: Path) -> tuple[np.dtype, np.ndarray]:
+    data = path.read_bytes()
+    broken = HanseError(f"{path}: not an intact Megatron index; write the shards again with 'hanse tokenize'")
+    if len(data) < HEADER.size:
+        raise broken
+    magic, version, code, sequences, entries = HEADER.unpack_from(data)
+    if magic != MAGIC or version != 1 or code not in DTYPES or entries < 1:
+        raise broken
+    body = len(data) - HEADER.size - 12 * sequences - 8 * entries
+    if body not in (0, sequences):  # an optional int8 mode a sequence ends the file
+        raise broken
+    sizes = np.frombuffer(data, "<i4", sequences, HEADER.size)
+    offsets = np.frombuffer(data, "<i8", sequences, HEADER.size + 4 * sequences)
+    documents = np.frombuffer(data, "<i8", entries, HEADER.size + 12 * sequences)
+    starts = np.zeros(sequences + 1, dtype=np.int64)
+    np.cumsum(sizes, dtype=np.int64, out=starts[1:])
+    if (
+        (sizes < 0).any()
+        or not np.array_equal(offsets, starts[:-1] * DTYPES[code].itemsize)
+        or documents[0] != 0
+        or documents[-1] != sequences
+        or (np.diff(documents) < 0).any()
+    ):
+        raise broken
+    return DTYPES[code], starts[documents]
+
+
+@dataclass(frozen=True)
+class ShardEntry:
+    """One ``.bin``/``.idx``/``.docs.parquet`` triple of a manifest; ``name`` is its path without ending."""
+
+    name: str
+    split: str
+    language: str
+    documents: int
+    tokens: int
+    bytes: int  # of UTF-8 text
+    files: dict[str, str] = field(default_factory=dict)  # ending -> sha256
+
+
+@dataclass(frozen=True)
+class ShardsManifest:
+    """``manifest.json`` of a shards folder."""
+
+    tokenizer_sha256: str
+    vocabulary_size: int
+    end_of_document_id: int
+    encoder: str  # which library encoded, after parity with `tokenizers` was found
+    corpus_merkle_root: str
+    shards: list[ShardEntry]
+    folder: Path = Path(".")
+
+    @property
+    def merkle_root(self) -> str:
+        """One hash for all files of all shards."""
+        return merkle_root({f"{s.name}{ending}": digest for s in self.shards for ending, digest in s.files.items()})
+
+    def of(self, split: str) -> list[ShardEntry]:
+        """The shards of one split (``train``, ``validation``), in the manifest's order."""
+        return [shard for shard in self.shards if shard.split == split]
+
+    def open(self, entry: ShardEntry, *, hashes: bool = False) -> TokenShard:
+        """Open a shard after checking it against the manifest; ``hashes`` also reads and hashes the whole ``.bin``.
+
+        Raises:
+            HanseError: the files are not those the manifest describes.
+        """
+        prefix = self.folder / entry.name
+        shard = TokenShard(prefix)
+        for ending in (".idx", ".bin") if hashes else (".idx",):
+            path = prefix.with_suffix(ending)
+            if sha256_file(path) != entry.files.get(ending):
+                raise HanseError(
+                    f"{path}: not the file that {self.folder / 'manifest.json'} describes (its sha256 differs); "
+                    "write the shards again with 'hanse tokenize'"
+                )
+        if (shard.documents, len(shard.tokens)) != (entry.documents, entry.tokens):
+            raise HanseError(f"{prefix}: its counts differ from {self.folder / 'manifest.json'}")
+        return shard
+
+    def write(self) -> None:
+        """Write ``manifest.json`` atomically."""
+        value: dict[str, Any] = {"format": FORMAT, "merkle_root": self.merkle_root, **asdict(self)}
+        del value["folder"]
+        write_json(self.folder / "manifest.json", value)
+
+    @classmethod
+    def read(cls, folder: Path) -> ShardsManifest:
+        """Read and check ``manifest.json`` of a shards folder."""
+        path = folder / "manifest.json"
+        value = read_json(path, "shards manifest ('hanse tokenize' writes one)")
+        try:
+            if value.pop("format") != FORMAT:
+                raise HanseError(f"{path}: not a manifest of {FORMAT}")
+            root = value.pop("merkle_root")
+            shards = [ShardEntry(**shard) for shard in value.pop("shards")]
+            manifest = cls(**value, shards=shards, folder=folder)
+        except (KeyError, TypeError, AttributeError) as error:
+            raise HanseError(f"{path}: not a manifest of {FORMAT} ({error})") from None
+        if manifest.merkle_root != root:
+            raise HanseError(f"{path}: its Merkle root does not match its hashes: the manifest was edited")
+        return manifest

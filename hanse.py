@@ -1,0 +1,39 @@
+"""hanse: train European language models that can be owned, explained and reproduced.
+
+The table of contents. One line a verb; a verb's code is imported only when the verb is called.
+"""
+
+from __future__ import annotations
+
+import sys
+
+from common.verbs import Verb, main
+
+VERBS = {
+    verb.name: verb
+    for verb in (
+        Verb("corpus", "data_pipelines.config:CorpusConfig", "data_pipelines.corpus:run",
+             "sources -> curated Parquet, what was removed and why, manifest"),
+        Verb("tokenizer", "data_pipelines.config:TokenizerConfig", "data_pipelines.tokenizer:run",
+             "curated corpus -> tokenizer.json and its fertility a language"),
+        Verb("tokenize", "data_pipelines.config:TokenizeConfig", "data_pipelines.tokenize:run",
+             "curated corpus + tokenizer -> token shards and manifest"),
+        Verb("train", "train.config:TrainConfig", "train.start:run",
+             "token shards -> run folder; goes on by itself where a checkpoint is"),
+        Verb("export", "train.config:ExportConfig", "train.export:run",
+             "checkpoint -> Hugging Face folder that transformers loads"),
+        Verb("generate", "train.config:GenerateConfig", "train.generate:run",
+             "checkpoint + prompts -> text"),
+        Verb("report", "train.config:ReportConfig", "train.report:run",
+             "run folder -> one self-contained HTML page"),
+    )
+}  # fmt: skip
+
+
+def cli() -> None:
+    """The console command."""
+    sys.exit(main(VERBS, sys.argv[1:]))
+
+
+if __name__ == "__main__":
+    cli()

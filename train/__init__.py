@@ -1,0 +1,1 @@
+"""Token shards -> model -> checkpoints. ``loop.py`` is the room to open first."""
