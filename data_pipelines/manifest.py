@@ -1,0 +1,150 @@
+"""``manifest.json`` of a corpus: what went in, what stayed, what was removed and why, and the hash of every file."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from common.errors import HanseError
+from common.files import merkle_root, read_json, sha256_file, write_json
+
+FORMAT = "hanse.corpus/1"
+
+
+@dataclass
+class Tally:
+    """Documents and bytes of UTF-8 of one source; what goes in is either kept or removed."""
+
+    language: str
+    license: str
+    documents_in: int = 0
+    documents_kept: int = 0
+    bytes_in: int = 0
+    bytes_kept: int = 0
+    validation_documents: int = 0
+    validation_bytes: int = 0
+    removed: dict[str, int] = field(default_factory=dict)  # reason -> documents
+
+    def check(self, name: str) -> None:
+        """Every document that went in came out on one side."""
+        out = self.documents_kept + sum(self.removed.values())
+        assert self.documents_in == out, f"{name}: {self.documents_in} documents in, {out} out"
+
+    def add(self, other: Tally) -> None:
+        """Add another source's counts to these."""
+        for key in (
+            "documents_in",
+            "documents_kept",
+            "bytes_in",
+            "bytes_kept",
+            "validation_documents",
+            "validation_bytes",
+        ):
+            setattr(self, key, getattr(self, key) + getattr(other, key))
+        for reason, number in other.removed.items():
+            self.removed[reason] = self.removed.get(reason, 0) + number
+
+
+@dataclass(frozen=True)
+class FileEntry:
+    """A file of the corpus folder."""
+
+    rows: int
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class CorpusManifest:
+    """``manifest.json`` of a corpus folder."""
+
+    name: str
+    fingerprint: str  # of the configuration and the input files: an equal one makes a rerun needless
+    config: dict[str, Any]
+    tools: dict[str, str]  # versions of what decided: the language identifier, the Parquet writer
+    sources: dict[str, Tally]
+    files: dict[str, FileEntry]  # path within the folder -> ...
+    folder: Path = Path(".")
+
+    @property
+    def merkle_root(self) -> str:
+        """One hash for all files."""
+        return merkle_root({name: entry.sha256 for name, entry in self.files.items()})
+
+    @property
+    def languages(self) -> dict[str, Tally]:
+        """The sources' tallies added up by language, in order of first appearance."""
+        sums: dict[str, Tally] = {}
+        for tally in self.sources.values():
+            total = sums.setdefault(tally.language, Tally(tally.language, ""))
+            total.license = " + ".join(dict.fromkeys(filter(None, [*total.license.split(" + "), tally.license])))
+            total.add(tally)
+        return sums
+
+    @property
+    def kept_languages(self) -> list[str]:
+        """The languages of which documents were kept."""
+        return [language for language, tally in self.languages.items() if tally.documents_kept]
+
+    def splits(self, language: str) -> list[str]:
+        """The splits (``train``, ``validation``) that hold documents of a language."""
+        tally = self.languages[language]
+        train = tally.documents_kept - tally.validation_documents
+        return [split for split, number in (("train", train), ("validation", tally.validation_documents)) if number]
+
+    def documents(self, language: str, *, hashes: bool = True) -> Path:
+        """The Parquet file of a language's kept documents, after checking that it is the one described here.
+
+        Raises:
+            HanseError: it is missing or another.
+        """
+        name = f"documents/{language}.parquet"
+        path, entry = self.folder / name, self.files[name]
+        again = "make the corpus again with 'hanse corpus'"
+        if not path.is_file():
+            raise HanseError(f"{path}: missing; {again}")
+        if path.stat().st_size != entry.bytes or (hashes and sha256_file(path) != entry.sha256):
+            raise HanseError(f"{path}: not the file that {self.folder / 'manifest.json'} describes; {again}")
+        return path
+
+    def is_intact(self) -> bool:
+        """All files are there, with the sizes described."""
+        paths = {self.folder / name: entry.bytes for name, entry in self.files.items()}
+        return all(path.is_file() and path.stat().st_size == size for path, size in paths.items())
+
+    def write(self) -> None:
+        """Write ``manifest.json`` atomically."""
+        value = {"format": FORMAT, "merkle_root": self.merkle_root, **asdict(self)}
+        value["languages"] = {name: asdict(tally) for name, tally in self.languages.items()}
+        del value["folder"]
+        write_json(self.folder / "manifest.json", value)
+
+    @classmethod
+    def read(cls, folder: Path) -> CorpusManifest:
+        """Read and check ``manifest.json`` of a corpus folder.
+
+        Raises:
+            HanseError: there is none, or it is not intact.
+        """
+        path = folder / "manifest.json"
+        value = read_json(path, "corpus manifest ('hanse corpus' writes one)")
+        try:
+            if value.pop("format") != FORMAT:
+                raise HanseError(f"{path}: not a manifest of {FORMAT}")
+            root, _ = value.pop("merkle_root"), value.pop("languages")
+            sources = {name: Tally(**tally) for name, tally in value.pop("sources").items()}
+            files = {name: FileEntry(**entry) for name, entry in value.pop("files").items()}
+            manifest = cls(**value, sources=sources, files=files, folder=folder)
+        except (KeyError, TypeError, AttributeError) as error:
+            raise HanseError(f"{path}: not a manifest of {FORMAT} ({error})") from None
+        if manifest.merkle_root != root:
+            raise HanseError(f"{path}: its Merkle root does not match its hashes: the manifest was edited")
+        return manifest
+
+
+def fingerprint(value: Any) -> str:
+    """SHA-256 of a JSON value with sorted keys, in hexadecimal."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, ensure_ascii=False).encode("utf-8")).hexdigest()

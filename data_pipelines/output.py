@@ -1,0 +1,96 @@
+"""Output folders that are complete or absent, and the words in which a verb points at the next one."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from common.errors import HanseError
+from common.files import PARTIAL, fsync_folder
+
+PREVIOUS = ".previous"  # a finished folder on its way out, for the instant between two renames
+
+
+@contextmanager
+def replaced_folder(folder: Path) -> Iterator[Path]:
+    """Give an empty folder to write into; on success it takes the place of ``folder``, on an error nothing changes.
+
+    What a killed run left in ``FOLDER.partial`` is cleared at the next start.
+
+    Raises:
+        HanseError: another process is writing the same folder, or it cannot be created.
+    """
+    partial = folder.with_name(folder.name + PARTIAL)
+    try:
+        partial.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise HanseError(f"{partial}: cannot be created ({error.strerror})") from None
+    with _locked(partial, folder):
+        _clear(partial)
+        try:
+            yield partial
+        except BaseException:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
+        _exchange(partial, folder)
+
+
+def restore(folder: Path) -> None:
+    """Bring back a finished folder that a crash between two renames left under its interim name."""
+    previous = folder.with_name(folder.name + PREVIOUS)
+    if previous.is_dir() and not folder.exists():
+        previous.rename(folder)
+
+
+def _exchange(partial: Path, folder: Path) -> None:
+    previous = folder.with_name(folder.name + PREVIOUS)
+    restore(folder)
+    shutil.rmtree(previous, ignore_errors=True)
+    if folder.exists():
+        folder.rename(previous)
+    partial.rename(folder)
+    fsync_folder(folder.parent)
+    shutil.rmtree(previous, ignore_errors=True)
+
+
+@contextmanager
+def _locked(partial: Path, folder: Path) -> Iterator[None]:
+    """Hold a lock on the folder itself: the kernel lets go of it when the process dies, however it dies."""
+    handle = os.open(partial, os.O_RDONLY)
+    try:
+        busy = HanseError(f"{folder}: another process is writing it; wait for that one, or set another output")
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise busy from None
+        except OSError:  # a filesystem without locks: two writers at once are then not noticed
+            pass
+        if not partial.exists() or os.stat(partial).st_ino != os.fstat(handle).st_ino:
+            raise busy  # the other one finished, and renamed the folder, between our two calls
+        yield
+    finally:
+        os.close(handle)
+
+
+def _clear(folder: Path) -> None:
+    for path in folder.iterdir():
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+
+
+def same_again(name: str) -> str:
+    """The argument that makes the next verb use the same experiment, or the same name where no experiment was named."""
+    from hydra.core.hydra_config import HydraConfig
+
+    if HydraConfig.initialized():
+        chosen = HydraConfig.get().runtime.choices.get("experiment")
+        if chosen:
+            experiment = str(chosen).rpartition("/")[0] or str(chosen)
+            return f"experiment={experiment}" + ("" if experiment == name else f" name={name}")
+    return f"name={name}"

@@ -1,0 +1,244 @@
+"""Sources -> records. One reader a format; every reader yields what it finds and sets aside what it cannot read."""
+
+from __future__ import annotations
+
+import glob
+import io
+import json
+import sqlite3
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing, contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from common.errors import HanseError
+from data_pipelines.config import SourceConfig
+from data_pipelines.packages import extract
+
+ENDINGS = {
+    "parquet": (".parquet",),
+    "jsonl": (".jsonl", ".jsonl.gz", ".jsonl.zst", ".ndjson", ".json.gz", ".json.zst"),
+    "text": (".txt", ".txt.gz", ".txt.zst", ".md"),
+    "sqlite": (".db", ".sqlite", ".sqlite3"),
+}
+BATCH_ROWS = 256  # of Parquet held in memory at once
+
+
+@dataclass(frozen=True)
+class Record:
+    """One record as read: its key within the source, its fields, or what is wrong with it.
+
+    ``position`` says how far into the source it stands (0 to 1; 0 where that is not known). A text that is not UTF-8
+    stays ``bytes``.
+    """
+
+    key: str
+    fields: Mapping[str, Any]
+    problem: str = ""
+    position: float = 0.0
+
+
+def read(source: SourceConfig, downloads: Path) -> Iterator[Record]:
+    """The records of a source in a stable order, at most ``source.limit`` of them.
+
+    Raises:
+        HanseError: a file is missing, broken, or has no such column; a package or dataset cannot be had.
+    """
+    if source.reader == "sqlite":
+        records = _read_sqlite(source, downloads)
+    elif source.reader == "hub":
+        records = _read_hub(source)
+    else:
+        records = _read_files(source)
+    for number, record in enumerate(records):
+        if number == source.limit:
+            return
+        yield record
+
+
+def find_files(source: SourceConfig) -> list[Path]:
+    """The files of a source with a ``path`` (a file, a folder searched to its depths, or a glob), sorted by name.
+
+    Raises:
+        HanseError: there are none.
+    """
+    assert source.path is not None
+    path, endings = Path(source.path), ENDINGS[source.reader]
+    if path.is_file():
+        return [path]
+    if path.is_dir():
+        found = sorted(file for file in path.rglob("*") if file.is_file() and file.name.endswith(endings))
+        if not found:
+            raise HanseError(f"{path}: no {source.reader} files in this folder (names ending in {', '.join(endings)})")
+        return found
+    found = sorted(Path(name) for name in glob.glob(source.path, recursive=True) if Path(name).is_file())
+    if not found:
+        raise HanseError(f"{path}: no such file or folder, and no file matches it")
+    return found
+
+
+def inputs(source: SourceConfig) -> list[list[Any]]:
+    """What identifies the input besides the configuration: path, size and time of change (ns) of each local file.
+
+    Raises:
+        HanseError: there are no files.
+    """
+    if source.path is None:
+        return []
+    return [[str(file), file.stat().st_size, file.stat().st_mtime_ns] for file in find_files(source)]
+
+
+def facts(source: SourceConfig) -> dict[str, Any]:
+    """What a manifest keeps of a source: every setting that is set."""
+    return {key: value for key, value in asdict(source).items() if value not in (None, "", {})}
+
+
+def _read_files(source: SourceConfig) -> Iterator[Record]:
+    assert source.path is not None
+    files, readers = find_files(source), {"parquet": _read_parquet, "jsonl": _read_jsonl, "text": _read_text}
+    root = Path(source.path)
+    for index, path in enumerate(files):
+        key = path.relative_to(root).as_posix() if root.is_dir() else path.name
+        with _broken(path):
+            for record in readers[source.reader](path, key, source):
+                yield Record(record.key, record.fields, record.problem, (index + record.position) / len(files))
+
+
+@contextmanager
+def _broken(path: Path) -> Iterator[None]:
+    """A file that cannot be read to its end is the user's to mend."""
+    try:
+        yield
+    except (OSError, EOFError, sqlite3.Error, pa.ArrowException) as error:
+        raise HanseError(f"{path}: cannot be read to its end ({_first_line(error)})") from None
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[tuple[io.BufferedIOBase, Callable[[], float]]]:
+    """A plain, gzip or zstd file as a stream of bytes, and a function that tells the position in it (0 to 1)."""
+    size, compression = max(path.stat().st_size, 1), {".gz": "gzip", ".zst": "zstd"}.get(path.suffix)
+    with path.open("rb") as raw:
+        if compression is None:
+            yield raw, lambda: raw.tell() / size
+        else:
+            # Arrow complains about a truncated archive, where zstandard's reader takes the cut for the end.
+            stream = pa.CompressedInputStream(raw, compression)
+            yield io.BufferedReader(stream, 1 << 20), lambda: raw.tell() / size
+
+
+def _read_jsonl(path: Path, key: str, source: SourceConfig) -> Iterator[Record]:
+    with _opened(path) as (stream, position):
+        for number, line in enumerate(stream):
+            if line.strip():
+                fields, problem = _json_object(line)
+                yield Record(_key(fields, source, f"{key}:{number}"), fields, problem, position())
+
+
+def _json_object(line: bytes) -> tuple[dict[str, Any], str]:
+    try:
+        value = json.loads(line.decode("utf-8"))
+    except UnicodeDecodeError:
+        return {}, "not UTF-8"
+    except (ValueError, RecursionError):
+        return {}, "not JSON"
+    return (value, "") if isinstance(value, dict) else ({}, f"JSON {type(value).__name__}, not an object")
+
+
+def _read_text(path: Path, key: str, source: SourceConfig) -> Iterator[Record]:
+    with _opened(path) as (stream, position):
+        if source.document_is == "file":
+            yield Record(key, {source.text_field: _decoded(stream.read())}, "", 1.0)
+            return
+        for number, line in enumerate(stream):
+            if line.strip():
+                yield Record(f"{key}:{number}", {source.text_field: _decoded(line)}, "", position())
+
+
+def _read_parquet(path: Path, key: str, source: SourceConfig) -> Iterator[Record]:
+    with pq.ParquetFile(path) as file:
+        names = file.schema_arrow.names
+        wanted = _fields(source)
+        if source.text_field not in names:
+            raise HanseError(f"{path}: no column '{source.text_field}' (text_field); it has {', '.join(names)}")
+        rows, number = max(file.metadata.num_rows, 1), 0
+        for batch in file.iter_batches(BATCH_ROWS, columns=[name for name in wanted if name in names]):
+            columns = {name: _column(batch.column(name)) for name in batch.schema.names}
+            for values in zip(*columns.values(), strict=True):
+                fields = dict(zip(columns, values, strict=True))
+                yield Record(_key(fields, source, f"{key}:{number}"), fields, "", number / rows)
+                number += 1
+
+
+def _column(column: pa.Array) -> list[Any]:
+    """Python values; strings are decoded one by one, because Arrow gives up on a column with one bad string."""
+    if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
+        return [None if value is None else _decoded(value) for value in column.cast(pa.large_binary()).to_pylist()]
+    return column.to_pylist()
+
+
+def _read_sqlite(source: SourceConfig, downloads: Path) -> Iterator[Record]:
+    assert source.query is not None
+    paths = [extract(source.package, downloads)] if source.package else find_files(source)
+    for path in paths:
+        with (
+            _broken(path),
+            closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro&immutable=1", uri=True)) as base,
+        ):
+            base.text_factory = bytes  # a single text that is not UTF-8 would end the whole query
+            rows = base.execute(source.query, source.parameters)
+            if rows.description is None:
+                raise HanseError(f"{path}: the query is not a SELECT statement")
+            names = [column[0] for column in rows.description]
+            if source.text_field not in names:
+                raise HanseError(
+                    f"{path}: the query gives no '{source.text_field}' (text_field), only {', '.join(names)}"
+                )
+            for number, row in enumerate(rows):
+                values = [_decoded(value) if isinstance(value, bytes) else value for value in row]
+                fields = dict(zip(names, values, strict=True))
+                yield Record(_key(fields, source, f"{path.name}:{number}"), fields)
+
+
+def _read_hub(source: SourceConfig) -> Iterator[Record]:
+    assert source.hub is not None
+    import datasets
+
+    hub = source.hub
+    try:
+        rows = datasets.load_dataset(
+            hub.dataset, hub.config, split=hub.split, revision=hub.revision, streaming=hub.streaming
+        )
+        for number, row in enumerate(rows):
+            yield Record(_key(row, source, str(number)), row)
+    except HanseError:
+        raise
+    except Exception as error:  # datasets lets through whatever its many backends raise
+        raise HanseError(
+            f"dataset {hub.dataset}: cannot be loaded ({type(error).__name__}: {_first_line(error)}); check its id, "
+            "config and split; where HF_HUB_OFFLINE=1 is set, or without internet, give a local folder as hub.dataset"
+        ) from None
+
+
+def _fields(source: SourceConfig) -> list[str]:
+    named = (source.id_field, source.title_field, source.url_field, source.date_field, source.split_field)
+    return list(dict.fromkeys([source.text_field, *(name for name in named if name)]))
+
+
+def _key(fields: Mapping[str, Any], source: SourceConfig, otherwise: str) -> str:
+    value = fields.get(source.id_field) if source.id_field else None
+    return otherwise if value is None or isinstance(value, bytes) else str(value)
+
+
+def _decoded(value: bytes) -> str | bytes:
+    try:
+        return value.decode("utf-8")
+    except UnicodeDecodeError:
+        return value

@@ -1,0 +1,216 @@
+"""``hanse tokenizer``: curated corpus -> byte-level BPE, and how many tokens it needs in each language.
+
+Each language gives the same number of bytes of training text, so that none pays for another's size with longer texts.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+
+from common.errors import HanseError
+from common.files import read_json, sha256_file, write_json
+from common.terminal import Progress, count, next_step, say, table
+from data_pipelines.config import TokenizerConfig
+from data_pipelines.manifest import CorpusManifest, fingerprint
+from data_pipelines.output import replaced_folder, restore, same_again
+from data_pipelines.training_text import equal_texts, texts_of, train_bytes
+
+END_OF_DOCUMENT, PADDING = "<|endoftext|>", "<|pad|>"  # ids 0 and 1
+FORMAT = "hanse.tokenizer/1"
+
+
+def run(config: TokenizerConfig) -> None:
+    """Train the tokenizer, unless the same one is there already."""
+    folder, corpus = Path(config.output), CorpusManifest.read(Path(config.corpus))
+    restore(folder)
+    settings = {key: value for key, value in asdict(config).items() if key not in ("name", "corpus", "output")}
+    identity = fingerprint({"settings": settings, "corpus": corpus.merkle_root, "tools": _tools()})
+    if _is_finished(folder, identity):
+        say(f"{folder}/ holds this tokenizer already: nothing to do (delete it to train it again)")
+    else:
+        with replaced_folder(folder) as partial:
+            _build(config, corpus, partial, identity)
+        say(f"wrote {folder}/ (tokenizer.json: sha256 {tokenizer_sha256(folder)[:16]})")
+    _show(folder)
+    next_step(f"hanse tokenize {same_again(config.name)}")
+
+
+def tokenizer_sha256(path: Path | str) -> str:
+    """SHA-256 of a ``tokenizer.json``, given the file or its folder; hexadecimal.
+
+    Raises:
+        HanseError: there is none.
+    """
+    file = Path(path) / "tokenizer.json" if Path(path).is_dir() else Path(path)
+    if not file.is_file():
+        raise HanseError(f"{file}: no tokenizer here; train one with 'hanse tokenizer'")
+    return sha256_file(file)
+
+
+def token_byte_lengths(path: Path | str) -> np.ndarray:
+    """Bytes of text that each token stands for: int64 of shape (vocabulary_size,); 0 for special and unused ids.
+
+    Summed over a document's ids it gives the UTF-8 bytes of the document, the denominator of bits per byte.
+
+    Raises:
+        HanseError: the file is missing or is not a byte-level BPE.
+    """
+    file = Path(path) / "tokenizer.json" if Path(path).is_dir() else Path(path)
+    pieces = byte_pieces(read_json(file, "tokenizer ('hanse tokenizer' trains one)"), file)
+    special = {token["id"] for token in read_json(file, "tokenizer")["added_tokens"]}
+    lengths = np.zeros(1 + max([*pieces.values(), *special]), dtype=np.int64)
+    for piece, number in pieces.items():
+        lengths[number] = len(piece)
+    return lengths
+
+
+def byte_pieces(value: Any, file: Path) -> dict[bytes, int]:
+    """``{bytes: id}`` of the ordinary tokens of a byte-level BPE in ``tokenizer.json`` form.
+
+    Raises:
+        HanseError: it is not one.
+    """
+    # GPT-2's stand-ins: printable bytes for themselves, the others in order from U+0100 on.
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    hidden = [byte for byte in range(256) if byte not in printable]
+    stand_in = {chr(byte): byte for byte in printable} | {chr(256 + index): byte for index, byte in enumerate(hidden)}
+    try:
+        assert value["model"]["type"] == "BPE"
+        special = {token["content"] for token in value["added_tokens"]}
+        vocabulary = value["model"]["vocab"].items()
+        return {bytes(stand_in[char] for char in piece): number for piece, number in vocabulary if piece not in special}
+    except (KeyError, TypeError, AssertionError):
+        raise HanseError(
+            f"{file}: not a byte-level BPE; bits per byte need one, train it with 'hanse tokenizer'"
+        ) from None
+
+
+def train(texts: Iterator[str], config: TokenizerConfig) -> Tokenizer:
+    """Train a byte-level BPE; the same texts in the same order give the same file."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(config.pattern), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    reserved = [f"<|reserved_{number}|>" for number in range(config.reserved_tokens)]
+    trainer = trainers.BpeTrainer(
+        vocab_size=config.vocabulary_size,
+        min_frequency=config.min_frequency,
+        special_tokens=[END_OF_DOCUMENT, PADDING, *reserved],
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),  # all 256 bytes: any text can be written
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    return tokenizer
+
+
+def _build(config: TokenizerConfig, corpus: CorpusManifest, folder: Path, identity: str) -> None:
+    sizes = {language: train_bytes(corpus, language) for language in corpus.kept_languages}
+    empty = [language for language, size in sizes.items() if not size]
+    if empty:
+        raise HanseError(
+            f"{corpus.folder}: no training text in {', '.join(empty)}; lower validation_fraction of the corpus"
+        )
+    budget = min(*sizes.values(), config.max_megabytes_per_language * 10**6)
+    tokenizer = train(_balanced(corpus, list(sizes), budget), config)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    _write_transformers_config(folder)
+    fertility = {language: _fertility(tokenizer, corpus, language) for language in sizes}
+    write_json(folder / "fertility.json", {language: row for language, row in fertility.items() if row})
+    manifest = {
+        "format": FORMAT,
+        "fingerprint": identity,
+        "vocabulary_size": tokenizer.get_vocab_size(),
+        "end_of_document_id": tokenizer.token_to_id(END_OF_DOCUMENT),
+        "training": {
+            "corpus_merkle_root": corpus.merkle_root,
+            "bytes_per_language": budget,
+            "languages": list(sizes),
+            "tools": _tools(),
+            "config": asdict(config),
+        },
+        "files": {path.name: sha256_file(path) for path in sorted(folder.iterdir())},
+    }
+    write_json(folder / "manifest.json", manifest)
+
+
+def _balanced(corpus: CorpusManifest, languages: list[str], budget: int) -> Iterator[str]:
+    progress = Progress("reading", budget * len(languages), "B")
+    for language in languages:
+        for text in equal_texts(corpus, language, budget):
+            yield text
+            progress.advance(len(text.encode("utf-8")), language)
+    if progress.done < progress.total:  # a character that did not fit whole
+        progress.update(progress.total)
+    say(f"learning merges from {count(budget, 'B')} of each of {', '.join(languages)}")
+
+
+def _fertility(tokenizer: Tokenizer, corpus: CorpusManifest, language: str) -> dict[str, Any]:
+    """Tokens per whitespace-separated word and bytes per token on the validation split; {} where that is empty."""
+    words = size = tokens = 0
+    for texts in texts_of(corpus, language, "validation"):
+        words += sum(len(text.split()) for text in texts)
+        size += sum(len(text.encode("utf-8")) for text in texts)
+        tokens += sum(map(len, tokenizer.encode_batch_fast(texts, add_special_tokens=False)))
+    if not tokens:
+        return {}
+    counts = {"words": words, "bytes": size, "tokens": tokens}
+    return {"tokens_per_word": tokens / max(words, 1), "bytes_per_token": size / tokens, **counts}
+
+
+def _write_transformers_config(folder: Path) -> None:
+    """What ``transformers.AutoTokenizer`` needs beside ``tokenizer.json``."""
+    value = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "eos_token": END_OF_DOCUMENT,
+        "pad_token": PADDING,
+        "clean_up_tokenization_spaces": False,  # it would change the spaces before punctuation that French needs
+        "model_input_names": ["input_ids", "attention_mask"],
+    }
+    write_json(folder / "tokenizer_config.json", value)
+
+
+def _is_finished(folder: Path, identity: str) -> bool:
+    if not (folder / "manifest.json").is_file():
+        return False
+    try:
+        manifest = read_json(folder / "manifest.json", "tokenizer manifest")
+        intact = all(sha256_file(folder / name) == digest for name, digest in manifest["files"].items())
+        return intact and manifest["format"] == FORMAT and manifest["fingerprint"] == identity
+    except (HanseError, OSError, KeyError, TypeError, AttributeError):
+        say(f"training again: {folder}/ is not intact")
+        return False
+
+
+def _tools() -> dict[str, str]:
+    return {name: importlib.metadata.version(name) for name in ("hanse", "tokenizers")}
+
+
+def _show(folder: Path) -> None:
+    fertility = read_json(folder / "fertility.json", "fertility table")
+    size = read_json(folder / "manifest.json", "tokenizer manifest")["vocabulary_size"]
+    rows = [
+        [
+            language,
+            f"{row['tokens_per_word']:.3f}",
+            f"{row['bytes_per_token']:.3f}",
+            f"{row['words']:,}",
+            count(row["bytes"], "B"),
+        ]
+        for language, row in fertility.items()
+    ]
+    if rows:
+        head = ["language", "tokens/word", "bytes/token", "words", "bytes"]
+        table(f"{size:,} tokens, measured on the validation split", head, rows)
+    else:
+        say(f"{size:,} tokens; nothing to measure them on: the corpus has no validation documents")
