@@ -20,11 +20,11 @@ import pyarrow.parquet as pq
 from common.errors import ConfigError, HanseError
 from common.files import sha256_file
 from common.terminal import Progress, count, next_step, say, table
-from data_pipelines.annotate.language import LanguageIdentifier
+from data_pipelines.annotate.language import LANGUAGES, LanguageIdentifier
 from data_pipelines.config import CorpusConfig
 from data_pipelines.dedup import ExactDuplicates
 from data_pipelines.documents import Document, document
-from data_pipelines.manifest import CorpusManifest, FileEntry, Tally, fingerprint
+from data_pipelines.manifest import FORMAT, CorpusManifest, FileEntry, Tally, fingerprint
 from data_pipelines.output import replaced_folder, restore, same_again
 from data_pipelines.select import REASONS, removal
 from data_pipelines.sources import facts, inputs, read
@@ -55,7 +55,7 @@ def run(config: CorpusConfig) -> None:
     if manifest:
         say(f"{folder}/ holds this corpus already: nothing to do (delete it to make it again)")
     else:
-        with replaced_folder(folder) as partial:
+        with replaced_folder(folder, FORMAT) as partial:
             manifest = _build(config, partial, identity)
         say(f"wrote {folder}/ (Merkle root {manifest.merkle_root[:16]})")
     _show(manifest)
@@ -63,13 +63,18 @@ def run(config: CorpusConfig) -> None:
 
 
 def _identity(config: CorpusConfig) -> str:
-    """Fingerprint of everything that decides the output; complains about all sources without input at once."""
+    """Fingerprint of everything that decides the output; complains about all sources at once."""
     problems, files = [], {}
     for name, source in config.sources.items():
         try:
             files[name] = inputs(source)
         except HanseError as error:
             problems.append(f"sources.{name}: {error}")
+        if source.check_language and source.language not in LANGUAGES:
+            problems.append(
+                f"sources.{name}.language: '{source.language}' is not among the {len(LANGUAGES)} languages that can be "
+                f"identified; correct it, or set sources.{name}.check_language=false"
+            )
     if problems:
         raise ConfigError(problems)
     settings = {key: value for key, value in asdict(config).items() if key not in ("output", "downloads")}
@@ -233,7 +238,6 @@ def _show(manifest: CorpusManifest) -> None:
 
 
 def _row(label: str, tally: Tally, reasons: list[str]) -> list[str]:
-    share = 100 * tally.validation_bytes / max(tally.bytes_kept, 1)
     numbers = [
         f"{tally.documents_in:,}",
         count(tally.bytes_in, "B"),
@@ -241,4 +245,4 @@ def _row(label: str, tally: Tally, reasons: list[str]) -> list[str]:
         count(tally.bytes_kept, "B"),
     ]
     removed = [sum(tally.removed.values()), *(tally.removed.get(reason, 0) for reason in reasons)]
-    return [label, *numbers, f"{tally.validation_documents:,} ({share:.1f} %)", *(f"{number:,}" for number in removed)]
+    return [label, *numbers, f"{tally.validation_documents:,}", *(f"{number:,}" for number in removed)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import shutil
@@ -10,33 +11,50 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from common.errors import HanseError
-from common.files import PARTIAL, fsync_folder
+from common.files import PARTIAL, fsync_folder, read_json
 
 PREVIOUS = ".previous"  # a finished folder on its way out, for the instant between two renames
 
 
 @contextmanager
-def replaced_folder(folder: Path) -> Iterator[Path]:
+def replaced_folder(folder: Path, kind: str) -> Iterator[Path]:
     """Give an empty folder to write into; on success it takes the place of ``folder``, on an error nothing changes.
 
-    What a killed run left in ``FOLDER.partial`` is cleared at the next start.
+    What a killed run left in ``FOLDER.partial`` is cleared at the next start. ``kind`` is the ``format`` of the
+    manifest that such a folder holds: one that holds anything else is not ours to replace.
 
     Raises:
-        HanseError: another process is writing the same folder, or it cannot be created.
+        HanseError: the folder holds something else, another process is writing it, it cannot be created, or the disk
+            is full.
     """
     partial = folder.with_name(folder.name + PARTIAL)
+    if folder.exists() and not _replaceable(folder, kind):
+        raise HanseError(f"{folder}: exists and was not written by this verb; move it away, or set another output")
     try:
         partial.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise HanseError(f"{partial}: cannot be created ({error.strerror})") from None
+        raise HanseError(f"{partial}: cannot be created ({error.strerror}); set another output") from None
     with _locked(partial, folder):
         _clear(partial)
         try:
             yield partial
-        except BaseException:
+            _exchange(partial, folder)
+        except BaseException as error:
             shutil.rmtree(partial, ignore_errors=True)
+            if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise HanseError(f"{folder}: {error.strerror}; make room and run the same command again") from None
             raise
-        _exchange(partial, folder)
+
+
+def _replaceable(folder: Path, kind: str) -> bool:
+    if not folder.is_dir():
+        return False
+    if not any(folder.iterdir()):
+        return True
+    try:
+        return read_json(folder / "manifest.json", "manifest")["format"] == kind
+    except (HanseError, KeyError, TypeError, OSError):
+        return False
 
 
 def restore(folder: Path) -> None:

@@ -114,7 +114,7 @@ def _broken(path: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, EOFError, sqlite3.Error, pa.ArrowException) as error:
-        raise HanseError(f"{path}: cannot be read to its end ({_first_line(error)})") from None
+        raise HanseError(f"{path}: cannot be read ({_first_line(error)})") from None
 
 
 def _first_line(error: BaseException) -> str:
@@ -179,9 +179,12 @@ def _read_parquet(path: Path, key: str, source: SourceConfig) -> Iterator[Record
 
 def _column(column: pa.Array) -> list[Any]:
     """Python values; strings are decoded one by one, because Arrow gives up on a column with one bad string."""
-    if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
-        return [None if value is None else _decoded(value) for value in column.cast(pa.large_binary()).to_pylist()]
-    return column.to_pylist()
+    if pa.types.is_dictionary(column.type):
+        column = column.dictionary_decode()
+    is_text = (pa.types.is_string, pa.types.is_large_string, pa.types.is_binary, pa.types.is_large_binary)
+    if not any(is_type(column.type) for is_type in is_text):
+        return column.to_pylist()
+    return [None if value is None else _decoded(value) for value in column.cast(pa.large_binary()).to_pylist()]
 
 
 def _read_sqlite(source: SourceConfig, downloads: Path) -> Iterator[Record]:

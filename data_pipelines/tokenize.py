@@ -25,7 +25,7 @@ from data_pipelines.config import TokenizeConfig
 from data_pipelines.encoders import Encoder, choose
 from data_pipelines.manifest import CorpusManifest
 from data_pipelines.output import replaced_folder, restore, same_again
-from data_pipelines.shards import ShardEntry, ShardsManifest, ShardWriter, token_dtype
+from data_pipelines.shards import FORMAT, ShardEntry, ShardsManifest, ShardWriter, token_dtype
 from data_pipelines.tokenizer import token_byte_lengths, tokenizer_sha256
 
 SPLITS = ("train", "validation")
@@ -64,7 +64,7 @@ def run(config: TokenizeConfig) -> None:
     if manifest:
         say(f"{folder}/ holds these shards already: nothing to do (delete it to write them again)")
     else:
-        with replaced_folder(folder) as partial:
+        with replaced_folder(folder, FORMAT) as partial:
             manifest, speeds = _build(config, corpus, tokenizer, partial)
         say(f"wrote {folder}/ (Merkle root {manifest.merkle_root[:16]})")
     _show(config.name, manifest, speeds)

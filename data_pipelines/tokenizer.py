@@ -35,7 +35,7 @@ def run(config: TokenizerConfig) -> None:
     if _is_finished(folder, identity):
         say(f"{folder}/ holds this tokenizer already: nothing to do (delete it to train it again)")
     else:
-        with replaced_folder(folder) as partial:
+        with replaced_folder(folder, FORMAT) as partial:
             _build(config, corpus, partial, identity)
         say(f"wrote {folder}/ (tokenizer.json: sha256 {tokenizer_sha256(folder)[:16]})")
     _show(folder)

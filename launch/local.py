@@ -1,0 +1,111 @@
+"""Ranks on this machine: start them, pass signals on, and say which one failed."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from types import FrameType
+
+from common.errors import EXIT_CRASH, EXIT_DONE
+from common.terminal import say
+
+GRACE_SECONDS = 10.0  # between one rank's failure and the end of the others
+PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
+
+
+def free_port() -> int:
+    """A TCP port that is free on the loopback interface now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def run_ranks(command: Sequence[str], ranks: int, threads: int, log_folder: Path) -> int:
+    """Run ``command`` once a rank, with torchrun's environment variables; the exit code of the whole.
+
+    Rank 0 writes to this terminal, the others to ``log_folder/rank-NNNNN.log``. SIGINT and SIGTERM are passed on once
+    each time they come. When a rank fails, its last words are shown and the others are ended.
+    """
+    log_folder.mkdir(parents=True, exist_ok=True)
+    shared = {
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(free_port()),
+        "WORLD_SIZE": str(ranks),
+        "LOCAL_WORLD_SIZE": str(ranks),
+        "OMP_NUM_THREADS": str(threads),
+    }
+    processes: list[subprocess.Popen[bytes]] = []
+    stops = 0
+
+    def pass_on(number: int, _: FrameType | None) -> None:
+        nonlocal stops
+        stops += 1
+        for process in processes:
+            if process.poll() is None:
+                process.send_signal(signal.SIGTERM)
+
+    before = {number: signal.signal(number, pass_on) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        for rank in range(ranks):
+            log = None if rank == 0 else _log(log_folder, rank).open("wb")
+            environment = {**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank)}
+            processes.append(
+                subprocess.Popen(command, env=environment, stdout=log, stderr=log, stdin=subprocess.DEVNULL,
+                                 start_new_session=True, preexec_fn=_die_with_parent)  # noqa: PLW1509
+            )  # fmt: skip
+            if log:
+                log.close()
+        return _wait(processes, log_folder)
+    finally:
+        for process in processes:
+            if process.poll() is None:
+                process.kill()
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _wait(processes: list[subprocess.Popen[bytes]], log_folder: Path) -> int:
+    """Wait for all ranks; after the first failure the others get ``GRACE_SECONDS``."""
+    deadline, first = None, None
+    while any(process.poll() is None for process in processes):
+        time.sleep(0.05)
+        failed = [rank for rank, process in enumerate(processes) if process.poll() not in (None, EXIT_DONE)]
+        if failed and deadline is None:
+            first, deadline = failed[0], time.monotonic() + GRACE_SECONDS
+        if deadline is not None and time.monotonic() > deadline:
+            for process in processes:
+                if process.poll() is None:
+                    process.kill()
+            deadline = float("inf")
+    codes = [process.returncode for process in processes]
+    crashed = [rank for rank, code in enumerate(codes) if code < 0 or code == EXIT_CRASH]
+    if not crashed:
+        return max(codes)
+    # A rank that was killed comes before the ranks whose collectives failed because of it.
+    culprit = first if first in crashed and codes[first] < 0 else min(crashed, key=lambda rank: (codes[rank] != -9, rank))
+    _last_words(culprit, codes[culprit], log_folder)
+    return EXIT_CRASH
+
+
+def _last_words(rank: int, code: int, log_folder: Path) -> None:
+    how = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+    say(f"rank {rank} failed ({how})")
+    log = _log(log_folder, rank)
+    if rank and log.is_file():
+        lines = log.read_text(encoding="utf-8", errors="replace").splitlines()[-15:]
+        say("\n".join([f"last lines of {log}:", *(f"  {line}" for line in lines)]))
+
+
+def _log(folder: Path, rank: int) -> Path:
+    return folder / f"rank-{rank:05d}.log"
+
+
+def _die_with_parent() -> None:
+    """In the child: be told to stop when the parent dies, however it dies."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)

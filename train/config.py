@@ -1,0 +1,252 @@
+"""What may be configured in training and after it. Meanings, units and defaults stand in ``configs/*.yaml``.
+
+Imports nothing heavy: ``hanse train --help`` must answer at once.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from omegaconf import MISSING
+
+ZERO_STAGES = (1, 2, 3)
+PRECISIONS = ("auto", "bf16", "fp32")
+ATTENTIONS = ("sdpa", "eager")
+DECAYS = ("linear", "1-sqrt")
+WANDB_MODES = ("offline", "online", "disabled")
+
+
+@dataclass
+class DataConfig:
+    """Which shards, in which proportions, cut into which windows."""
+
+    shards: str = MISSING
+    tokenizer: str = MISSING
+    sequence_length: int = MISSING
+    mixture: dict[str, float] | None = None
+    verify_hashes: bool = False
+
+
+@dataclass
+class ModelConfig:
+    """A ``transformers`` architecture and the settings of its configuration class."""
+
+    architecture: str = MISSING
+    settings: dict[str, Any] = field(default_factory=dict)
+    attention: str = "sdpa"
+
+
+@dataclass
+class BatchConfig:
+    """Sizes in sequences of ``data.sequence_length`` tokens."""
+
+    global_batch_size: int = MISSING
+    micro_batch_size: int = MISSING
+
+
+@dataclass
+class OptimizerConfig:
+    """AdamW (Loshchilov and Hutter, arXiv 1711.05101)."""
+
+    learning_rate: float = MISSING
+    betas: list[float] = field(default_factory=lambda: [0.9, 0.95])
+    epsilon: float = 1e-8
+    weight_decay: float = 0.1
+    gradient_clipping: float = 1.0
+
+
+@dataclass
+class ScheduleConfig:
+    """Warmup, stable, decay (WSD: Hu et al., arXiv 2404.06395; 1-sqrt: Haegele et al., arXiv 2405.18392)."""
+
+    warmup_steps: int = MISSING
+    decay_fraction: float = MISSING
+    decay: str = "1-sqrt"
+    final_fraction: float = 0.0
+
+
+@dataclass
+class EngineConfig:
+    """DeepSpeed ZeRO (Rajbhandari et al., arXiv 1910.02054)."""
+
+    zero_stage: int = 1
+    precision: str = "auto"
+
+
+@dataclass
+class CheckpointConfig:
+    """When checkpoints are written and which are kept."""
+
+    every_steps: int = MISSING
+    keep_last: int = 2
+    keep_every_steps: int = 0
+
+
+@dataclass
+class EvaluateConfig:
+    """Validation loss a language."""
+
+    every_steps: int = MISSING
+    tokens_per_language: int = MISSING
+
+
+@dataclass
+class TrackConfig:
+    """Metrics beside ``metrics.jsonl``, which is always written."""
+
+    wandb: str = "offline"
+    wandb_project: str = "hanse"
+
+
+@dataclass
+class TrainConfig:
+    """Everything ``hanse train`` takes."""
+
+    name: str = MISSING
+    run: str = MISSING
+    seed: int = 0
+    tokens: int = MISSING
+    ranks: int = 2
+    threads_per_rank: int = 0
+    data: DataConfig = field(default_factory=DataConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    batch: BatchConfig = field(default_factory=BatchConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    engine: EngineConfig = field(default_factory=EngineConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+    track: TrackConfig = field(default_factory=TrackConfig)
+    experiment: Any = None
+
+    @property
+    def tokens_per_step(self) -> int:
+        return self.batch.global_batch_size * self.data.sequence_length
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps in the whole budget of tokens."""
+        return self.tokens // self.tokens_per_step
+
+    @property
+    def decay_steps(self) -> int:
+        return round(self.steps * self.schedule.decay_fraction)
+
+    def accumulation(self, ranks: int) -> int:
+        """Micro-batches a rank runs in one step."""
+        return self.batch.global_batch_size // (self.batch.micro_batch_size * ranks)
+
+    def problems(self) -> list[str]:
+        """Everything wrong with the values, one line each."""
+        found = [
+            *_at_least(self, 1, "tokens", "ranks", "data.sequence_length", "batch.global_batch_size",
+                       "batch.micro_batch_size", "checkpoint.every_steps", "checkpoint.keep_last",
+                       "evaluate.every_steps", "evaluate.tokens_per_language"),
+            *_at_least(self, 0, "seed", "threads_per_rank", "schedule.warmup_steps", "schedule.final_fraction",
+                       "checkpoint.keep_every_steps", "optimizer.weight_decay", "optimizer.gradient_clipping"),
+            *_one_of(self, "engine.zero_stage", ZERO_STAGES),
+            *_one_of(self, "engine.precision", PRECISIONS),
+            *_one_of(self, "model.attention", ATTENTIONS),
+            *_one_of(self, "schedule.decay", DECAYS),
+            *_one_of(self, "track.wandb", WANDB_MODES),
+        ]  # fmt: skip
+        if not self.optimizer.learning_rate > 0:
+            found.append(f"optimizer.learning_rate={self.optimizer.learning_rate}: must be above 0")
+        if len(self.optimizer.betas) != 2 or not all(0 <= beta < 1 for beta in self.optimizer.betas):
+            found.append(f"optimizer.betas={self.optimizer.betas}: two numbers in [0, 1), e.g. [0.9, 0.95]")
+        if not 0 <= self.schedule.decay_fraction <= 1:
+            found.append(f"schedule.decay_fraction={self.schedule.decay_fraction}: a share of the steps, in [0, 1]")
+        for key, weight in (self.data.mixture or {}).items():
+            if not 0 <= weight < float("inf"):
+                found.append(f"data.mixture.{key}={weight}: a weight is a finite number, 0 or more")
+        if self.data.mixture is not None and not any(weight > 0 for weight in self.data.mixture.values()):
+            found.append("data.mixture: at least one language needs a weight above 0")
+        return found or [*batch_problems(self.batch, self.ranks), *self._budget_problems()]
+
+    def _budget_problems(self) -> list[str]:
+        if self.steps < 1:
+            return [f"tokens={self.tokens}: less than one step, which takes batch.global_batch_size x "
+                    f"data.sequence_length = {self.tokens_per_step} tokens"]  # fmt: skip
+        if self.schedule.warmup_steps + self.decay_steps > self.steps:
+            return [f"schedule.warmup_steps={self.schedule.warmup_steps}: warmup and decay ({self.decay_steps} steps) "
+                    f"do not fit into the {self.steps} steps that tokens={self.tokens} gives"]  # fmt: skip
+        return []
+
+
+def batch_problems(batch: BatchConfig, ranks: int) -> list[str]:
+    """The arithmetic of a global batch: micro-batch x ranks x accumulation must give it exactly."""
+    unit = batch.micro_batch_size * ranks
+    if batch.global_batch_size % unit == 0:
+        return []
+    below, above = batch.global_batch_size // unit * unit, -(-batch.global_batch_size // unit) * unit
+    nearest = f"{below} or {above}" if below else str(above)
+    return [f"batch.global_batch_size={batch.global_batch_size}: not a multiple of batch.micro_batch_size x ranks = "
+            f"{batch.micro_batch_size} x {ranks} = {unit}; nearest: {nearest}"]  # fmt: skip
+
+
+@dataclass
+class ExportConfig:
+    """What ``hanse export`` takes."""
+
+    run: str = MISSING
+    step: int | None = None
+    output: str = MISSING
+
+    def problems(self) -> list[str]:
+        """Everything wrong with the values, one line each."""
+        return _run_problems(self.run)
+
+
+@dataclass
+class GenerateConfig:
+    """What ``hanse generate`` takes."""
+
+    run: str = MISSING
+    prompts: list[str] = field(default_factory=list)
+    max_new_tokens: int = 48
+    temperature: float = 0.8
+    top_p: float = 0.95
+    seed: int = 0
+
+    def problems(self) -> list[str]:
+        """Everything wrong with the values, one line each."""
+        found = [*_run_problems(self.run), *_at_least(self, 1, "max_new_tokens"), *_at_least(self, 0, "temperature")]
+        if not 0 < self.top_p <= 1:
+            found.append(f"top_p={self.top_p}: must be in (0, 1]")
+        if not self.prompts or not all(self.prompts):
+            found.append("prompts: give at least one text, none of them empty, e.g. 'prompts=[\"Au commencement\"]'")
+        return found
+
+
+@dataclass
+class ReportConfig:
+    """What ``hanse report`` takes."""
+
+    run: str = MISSING
+
+    def problems(self) -> list[str]:
+        """Everything wrong with the values, one line each."""
+        return _run_problems(self.run)
+
+
+def _run_problems(run: str) -> list[str]:
+    if not (Path(run) / "config.yaml").is_file():
+        return [f"run={run}: no run folder of 'hanse train' (no config.yaml in it)"]
+    return []
+
+
+def _value(config: Any, key: str) -> Any:
+    for part in key.split("."):
+        config = getattr(config, part)
+    return config
+
+
+def _at_least(config: Any, least: int, *keys: str) -> list[str]:
+    return [f"{key}={_value(config, key)}: must be {least} or more" for key in keys if not _value(config, key) >= least]
+
+
+def _one_of(config: Any, key: str, allowed: tuple[Any, ...]) -> list[str]:
+    value = _value(config, key)
+    return [] if value in allowed else [f"{key}={value}: one of {', '.join(map(str, allowed))}"]

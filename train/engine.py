@@ -1,0 +1,203 @@
+"""DeepSpeed ZeRO behind a small door: forward, backward, step; and where each rank keeps its share of the state."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from train.config import TrainConfig
+from train.model import PackedLanguageModel, model_inputs
+from train.ranks import Place
+from train.stream import MicroBatch
+
+os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
+logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+import deepspeed  # noqa: E402  (its accelerator is chosen by the variable above)
+
+MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+@dataclass(frozen=True)
+class Fragment:
+    """One rank's share of one parameter: flat views into ZeRO's own tensors, so reading and writing are copies.
+
+    Attributes:
+        name: the parameter's name in the ``transformers`` model.
+        start, stop: the range of its elements, flattened, that this rank owns.
+        master: fp32 weights; ``moments``: Adam's ``exp_avg`` and ``exp_avg_sq``; each of shape (stop - start,).
+    """
+
+    name: str
+    start: int
+    stop: int
+    master: Tensor
+    moments: dict[str, Tensor]
+
+
+def initialise_ranks(place: Place) -> torch.device:
+    """Join the process group and pick this rank's device.
+
+    Before any model is built: ZeRO's construction is silently single-rank otherwise (DeepSpeed #8084).
+    """
+    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+    deepspeed.init_distributed(verbose=False)
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+        return torch.device("cuda", torch.cuda.current_device())
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+    assert place.ranks == dist.get_world_size()
+    return torch.device("cpu")
+
+
+def deepspeed_config(config: TrainConfig, ranks: int, precision: str, parameters: int) -> dict[str, Any]:
+    """DeepSpeed's configuration.
+
+    Buckets are sized from the model: the default of 5e8 elements is allocated whole and makes a small model 20 times
+    slower on a CPU.
+    """
+    bucket = int(min(5e8, max(parameters, 1_000_000)))
+    zero: dict[str, Any] = {
+        "stage": config.engine.zero_stage,
+        "reduce_bucket_size": bucket,
+        "allgather_bucket_size": bucket,
+        "overlap_comm": torch.cuda.is_available(),
+        "contiguous_gradients": True,
+    }
+    if config.engine.zero_stage == 3:
+        zero |= {"stage3_prefetch_bucket_size": bucket // 4, "stage3_param_persistence_threshold": 10_000,
+                 "stage3_max_live_parameters": bucket, "stage3_max_reuse_distance": bucket}  # fmt: skip
+    return {
+        "train_batch_size": config.batch.global_batch_size,
+        "train_micro_batch_size_per_gpu": config.batch.micro_batch_size,
+        "gradient_accumulation_steps": config.accumulation(ranks),
+        "gradient_clipping": config.optimizer.gradient_clipping,
+        "zero_optimization": zero,
+        "bf16": {"enabled": precision == "bf16"},
+        "steps_per_print": 10**12,
+        "wall_clock_breakdown": False,
+    }
+
+
+class Engine:
+    """A model under ZeRO. Every method is collective: all ranks call it, in the same order."""
+
+    def __init__(self, config: TrainConfig, model: PreTrainedModel, ranks: int, precision: str):
+        self.config, self.ranks, self.precision = config, ranks, precision
+        module = PackedLanguageModel(model)
+        self.names = {id(parameter): name for name, parameter in model.named_parameters()}
+        self.shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+        parameters = sum(parameter.numel() for parameter in model.parameters())
+        self.engine, *_ = deepspeed.initialize(
+            model=module,
+            optimizer=_adamw(config, module),
+            config=deepspeed_config(config, ranks, precision, parameters),
+        )
+        self.zero: Any = self.engine.optimizer
+        self.stage = config.engine.zero_stage
+        self._prepare_optimizer_state()
+
+    def forward(self, batch: MicroBatch) -> Tensor:
+        """Negative log-likelihood a sequence, (B,) fp32."""
+        nll: Tensor = self.engine(**model_inputs(batch, self.engine.device))
+        return nll
+
+    def backward(self, nll: Tensor, global_targets: int) -> None:
+        """Add the gradient of ``nll.sum() / global_targets``, summed over the ranks, to what is accumulated.
+
+        ZeRO averages over the ranks; so the loss is scaled by their number, and by nothing else before it is rounded.
+        """
+        self.engine.backward(nll.sum() * (self.ranks / global_targets), scale_wrt_gas=False)
+
+    def end_micro_batch(self, learning_rate: float) -> None:
+        """To be called after each backward; the last of a step's micro-batches updates the weights."""
+        for group in self.zero.param_groups:
+            group["lr"] = learning_rate
+        self.engine.step()
+
+    def gradient_norm(self) -> float:
+        """Global L2 norm of the last step's gradient, before clipping."""
+        return float(self.engine.get_global_grad_norm() or 0.0)
+
+    @contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """No gradients, evaluation mode."""
+        self.engine.eval()
+        try:
+            with torch.no_grad():
+                yield
+        finally:
+            self.engine.train()
+
+    def fragments(self) -> Iterator[Fragment]:
+        """This rank's share of every parameter, in the model's order; a rank may own nothing of some."""
+        for parameter in self.engine.module.parameters():
+            name = self.names[id(parameter)]
+            found = self._sharded(parameter, name) if self.stage == 3 else self._partitioned(parameter, name)
+            if found is not None:
+                yield found
+
+    def _partitioned(self, parameter: Any, name: str) -> Fragment | None:
+        """Stages 1 and 2: all parameters of a group lie in one flat tensor, cut evenly between the ranks."""
+        mapping = parameter._hp_mapping
+        if mapping is None:
+            return None
+        here, flat = mapping.hp_fragment_address, self._flat(mapping.param_group_index)
+        start = mapping.lp_fragment_address.start
+        return Fragment(name, start, start + here.numel, *self._views(flat, here.start, here.numel))
+
+    def _sharded(self, parameter: Any, name: str) -> Fragment | None:
+        """Stage 3: every parameter is cut into ceil(numel / ranks) elements a rank; the last share is padded."""
+        group, offset, share = self.zero.grad_position[self.zero.get_param_id(parameter)]
+        start = min(dist.get_rank() * share, parameter.ds_numel)
+        stop = min(start + share, parameter.ds_numel)
+        if start == stop:
+            return None
+        return Fragment(name, start, stop, *self._views(self._flat(group), offset, stop - start))
+
+    def _flat(self, group: int) -> Tensor:
+        flats = self.zero.fp32_partitioned_groups_flat if self.stage == 3 else self.zero.single_partition_of_fp32_groups
+        flat: Tensor = flats[group]
+        return flat
+
+    def _views(self, flat: Tensor, start: int, length: int) -> tuple[Tensor, dict[str, Tensor]]:
+        state = self.zero.optimizer.state[flat]
+        return flat.data.narrow(0, start, length), {key: state[key].narrow(0, start, length) for key in MOMENTS}
+
+    def _flats(self) -> list[Tensor]:
+        count = len(self.zero.fp32_partitioned_groups_flat if self.stage == 3 else self.zero.single_partition_of_fp32_groups)
+        return [self._flat(group) for group in range(count)]
+
+    def _prepare_optimizer_state(self) -> None:
+        """Create Adam's state now, as its first step would: so that there is something to restore into.
+
+        The public way is a first step with a learning rate of zero, which costs a step and leaves gradients behind.
+        """
+        for flat in self._flats():
+            self.zero.optimizer.state[flat] = {
+                "step": torch.zeros((), dtype=torch.float32, device=flat.device),
+                **{key: torch.zeros_like(flat.data) for key in MOMENTS},
+            }
+
+    def set_optimizer_step(self, step: int) -> None:
+        """Set Adam's count of steps, on which its bias correction depends."""
+        for flat in self._flats():
+            self.zero.optimizer.state[flat]["step"].fill_(step)
+
+
+def _adamw(config: TrainConfig, module: torch.nn.Module) -> torch.optim.Optimizer:
+    """AdamW without weight decay for vectors (norms, biases)."""
+    settings = config.optimizer
+    matrices = [parameter for parameter in module.parameters() if parameter.dim() >= 2]
+    vectors = [parameter for parameter in module.parameters() if parameter.dim() < 2]
+    groups = [{"params": matrices, "weight_decay": settings.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, lr=settings.learning_rate, betas=(settings.betas[0], settings.betas[1]),
+                             eps=settings.epsilon, fused=True)  # fmt: skip

@@ -1,0 +1,117 @@
+"""What a run tells: ``metrics.jsonl`` always, wandb when asked, and lines for the person who watches."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import deque
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from common.terminal import Progress, count, say
+from train.config import TrainConfig
+from train.evaluate import LanguageLoss
+from train.run_folder import RunFolder
+
+
+class StepClock:
+    """Seconds of the steps, and how much of them was waiting for data."""
+
+    def __init__(self, warm_up: int = 2):
+        self.warm_up = warm_up  # the first steps compile, allocate and touch memory: not in the average
+        self.steps = 0
+        self.total_seconds = self.wait_seconds = 0.0
+        self.recent: deque[float] = deque(maxlen=20)
+
+    def add(self, seconds: float, wait: float) -> None:
+        """Count one step."""
+        self.steps += 1
+        self.recent.append(seconds)
+        if self.steps > self.warm_up:
+            self.total_seconds += seconds
+            self.wait_seconds += wait
+
+    @property
+    def mean_seconds(self) -> float:
+        """Mean of a step after the first few (of all, if there are no others)."""
+        if self.steps <= self.warm_up:
+            return sum(self.recent) / max(len(self.recent), 1)
+        return self.total_seconds / (self.steps - self.warm_up)
+
+
+class Metrics:
+    """Writes on rank 0; on other ranks every method does nothing."""
+
+    def __init__(self, folder: RunFolder, config: TrainConfig, *, first_step: int, speaks: bool):
+        self.config, self.speaks = config, speaks
+        self.progress = Progress("train", config.steps, "steps", done=first_step, enabled=speaks)
+        self._file = folder.metrics.open("a", encoding="utf-8") if speaks else None
+        self._wandb = _start_wandb(folder.path, config) if speaks else None
+
+    def step(self, record: Mapping[str, Any]) -> None:
+        """One optimizer step: written, and shown on the progress line."""
+        self._write(record)
+        rate = f"{count(record['tokens_per_second'], 'tok')}/s"
+        extra = f"step {record['step']}/{self.config.steps}  loss {record['loss']:.3f}  MFU {record['mfu']:.0%}"
+        self.progress.update(record["step"], extra, rate=rate)
+
+    def evaluation(self, step: int, losses: Mapping[str, LanguageLoss]) -> None:
+        """Validation: written, and shown on a line of its own."""
+        if not self.speaks:
+            return
+        self._write({
+            "step": step,
+            "evaluation": {
+                name: {"bits_per_byte": loss.bits_per_byte, "loss": loss.loss} for name, loss in losses.items()
+            },
+        })  # fmt: skip
+        self.say(f"step {step}: validation bits per byte  "
+                 + "  ".join(f"{name} {loss.bits_per_byte:.3f}" for name, loss in losses.items()))  # fmt: skip
+
+    def event(self, step: int, kind: str, **facts: Any) -> None:
+        """Something that happened once: a resume, a checkpoint, a stop."""
+        self._write({"step": step, "event": kind, "time": time.time(), **facts})
+
+    def say(self, text: str) -> None:
+        """A line of its own."""
+        if self.speaks:
+            self.progress.interrupt()
+            say(text)
+
+    def _write(self, record: Mapping[str, Any]) -> None:
+        if self._file:
+            self._file.write(json.dumps(record) + "\n")
+            self._file.flush()
+        if self._wandb is not None:
+            numbers = {k: v for k, v in _flatten(record).items() if isinstance(v, int | float) and k != "step"}
+            self._wandb.log(numbers, step=record["step"])
+
+    def close(self) -> None:
+        """Flush everything."""
+        if self._file:
+            self._file.close()
+        if self._wandb is not None:
+            self._wandb.finish(quiet=True)
+
+
+def _start_wandb(path: Path, config: TrainConfig) -> Any:
+    if config.track.wandb == "disabled":
+        return None
+    import wandb
+    from omegaconf import OmegaConf
+
+    settings = wandb.Settings(silent=True, disable_git=True, disable_code=True, x_disable_stats=True)
+    return wandb.init(mode=config.track.wandb, project=config.track.wandb_project, name=config.name, dir=str(path),
+                      resume="allow", id=f"{config.name}-{config.seed}", settings=settings,
+                      config=OmegaConf.to_container(OmegaConf.structured(config)))  # type: ignore[arg-type]  # fmt: skip
+
+
+def _flatten(record: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    out: dict[str, Any] = {}
+    for key, value in record.items():
+        if isinstance(value, Mapping):
+            out |= _flatten(value, f"{prefix}{key}/")
+        else:
+            out[f"{prefix}{key}"] = value
+    return out

@@ -1,0 +1,117 @@
+"""Any ``transformers`` causal language model, fed packed sequences whose documents cannot see each other."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+
+from common.errors import HanseError
+from train.config import ModelConfig
+from train.stream import IGNORED, MicroBatch
+
+
+def model_config(config: ModelConfig, vocabulary_size: int, sequence_length: int, **tokens: int) -> PretrainedConfig:
+    """The ``transformers`` configuration of a model; ``tokens`` are special ids (``eos_token_id`` ...).
+
+    Raises:
+        HanseError: an architecture or a setting that ``transformers`` does not know.
+    """
+    try:
+        empty = AutoConfig.for_model(config.architecture)
+    except ValueError:
+        raise HanseError(f"model.architecture={config.architecture}: not a model type of transformers") from None
+    unknown = sorted(key for key in config.settings if not hasattr(empty, key))
+    if unknown:
+        raise HanseError(f"model.settings: {type(empty).__name__} has no {', '.join(unknown)}")
+    settings = {"max_position_embeddings": sequence_length, **config.settings, **tokens}
+    try:
+        return AutoConfig.for_model(config.architecture, vocab_size=vocabulary_size, **settings)
+    except Exception as error:  # transformers validates with exceptions of many types
+        raise HanseError(f"model.settings: {' '.join(str(error).split())}") from None
+
+
+def build_model(config: PretrainedConfig, seed: int, attention: str = "sdpa") -> PreTrainedModel:
+    """A freshly initialised model in fp32; the same weights on every rank."""
+    torch.manual_seed(seed)
+    try:
+        return AutoModelForCausalLM.from_config(config, attn_implementation=attention, dtype=torch.float32)
+    except ValueError as error:
+        raise HanseError(f"model.settings: {' '.join(str(error).split())}") from None
+
+
+def attention_mask(documents: Tensor, attention: str, dtype: torch.dtype) -> Tensor:
+    """Mask of shape (B, 1, L, L): position i sees j <= i of its own document.
+
+    ``sdpa`` takes booleans (True: may see), ``eager`` adds numbers (0 or the lowest of ``dtype``). Resetting positions
+    alone does not separate documents: rotary embeddings are relative, so tokens would still attend across.
+    """
+    same = documents[:, None, :, None] == documents[:, None, None, :]
+    allowed = same.tril()
+    if attention == "sdpa":
+        return allowed
+    return torch.zeros(allowed.shape, dtype=dtype, device=documents.device).masked_fill_(
+        ~allowed, torch.finfo(dtype).min
+    )
+
+
+class PackedLanguageModel(nn.Module):
+    """The module that is trained: packed sequences in, negative log-likelihood a sequence out."""
+
+    def __init__(self, model: PreTrainedModel):
+        super().__init__()
+        self.model = model
+        self.attention = model.config._attn_implementation
+
+    def forward(self, input_ids: Tensor, positions: Tensor, labels: Tensor, documents: Tensor | None) -> Tensor:
+        """All arguments (B, L) int64; ``documents`` is None where each sequence is one document.
+
+        Returns:
+            (B,) fp32: sum over the sequence of -ln p(label), positions labelled IGNORED left out.
+        """
+        logits = self.logits(input_ids, positions, documents)
+        losses = F.cross_entropy(logits.flatten(0, 1).float(), labels.flatten(), ignore_index=IGNORED, reduction="none")
+        return losses.view_as(labels).sum(1)
+
+    def logits(self, input_ids: Tensor, positions: Tensor, documents: Tensor | None) -> Tensor:
+        """Scores of the next token, (B, L, V), in the model's precision."""
+        mask = None
+        if documents is not None:
+            mask = attention_mask(documents, self.attention, next(self.model.parameters()).dtype)
+        return self.model(input_ids=input_ids, position_ids=positions, attention_mask=mask, use_cache=False).logits
+
+
+def model_inputs(batch: MicroBatch, device: torch.device) -> dict[str, Any]:
+    """A micro-batch as the arguments of :class:`PackedLanguageModel`."""
+
+    def tensor(array: Any) -> Tensor:
+        return torch.from_numpy(array).to(device, non_blocking=True)
+
+    return {
+        "input_ids": tensor(batch.input_ids),
+        "positions": tensor(batch.positions),
+        "labels": tensor(batch.labels),
+        "documents": tensor(batch.documents) if batch.packed else None,
+    }
+
+
+def parameter_counts(model: PreTrainedModel) -> tuple[int, int]:
+    """(all parameters, those that take part in matrix products): without the input embedding unless it is tied."""
+    total = sum(parameter.numel() for parameter in model.parameters())
+    embedding, head = model.get_input_embeddings().weight, model.get_output_embeddings().weight
+    return total, total if embedding is head else total - embedding.numel()
+
+
+def flops_per_token(model: PreTrainedModel, sequence_length: int) -> int:
+    """Model FLOPs of one training token: ``6 N + 12 layers heads head_size L`` (PaLM, arXiv 2204.02311, appendix B).
+
+    N: parameters of matrix products. Forward and backward, no recomputation; attention counted over the full square,
+    as the field does, although the causal half and the document mask need less.
+    """
+    config = model.config
+    head_size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    attention = 12 * config.num_hidden_layers * config.num_attention_heads * head_size * sequence_length
+    return 6 * parameter_counts(model)[1] + attention

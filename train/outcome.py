@@ -1,0 +1,133 @@
+"""What a run says when it starts and when it stops, and its ``summary.json``."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import psutil
+import torch
+
+from common.terminal import count, duration, next_step, say, table
+from train.checkpoint import Checkpoint, complete_steps, folder_of
+from train.config import TrainConfig
+from train.evaluate import LanguageLoss
+from train.metrics import StepClock
+from train.ranks import Place
+from train.run_folder import RunFolder
+
+if TYPE_CHECKING:
+    from train.loop import Data
+
+
+def opening(
+    config: TrainConfig, place: Place, parameters: int, precision: str, peaks: Mapping[str, float],
+    resumed: Checkpoint | None,
+) -> str:  # fmt: skip
+    """The lines before the first step."""
+    measured = ", ".join(f"{name} {count(peak, 'FLOP/s')}" for name, peak in peaks.items())
+    budget = f"{config.steps} steps of {config.tokens_per_step:,} tokens = {count(config.steps * config.tokens_per_step)}"
+    lines = [
+        f"{config.name}: {count(parameters)} parameters, {place.ranks} ranks, ZeRO-{config.engine.zero_stage}, {budget} tokens",
+        f"precision {precision} ({'asked for' if config.engine.precision != 'auto' else 'chosen'}; "
+        f"matrix products a rank: {measured})",
+    ]
+    if resumed:
+        lines.append(f"going on from {resumed.folder} (step {resumed.state['step']})")
+    return "\n".join(lines)
+
+
+def already_done(config: TrainConfig, folder: RunFolder, step: int) -> None:
+    """The lines of a run with nothing left to do."""
+    say(f"{folder.path}: all {step} steps are done; nothing to train (more with a larger tokens=..., in another run=...)")
+    _next(config)
+
+
+def summary(
+    config: TrainConfig, folder: RunFolder, data: Data, *, step: int, losses: Mapping[str, LanguageLoss],
+    unigram: Mapping[str, LanguageLoss], clock: StepClock, flops_per_token: int, peak: float, parameters: int,
+    wall_seconds: float, ranks: int, precision: str,
+) -> dict[str, Any]:  # fmt: skip
+    """What came out, for people and scripts. ``tokens_per_second`` and ``mfu`` are those of this start."""
+    speed = config.tokens_per_step / clock.mean_seconds if clock.steps else 0.0
+    checkpoint = complete_steps(folder.checkpoints)[-1]
+    return {
+        "name": config.name,
+        "finished": step == config.steps,
+        "languages": {name: _language(name, data, losses, unigram) for name in sorted({*data.training, *data.validation})},
+        "tokens_per_second": speed,
+        "mfu": speed * flops_per_token / peak,
+        "parameters": parameters,
+        "steps": step,
+        "consumed_tokens": step * config.tokens_per_step,
+        "wall_seconds": wall_seconds,
+        "data_wait_share": clock.wait_seconds / clock.total_seconds if clock.total_seconds else 0.0,
+        "ranks": ranks,
+        "zero_stage": config.engine.zero_stage,
+        "precision": precision,
+        "machine": machine(),
+        "paths": {
+            "corpus": str(data.manifest.folder.parent / "corpus"),
+            "tokenizer": config.data.tokenizer,
+            "shards": config.data.shards,
+            "checkpoint": str(folder_of(folder.checkpoints, checkpoint)),
+        },
+    }
+
+
+def _language(
+    name: str, data: Data, losses: Mapping[str, LanguageLoss], unigram: Mapping[str, LanguageLoss]
+) -> dict[str, Any]:
+    shards = [shard for shard in data.manifest.shards if shard.language == name]
+    return {
+        "bits_per_byte": losses[name].bits_per_byte if name in losses else None,
+        "unigram_bits_per_byte": unigram[name].bits_per_byte if name in unigram else None,
+        "documents": sum(shard.documents for shard in shards),
+        "bytes": sum(shard.bytes for shard in shards),
+        "tokens": sum(shard.tokens for shard in shards),
+        "validation_documents": sum(shard.documents for shard in shards if shard.split == "validation"),
+    }
+
+
+def machine() -> dict[str, Any]:
+    """The machine of this process."""
+    return {
+        "host": platform.node(),
+        "system": platform.platform(),
+        "processor": torch.cuda.get_device_name() if torch.cuda.is_available() else _processor(),
+        "cores": psutil.cpu_count(),
+        "memory_bytes": psutil.virtual_memory().total,
+        "python": platform.python_version(),
+        "torch": str(torch.__version__),
+    }
+
+
+def _processor() -> str:
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as file:
+            return next(line.partition(":")[2].strip() for line in file if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.machine()
+
+
+def closing(config: TrainConfig, folder: RunFolder, values: Mapping[str, Any]) -> None:
+    """The lines after the last step."""
+    rows = []
+    for name, language in values["languages"].items():
+        ours, base = language["bits_per_byte"], language["unigram_bits_per_byte"]
+        if ours is not None and base is not None:
+            rows.append([name, f"{ours:.3f}", f"{base:.3f}", f"{100 * (ours / base - 1):+.1f} %"])
+    if rows:
+        table("validation bits per byte", ["language", "model", "unigram", "difference"], rows)
+    steps = f"{values['steps']} of {config.steps} steps, {count(values['consumed_tokens'])} tokens"
+    say(f"{steps} in {duration(values['wall_seconds'])}; {count(values['tokens_per_second'], 'tok')}/s, "
+        f"MFU {values['mfu']:.0%}, last checkpoint {values['paths']['checkpoint']}")  # fmt: skip
+    if values["finished"]:
+        _next(config)
+    else:
+        say("stopped when asked, everything is saved: the same command goes on (exit code 75)")
+
+
+def _next(config: TrainConfig) -> None:
+    next_step(*(f"hanse {verb} run={config.run}" for verb in ("export", "generate", "report")))

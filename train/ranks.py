@@ -1,0 +1,84 @@
+"""Where this process stands among the ranks, and how the ranks agree."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator, Mapping, MutableMapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from common.errors import HanseError
+
+
+@dataclass(frozen=True)
+class Place:
+    """This process among the ranks."""
+
+    rank: int
+    ranks: int
+
+    @property
+    def first(self) -> bool:
+        """Whether this rank speaks and writes for all."""
+        return self.rank == 0
+
+
+class ToldElsewhere(HanseError):
+    """An error that rank 0 prints for all."""
+
+
+def find_place(environment: Mapping[str, str]) -> Place | None:
+    """The place that torchrun, ``hanse train`` or srun gave this process; None where nobody did.
+
+    A batch script has SLURM_PROCID as well, without being a rank: only srun sets SLURM_STEP_ID.
+    """
+    if "RANK" in environment and "WORLD_SIZE" in environment:
+        return Place(int(environment["RANK"]), int(environment["WORLD_SIZE"]))
+    if "SLURM_STEP_ID" in environment and "SLURM_PROCID" in environment:
+        ranks = environment.get("SLURM_STEP_NUM_TASKS") or environment.get("SLURM_NTASKS", "1")
+        return Place(int(environment["SLURM_PROCID"]), int(ranks))
+    return None
+
+
+def torchrun_variables(place: Place, environment: MutableMapping[str, str]) -> None:
+    """Under srun, set the variables that torch.distributed reads; those already set stay."""
+    job = int(environment.get("SLURM_JOB_ID", "0"))
+    defaults = {
+        "RANK": str(place.rank),
+        "WORLD_SIZE": str(place.ranks),
+        "LOCAL_RANK": environment.get("SLURM_LOCALID", "0"),
+        "MASTER_ADDR": first_host(environment.get("SLURM_STEP_NODELIST", "")) or "127.0.0.1",
+        "MASTER_PORT": str(20_000 + job % 20_000),  # the same on all nodes, another for each job
+    }
+    for key, value in defaults.items():
+        environment.setdefault(key, value)
+
+
+def first_host(nodes: str) -> str:
+    """The first host of a Slurm node list: ``nid[005001-005004,7]`` -> ``nid005001``."""
+    match = re.match(r"([^\[,]*)(?:\[([^\],-]+)[^\]]*\]([^,]*))?", nodes)
+    return "".join(part or "" for part in match.groups()) if match else ""
+
+
+@contextmanager
+def together(place: Place) -> Iterator[None]:
+    """A section that all ranks leave alike: an error of one is an error of all, told once.
+
+    Raises:
+        HanseError: on every rank, when the section raised one on any; its message is the first rank's that has one.
+    """
+    import torch.distributed as dist
+
+    message: str | None = None
+    try:
+        yield
+    except HanseError as error:
+        message = str(error)
+    messages: list[str | None] = [message]
+    if place.ranks > 1:
+        messages = [None] * place.ranks
+        dist.all_gather_object(messages, message)
+    told = next((text for text in messages if text is not None), None)
+    if told is not None:
+        raise (HanseError if place.first else ToldElsewhere)(told) from None

@@ -1,0 +1,142 @@
+"""The folder of a run: who may write in it, what it was started with, and what came out."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from common.errors import HanseError
+from common.files import read_json, write_json, write_text
+from train.config import TrainConfig
+
+# What may change between two starts of one run: how it is computed and watched, not what is computed.
+FREE = ("run", "ranks", "threads_per_rank", "experiment", "engine.zero_stage", "engine.precision", "model.attention",
+        "batch.micro_batch_size", "data.shards", "data.tokenizer", "data.verify_hashes", "checkpoint", "evaluate",
+        "track")  # fmt: skip
+
+
+class RunFolder:
+    """Paths of a run folder, and its small files."""
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+        self.checkpoints = self.path / "checkpoints"
+        self.metrics = self.path / "metrics.jsonl"
+        self.config = self.path / "config.yaml"
+
+    @contextmanager
+    def in_use(self) -> Iterator[None]:
+        """Hold the folder: no second run may write in it.
+
+        The holder is named in ``in-use.json``. One that is gone (same host, process ended; or an earlier start of the
+        same Slurm job) is replaced.
+
+        Raises:
+            HanseError: another run holds it.
+        """
+        lock = self.path / "in-use.json"
+        self.path.mkdir(parents=True, exist_ok=True)
+        mine = {"host": socket.gethostname(), "pid": os.getpid(), "slurm_job_id": os.environ.get("SLURM_JOB_ID"),
+                "slurm_restart_count": int(os.environ.get("SLURM_RESTART_COUNT", "0")),
+                "boot": _boot(), "started": _process_start(os.getpid())}  # fmt: skip
+        for _ in range(2):
+            try:
+                handle = os.open(lock, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
+                break
+            except FileExistsError:
+                self._clear_if_stale(lock, mine)
+        else:
+            raise HanseError(f"{self.path}: another run took this folder at the same moment; start again")
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            json.dump(mine, file)
+        try:
+            yield
+        finally:
+            lock.unlink(missing_ok=True)
+
+    def _clear_if_stale(self, lock: Path, mine: Mapping[str, Any]) -> None:
+        try:
+            holder = json.loads(lock.read_text(encoding="utf-8"))
+            host, pid = str(holder["host"]), int(holder["pid"])
+        except FileNotFoundError:
+            return
+        except (ValueError, KeyError, TypeError):
+            raise HanseError(f"{lock}: not readable; if no run is using {self.path}, delete it") from None
+        job = holder.get("slurm_job_id")
+        earlier_start = job is not None and job == mine["slurm_job_id"] and (
+            int(holder.get("slurm_restart_count", 0)) < mine["slurm_restart_count"])  # fmt: skip
+        gone = host == mine["host"] and (
+            holder.get("boot") != mine["boot"] or _process_start(pid) != holder.get("started"))  # fmt: skip
+        if not (earlier_start or gone):
+            raise HanseError(f"{self.path}: in use by another run (process {pid} on {host}); wait for it, stop it, or "
+                             f"name another folder with run=... (if that process is gone, delete {lock})")  # fmt: skip
+        lock.unlink(missing_ok=True)
+
+    def keep_config(self, config: TrainConfig) -> None:
+        """Write ``config.yaml``, or hold a run to the one it was started with.
+
+        Raises:
+            HanseError: a key that decides what is computed differs from the first start.
+        """
+        if self.config.is_file():
+            before = OmegaConf.to_container(OmegaConf.load(self.config))
+            changed = sorted(_differences(before, asdict(config)))
+            if changed:
+                raise HanseError(f"{self.path} was started with another configuration: {'; '.join(changed)}; "
+                                 "give it the same again, or name another folder with run=...")  # fmt: skip
+        write_text(self.config, OmegaConf.to_yaml(OmegaConf.structured(config)))
+
+    def cut_metrics(self, step: int) -> None:
+        """Drop lines of ``metrics.jsonl`` that a run going on after ``step`` steps will write again."""
+        if self.metrics.is_file():
+            kept = [line for line in self.metrics.read_text(encoding="utf-8").splitlines(keepends=True)
+                    if line.endswith("\n") and json.loads(line)["step"] <= step]  # fmt: skip
+            write_text(self.metrics, "".join(kept))
+
+    def update_summary(self, values: Mapping[str, Any]) -> None:
+        """Set keys of ``summary.json``; ``paths`` are added to those there."""
+        path = self.path / "summary.json"
+        before = read_json(path, "summary") if path.is_file() else {}
+        paths = {**before.get("paths", {}), **values.get("paths", {})}
+        write_json(path, {**before, **values, "paths": paths})
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The records of a ``metrics.jsonl``; a half-written last line is left out."""
+    if not path.is_file():
+        raise HanseError(f"{path}: no metrics here; 'hanse train' writes them")
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    return [json.loads(line) for line in lines if line.endswith("\n")]
+
+
+def _differences(before: Any, now: Any, prefix: str = "") -> Iterator[str]:
+    if prefix in FREE:
+        return
+    if isinstance(before, dict) and isinstance(now, dict):
+        for key in before.keys() | now.keys():
+            yield from _differences(before.get(key), now.get(key), f"{prefix}.{key}" if prefix else str(key))
+    elif before != now:
+        yield f"{prefix} was {before}, now {now}"
+
+
+def _boot() -> str:
+    path = Path("/proc/sys/kernel/random/boot_id")
+    return path.read_text(encoding="ascii").strip() if path.is_file() else ""
+
+
+def _process_start(pid: int) -> str | None:
+    """Start time of a process in clock ticks since boot, which tells it from a later one with its number."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()[19]
+    except OSError:
+        return None
+
+

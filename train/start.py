@@ -1,0 +1,58 @@
+"""``hanse train``: be a rank where a launcher started us as one, else start the ranks here."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+from omegaconf import OmegaConf
+
+from common.errors import EXIT_USER_ERROR, ConfigError, HanseError
+from common.files import write_text
+from launch.local import run_ranks
+from train.config import TrainConfig, batch_problems
+from train.ranks import ToldElsewhere, find_place, torchrun_variables
+
+
+def run(config: TrainConfig) -> int:
+    """Train; the exit code (0 done, 75 stopped when asked and saved)."""
+    return _start_ranks(config) if find_place(os.environ) is None else _be_a_rank(config)
+
+
+def _start_ranks(config: TrainConfig) -> int:
+    """Start the ranks on this machine. They read the composed configuration from a file, not the command line."""
+    logs = Path(config.run) / "logs"
+    write_text(logs / "start.yaml", OmegaConf.to_yaml(OmegaConf.structured(config)))
+    threads = config.threads_per_rank or max(1, len(os.sched_getaffinity(0)) // config.ranks)
+    return run_ranks([sys.executable, "-m", "train.start", str(logs / "start.yaml")], config.ranks, threads, logs)
+
+
+def _be_a_rank(config: TrainConfig) -> int:
+    place = find_place(os.environ)
+    assert place is not None
+    problems = batch_problems(config.batch, place.ranks)
+    if problems:
+        raise ConfigError(problems)
+    torchrun_variables(place, os.environ)
+    os.environ.setdefault("OMP_NUM_THREADS", str(config.threads_per_rank or 1))
+    from train.loop import train
+
+    try:
+        return train(config, place)
+    except ToldElsewhere:
+        return EXIT_USER_ERROR
+
+
+def _rank_of_local_start(path: str) -> int:
+    config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(TrainConfig), OmegaConf.load(path)))
+    assert isinstance(config, TrainConfig)
+    try:
+        return _be_a_rank(config)
+    except HanseError as error:
+        print(f"hanse train: {error}", file=sys.stderr)
+        return EXIT_USER_ERROR
+
+
+if __name__ == "__main__":
+    sys.exit(_rank_of_local_start(sys.argv[1]))

@@ -1,0 +1,268 @@
+"""The global order of data: which window of which source is sample n, at any number of ranks, for ever.
+
+Sample n -> its source (:class:`Mixture`) -> the k-th window of that source -> epoch and place in a keyed permutation
+(:class:`Permutation`) -> tokens. Every arrow can be computed from its left side alone, and inverted; there is no index
+file and no state but the number of samples consumed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from common.errors import HanseError
+from data_pipelines.shards import ShardsManifest, TokenShard
+
+IGNORED = -100  # label of a position whose next token belongs to another document (torch's ignore_index)
+LARGEST_PERIOD = 65_536
+ROUNDS = 6
+
+
+class Mixture:
+    """The source of every sample, by integer weights, within one sample of them at every prefix.
+
+    Tijdeman's chairman assignment (Discrete Mathematics 32, 1980): of the sources that are not ahead, the one with the
+    earliest deadline. With S sources, weights w and sum D, after n samples source i has been drawn n w_i / D times
+    with an error of at most 1 - 1/(2S - 2). (The plain largest deficit has no such bound from four sources on.)
+    After D samples the errors are zero, so that one period is the whole order.
+    """
+
+    def __init__(self, weights: Sequence[float]):
+        self.weights = integer_weights(weights)
+        self.period = sum(self.weights)
+        self.table = _assign(self.weights)  # source of sample n modulo the period
+        places = [np.flatnonzero(self.table == source) for source in range(len(self.weights))]
+        self._places = places
+        self._rank = np.empty(self.period, dtype=np.int64)
+        for place in places:
+            self._rank[place] = np.arange(len(place))
+
+    def draw(self, sample: int) -> tuple[int, int]:
+        """(source, k): sample number -> source, and how many samples of that source came before it."""
+        periods, place = divmod(sample, self.period)
+        source = int(self.table[place])
+        return source, periods * self.weights[source] + int(self._rank[place])
+
+    def sample(self, source: int, k: int) -> int:
+        """The inverse of :meth:`draw`: the sample number of the k-th draw of ``source``."""
+        periods, rank = divmod(k, self.weights[source])
+        return periods * self.period + int(self._places[source][rank])
+
+
+def integer_weights(weights: Sequence[float]) -> list[int]:
+    """Weights as integers without a common factor: whole numbers as they are, others in shares of 1/10,000."""
+    total = math.fsum(weights)
+    if all(float(weight).is_integer() for weight in weights) and total <= LARGEST_PERIOD:
+        whole = [int(weight) for weight in weights]
+    else:
+        exact = [10_000 * weight / total for weight in weights]
+        whole = [math.floor(share) for share in exact]
+        by_remainder = sorted(range(len(exact)), key=lambda i: (whole[i] - exact[i], i))
+        for i in by_remainder[: 10_000 - sum(whole)]:
+            whole[i] += 1
+    factor = math.gcd(*whole)
+    return [weight // factor for weight in whole]
+
+
+def _assign(weights: Sequence[int]) -> np.ndarray:
+    period, active = sum(weights), [i for i, weight in enumerate(weights) if weight]
+    slack = max(2 * len(active) - 2, 1)
+    drawn = [0] * len(weights)
+    table = np.empty(period, dtype=np.int32)
+    for n in range(1, period + 1):
+        best, best_slack = -1, (0, 1)
+        for i in active:
+            deficit = slack * (weights[i] * n - period * drawn[i])  # slack x period x (what is due - what was drawn)
+            if deficit < period and len(active) > 1:
+                continue
+            left = ((slack - 1) * period - deficit, weights[i])  # samples until it is overdue, as a fraction
+            if best < 0 or left[0] * best_slack[1] < best_slack[0] * left[1]:
+                best, best_slack = i, left
+        table[n - 1] = best
+        drawn[best] += 1
+    return table
+
+
+class Permutation:
+    """A keyed bijection of 0..size-1 that needs no table: a Feistel network with cycle walking (Black and Rogaway,
+    CT-RSA 2002). Works on int64 arrays."""
+
+    def __init__(self, size: int, key: str):
+        self.size = size
+        self.half_bits = max(1, (max(size - 1, 1).bit_length() + 1) // 2)
+        digest = hashlib.sha256(key.encode()).digest() + hashlib.sha256(b"more" + key.encode()).digest()
+        self.keys = np.frombuffer(digest, "<u8")[:ROUNDS]
+        self.mask = np.uint64((1 << self.half_bits) - 1)
+
+    def __call__(self, index: np.ndarray | int) -> np.ndarray:
+        """Image of each index."""
+        return self._walk(index, range(ROUNDS), forward=True)
+
+    def inverse(self, index: np.ndarray | int) -> np.ndarray:
+        """The index that each value is the image of."""
+        return self._walk(index, range(ROUNDS - 1, -1, -1), forward=False)
+
+    def _walk(self, index: np.ndarray | int, rounds: range, *, forward: bool) -> np.ndarray:
+        value = np.atleast_1d(np.asarray(index, dtype=np.uint64)).copy()
+        outside = np.ones(len(value), dtype=bool)
+        while outside.any():  # walk the cycle until it is back inside; the domain is at most four times the size
+            value[outside] = self._network(value[outside], rounds, forward=forward)
+            outside = value >= self.size
+        return value.astype(np.int64)
+
+    def _network(self, value: np.ndarray, rounds: range, *, forward: bool) -> np.ndarray:
+        shift = np.uint64(self.half_bits)
+        left, right = value >> shift, value & self.mask
+        for number in rounds:
+            if forward:
+                left, right = right, left ^ (_mix(right, self.keys[number]) & self.mask)
+            else:
+                left, right = right ^ (_mix(left, self.keys[number]) & self.mask), left
+        return (left << shift) | right
+
+
+def _mix(value: np.ndarray, key: np.uint64) -> np.ndarray:
+    """SplitMix64's finaliser (Steele, Lea and Flood, OOPSLA 2014)."""
+    with np.errstate(over="ignore"):
+        value = value + key
+        value = (value ^ (value >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        value = (value ^ (value >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return value ^ (value >> np.uint64(31))
+
+
+class Source:
+    """The windows of one source: token ranges of ``length + 1`` ids, one id shared by neighbours.
+
+    Window w of a shard with T tokens covers ids ``w * length .. w * length + length``; there are (T - 1) // length.
+    Every id but a shard's first, and the tail, is a label exactly once an epoch.
+    """
+
+    def __init__(self, name: str, shards: Sequence[TokenShard], length: int, seed: int = 0):
+        self.name, self.shards, self.length, self.seed = name, shards, length, seed
+        self._ends = np.cumsum([max(len(shard.tokens) - 1, 0) // length for shard in shards])
+        self.windows = int(self._ends[-1]) if len(shards) else 0
+        self._permutation: tuple[int, Permutation] | None = None
+
+    def order(self, epoch: int) -> Permutation:
+        """The permutation of the windows in one epoch."""
+        if self._permutation is None or self._permutation[0] != epoch:
+            self._permutation = epoch, Permutation(self.windows, f"{self.seed}/{self.name}/{epoch}")
+        return self._permutation[1]
+
+    def drawn(self, k: int) -> int:
+        """Window number of the k-th draw."""
+        epoch, place = divmod(k, self.windows)
+        return int(self.order(epoch)(place)[0])
+
+    def window(self, number: int) -> tuple[np.ndarray, np.ndarray]:
+        """(ids, documents): int64 arrays of ``length + 1`` ids, and of the document (counted in the shard) of each."""
+        which = int(np.searchsorted(self._ends, number, side="right"))
+        shard = self.shards[which]
+        start = (number - (int(self._ends[which - 1]) if which else 0)) * self.length
+        stop = start + self.length + 1
+        first, last = np.searchsorted(shard.document_starts, (start, stop - 1), side="right")
+        edges = np.concatenate(([start], shard.document_starts[first:last], [stop]))
+        documents = np.repeat(np.arange(first - 1, last), np.diff(edges))
+        return shard.tokens[start:stop].astype(np.int64), documents
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """What a rank runs through the model at once; B sequences of L tokens, all int64.
+
+    Attributes:
+        input_ids, labels, positions, documents: (B, L). ``labels[b, t]`` is the next token, or IGNORED where that
+            belongs to another document; ``positions`` start at 0 in each document; equal ``documents`` may attend.
+        sources: (B,) number of each sequence's source.
+        packed: whether any sequence holds more than one document.
+    """
+
+    input_ids: np.ndarray
+    labels: np.ndarray
+    positions: np.ndarray
+    documents: np.ndarray
+    sources: np.ndarray
+    packed: bool
+
+    @property
+    def targets(self) -> int:
+        """Labels that count."""
+        return int((self.labels != IGNORED).sum())
+
+
+def pack(windows: Sequence[tuple[np.ndarray, np.ndarray]], sources: Sequence[int]) -> MicroBatch:
+    """Windows of ``length + 1`` ids -> a micro-batch."""
+    ids, documents = (np.stack(part) for part in zip(*windows, strict=True))
+    inside = documents[:, :-1]
+    labels = np.where(inside == documents[:, 1:], ids[:, 1:], IGNORED)
+    places = np.broadcast_to(np.arange(inside.shape[1]), inside.shape)
+    starts = np.where(np.diff(inside, axis=1, prepend=-1) != 0, places, 0)
+    positions = places - np.maximum.accumulate(starts, axis=1)
+    packed = bool((inside[:, 0] != inside[:, -1]).any())
+    return MicroBatch(ids[:, :-1], labels, positions, inside, np.asarray(sources, dtype=np.int64), packed)
+
+
+class Stream:
+    """All training data in its global order."""
+
+    def __init__(self, sources: Sequence[Source], weights: Sequence[float]):
+        self.sources, self.mixture = sources, Mixture(weights)
+
+    def sample(self, number: int) -> tuple[int, int]:
+        """(source, window) of a sample."""
+        source, k = self.mixture.draw(number)
+        return source, self.sources[source].drawn(k)
+
+    def micro_batch(self, samples: Sequence[int]) -> MicroBatch:
+        """The micro-batch of these samples."""
+        drawn = [self.sample(number) for number in samples]
+        return pack([self.sources[source].window(window) for source, window in drawn], [source for source, _ in drawn])
+
+    def step(self, consumed: int, *, global_batch: int, micro_batch: int, rank: int, ranks: int) -> list[MicroBatch]:
+        """One rank's micro-batches of the step that starts at sample ``consumed``, in the order they are run."""
+        accumulation = global_batch // (micro_batch * ranks)
+        firsts = [consumed + (turn * ranks + rank) * micro_batch for turn in range(accumulation)]
+        return [self.micro_batch(range(first, first + micro_batch)) for first in firsts]
+
+
+def open_sources(
+    manifest: ShardsManifest, split: str, length: int, seed: int, *, hashes: bool = False
+) -> dict[str, Source]:
+    """The sources of a split by language, in alphabetical order."""
+    languages = sorted({entry.language for entry in manifest.of(split)})
+    return {
+        language: Source(
+            language,
+            [manifest.open(entry, hashes=hashes) for entry in manifest.of(split) if entry.language == language],
+            length,
+            seed,
+        )
+        for language in languages
+    }
+
+
+def open_stream(
+    manifest: ShardsManifest, length: int, seed: int, mixture: Mapping[str, float] | None, *, hashes: bool = False
+) -> Stream:
+    """The training stream of a shards folder.
+
+    Raises:
+        HanseError: the mixture names a language that is not there, or one with less than a window of text.
+    """
+    sources = open_sources(manifest, "train", length, seed, hashes=hashes)
+    unknown = sorted(set(mixture or {}) - set(sources))
+    if unknown:
+        raise HanseError(f"data.mixture: no training shards for {', '.join(unknown)} in {manifest.folder}; "
+                         f"there are {', '.join(sources) or 'none'}")  # fmt: skip
+    weights = dict(mixture) if mixture is not None else {name: float(source.windows) for name, source in sources.items()}
+    used = {name: sources[name] for name in sources if weights.get(name, 0) > 0}
+    for name, source in used.items():
+        if source.windows == 0:
+            raise HanseError(f"data.sequence_length={length}: '{name}' in {manifest.folder} has fewer tokens than that")
+    if not used:
+        raise HanseError(f"{manifest.folder}: no training shards; write them with 'hanse tokenize'")
+    return Stream(list(used.values()), [weights[name] for name in used])
