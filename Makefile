@@ -1,0 +1,81 @@
+# hanse. `make demo` and `make test` are the two commands to know; each can be run again and does nothing twice.
+#
+#   make demo    text in four languages -> a trained model, its export and its report (runs/demo/)
+#   make test    all tests;  make quick  without the slow ones
+#   make lint    ruff and mypy;  make docs  the site (site/);  make clean  what the tools left behind
+#
+#   PYTHON=python3.12       the Python that the virtual environment is built with (3.11 or newer)
+#   VENV=.venv              where that environment stands
+#   TORCH=torch==X.Y.Z      the build of torch, e.g. the one for your GPU (constraints.txt says more)
+
+PYTHON ?= python3
+VENV   ?= .venv
+
+# On Linux the plain name may mean a build with CUDA, which is gigabytes: nobody gets that without asking.
+TORCH_VERSION := $(shell sed -n 's/^torch==//p' constraints.txt)
+TORCH  ?= torch==$(TORCH_VERSION)$(if $(filter Linux,$(shell uname -s)),+cpu)
+
+SHELL := bash
+export PATH := $(abspath $(VENV))/bin:$(PATH)
+# No .pyc files: most of what is installed is never imported, and compiling it takes longer than downloading it.
+INSTALL := python -m pip install --quiet --no-compile --constraint constraints.txt
+
+.PHONY: demo test quick lint docs clean
+
+demo: $(VENV)/.installed
+	hanse corpus experiment=demo
+	hanse tokenizer experiment=demo
+	hanse tokenize experiment=demo
+	hanse train experiment=demo
+	hanse export experiment=demo
+	hanse generate experiment=demo
+	hanse report experiment=demo
+
+test: $(VENV)/.installed-dev
+	python -m pytest
+
+quick: $(VENV)/.installed-dev
+	python -m pytest -m "not slow"
+
+lint: $(VENV)/.installed-dev
+	ruff check
+	ruff format --check
+	mypy
+
+docs: $(VENV)/.installed-dev
+	mkdocs build --strict
+
+clean:
+	rm -rf site build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -not -path './.venv*' -prune -exec rm -rf {} +
+
+# The virtual environment, in two steps: torch first, because its build is the one thing to choose.
+
+$(VENV)/.installed: $(VENV)/.torch pyproject.toml
+	@echo "make: installing hanse into $(VENV)"
+	@$(INSTALL) --editable .
+	@touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.torch pyproject.toml
+	@echo "make: installing hanse and its development tools into $(VENV)"
+	@$(INSTALL) --editable '.[dev,docs]'
+	@touch $@ $(VENV)/.installed
+
+$(VENV)/.torch: constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { echo \
+	  "make: $(PYTHON) is $$($(PYTHON) --version 2>&1 | tail -1), but hanse needs Python 3.11 or newer:" \
+	  "name one, e.g. make $(firstword $(MAKECMDGOALS)) PYTHON=python3.12" >&2; exit 1; }
+	@"$${CXX:-c++}" --version >/dev/null 2>&1 || { echo \
+	  "make: no C++ compiler ($${CXX:-c++}); DeepSpeed compiles a small part of itself at the first start:" \
+	  "install one (Debian, Ubuntu: apt install g++) or set CXX" >&2; exit 1; }
+	@test -f "$$($(PYTHON) -c 'import sysconfig; print(sysconfig.get_path("include"))')/Python.h" || { echo \
+	  "make: the headers of $(PYTHON) are missing (Python.h); DeepSpeed compiles against them:" \
+	  "install them (Debian, Ubuntu: apt install python3-dev)" >&2; exit 1; }
+	@echo "make: creating $(VENV) with $(TORCH)"
+	@$(PYTHON) -m venv $(VENV)
+	@$(INSTALL) --upgrade pip
+	@$(INSTALL) '$(TORCH)' || { echo \
+	  "make: pip found no $(TORCH). Either tell pip where PyTorch's CPU builds are (PIP_EXTRA_INDEX_URL=..., the" \
+	  "address that pytorch.org shows under 'Start locally', CPU), or take the build that your package index has:" \
+	  "make $(firstword $(MAKECMDGOALS)) TORCH=torch==$(TORCH_VERSION)  (with CUDA on Linux: several GB)" >&2; exit 1; }
+	@touch $@
