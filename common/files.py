@@ -9,11 +9,13 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from common.errors import HanseError
 
 PARTIAL = ".partial"  # ending of files and folders that are still being written; swept at the next start
+
+Made = TypeVar("Made")
 
 
 def fsync_folder(folder: Path) -> None:
@@ -58,8 +60,39 @@ def read_json(path: Path, what: str) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise HanseError(f"{path}: no {what} here") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:  # not a file, not UTF-8, not JSON, nested too deep
         raise HanseError(f"{path}: not a readable {what} ({error})") from None
+
+
+def from_json(kind: type[Made], value: Any) -> Made:
+    """A dataclass instance from a JSON object that holds its fields, of their types; no number is negative.
+
+    Raises:
+        TypeError: a field is missing, unknown, or of another type.
+    """
+    built = kind(**value)
+    for name, hint in get_type_hints(kind).items():
+        found, inner = getattr(built, name), [held for held in get_args(hint)[-1:] if held is not Any]
+        pairs = [(found, get_origin(hint) or hint)]
+        if inner and isinstance(found, dict | list):
+            pairs += [(one, inner[0]) for one in (found.values() if isinstance(found, dict) else found)]
+        for one, right in pairs:
+            if not isinstance(one, right) or isinstance(one, bool) or (isinstance(one, int) and one < 0):
+                raise TypeError(f"{name} holds {one!r}")
+    return built
+
+
+def inside(folder: Path, name: str) -> Path:
+    """The path of ``name`` in ``folder``, for names that come out of a file we did not write.
+
+    Raises:
+        HanseError: it is not a plain relative path, or leads out of the folder, if only through a link.
+    """
+    parts = name.split("/") if isinstance(name, str) and name.isprintable() and "\\" not in name else [""]
+    real = Path(os.path.realpath(folder / "/".join(parts)))
+    if {"", ".", ".."} & set(parts) or not real.is_relative_to(os.path.realpath(folder)):
+        raise HanseError(f"{folder}: {name!r} is not the name of a file in this folder; do not trust what names it")
+    return folder / name
 
 
 def sha256_file(path: Path) -> str:
@@ -80,7 +113,9 @@ def merkle_root(leaves: dict[str, str]) -> str:
         split = 1 << ((len(hashes) - 1).bit_length() - 1)  # largest power of two below the number of leaves
         return hashlib.sha256(b"\x01" + root(hashes[:split]) + root(hashes[split:])).digest()
 
-    hashes = [hashlib.sha256(b"\x00" + f"{name}\0{digest}".encode()).digest() for name, digest in sorted(leaves.items())]
+    hashes = [
+        hashlib.sha256(b"\x00" + f"{name}\0{digest}".encode()).digest() for name, digest in sorted(leaves.items())
+    ]
     return (root(hashes) if hashes else hashlib.sha256(b"").digest()).hex()
 
 

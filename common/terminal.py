@@ -16,12 +16,14 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]], 
     """Print a table: the first column to the left, the others to the right; ``total`` sets off the last row."""
     shown = Table(title=title, title_justify="left", title_style="bold", header_style="dim", box=None, pad_edge=False)
     for index, column in enumerate(columns):
-        shown.add_column(column, justify="left" if index == 0 else "right", overflow="fold")
+        shown.add_column(column, justify="left" if index == 0 else "right", no_wrap=True)
     for index, row in enumerate(rows):
         if total and index == len(rows) - 1:
             shown.add_section()
         shown.add_row(*map(str, row), style="bold" if total and index == len(rows) - 1 else None)
-    console.print(shown)
+    # A table wider than the terminal stays as wide as it is: numbers cut in two are worse than lines that wrap.
+    shown.width = console.measure(shown, options=console.options.update(max_width=10_000)).maximum
+    console.print(shown, crop=False)
 
 
 def say(text: str) -> None:
@@ -61,8 +63,7 @@ class Progress:
     def __init__(self, what: str, total: float, unit: str, *, done: float = 0.0, enabled: bool = True):
         self.what, self.total, self.unit, self.enabled = what, total, unit, enabled
         self.start_done = self.done = done
-        self.start = time.monotonic()
-        self.shown = 0.0
+        self.start = self.shown = time.monotonic()
         self.every_seconds = 0.2 if sys.stdout.isatty() else 10.0
 
     def update(self, done: float, extra: str = "", *, rate: str = "") -> None:
@@ -92,5 +93,5 @@ class Progress:
 
     def interrupt(self) -> None:
         """End the rewritten line, so that other output starts on a line of its own."""
-        if self.enabled and sys.stdout.isatty() and self.shown and self.done < self.total:
+        if self.enabled and sys.stdout.isatty() and self.shown > self.start and self.done < self.total:
             sys.stdout.write("\n")

@@ -32,12 +32,16 @@ class PackageConfig:
         found = []
         if not re.fullmatch(r"[A-Za-z0-9._-]+==[A-Za-z0-9.!+_-]+", self.requirement):
             found.append(f"{key}.requirement: '{self.requirement}' pins no version; write it as name==1.2.3")
-        if "/" in self.filename or not self.filename.endswith(".whl"):
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._+!-]*\.whl", self.filename):
             found.append(
                 f"{key}.filename: '{self.filename}' is not the name of a wheel; write e.g. name-1.2.3-py3-none-any.whl"
             )
         if not SHA256.fullmatch(self.sha256):
             found.append(f"{key}.sha256: '{self.sha256}' is not a SHA-256; write 64 lower-case hexadecimal digits")
+        if {"", ".", ".."} & set(self.member.split("/")):
+            found.append(
+                f"{key}.member: '{self.member}' is not the path of a file in a wheel; write e.g. name/data.jsonl"
+            )
         return found
 
 
@@ -54,7 +58,10 @@ class HubConfig:
 
 @dataclass
 class SourceConfig:
-    """Where documents come from, and what must be known about them: language, licence, how and when obtained."""
+    """Where documents come from, and what must be known about them: language, licence, how and when obtained.
+
+    ``configs/source/local.yaml`` says what each key means.
+    """
 
     reader: str = MISSING
     language: str = MISSING
@@ -101,14 +108,14 @@ class SourceConfig:
             return (
                 [] if self.hub else [f"{key}.hub.dataset: must be set for the hub reader (a Hub id or a local folder)"]
             )
-        if self.reader == "sqlite":
-            found = [] if self.query else [f"{key}.query: must be set for the sqlite reader (one SELECT statement)"]
-            if (self.path is None) == (self.package is None):
-                found.append(f"{key}: the sqlite reader needs either path (a database) or package (one that holds it)")
-            return found + (self.package.problems(f"{key}.package") if self.package else [])
-        if self.reader in READERS and not self.path:
-            return [f"{key}.path: must be set for the {self.reader} reader (a file, a folder or a glob)"]
-        return []
+        found = self.package.problems(f"{key}.package") if self.package else []
+        if self.reader == "sqlite" and not self.query:
+            found.append(f"{key}.query: must be set for the sqlite reader (one SELECT statement)")
+        if self.reader in READERS and bool(self.path) == bool(self.package):
+            found.append(
+                f"{key}.path: set either path (a file, a folder or a glob) or package (a wheel that holds a file)"
+            )
+        return found
 
 
 def _name_problems(name: str) -> list[str]:

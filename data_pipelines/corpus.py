@@ -7,6 +7,7 @@ hashes of the texts kept.
 from __future__ import annotations
 
 import importlib.metadata
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import asdict
@@ -132,7 +133,12 @@ def _build(config: CorpusConfig, folder: Path, identity: str) -> CorpusManifest:
 def _selected(config: CorpusConfig) -> Iterator[Document]:
     """Every document of every source, annotated, with the reason for which it goes, if it goes."""
     identify, duplicates = LanguageIdentifier(config.language_characters), ExactDuplicates()
-    progress, seen_bytes = Progress("corpus", len(config.sources), "sources"), 0
+    progress, text_bytes = Progress("corpus", len(config.sources), "sources"), 0
+
+    def tell(sources_done: float) -> None:
+        speed = text_bytes / max(time.monotonic() - progress.start, 1e-9)
+        progress.update(sources_done, f"{name}, {count(text_bytes, 'B')} of text", rate=f"{count(speed, 'B')}/s")
+
     for index, (name, source) in enumerate(config.sources.items()):
         for record in read(source, Path(config.downloads)):
             item = document(
@@ -151,9 +157,9 @@ def _selected(config: CorpusConfig) -> Iterator[Document]:
             if not item.reason:
                 duplicates.keep(item)
             yield item
-            seen_bytes += item.bytes
-            progress.update(index + min(record.position, 0.999), f"{name}, {count(seen_bytes, 'B')} of text so far")
-        progress.update(index + 1, f"{name}, {count(seen_bytes, 'B')} of text so far")
+            text_bytes += item.bytes
+            tell(index + min(record.position, 0.999))
+        tell(index + 1)
 
 
 def _count(tally: Tally, item: Document) -> None:
@@ -214,22 +220,15 @@ def _sum(tallies: Iterable[Tally]) -> Tally:
 
 def _show(manifest: CorpusManifest) -> None:
     languages = manifest.languages
-    total = _sum(languages.values())
-    reasons = [reason for reason in REASONS if reason in total.removed]
-    rows = [_row(language, tally, reasons) for language, tally in languages.items()]
-    if len(rows) > 1:
-        rows.append(_row("all", total, reasons))
-    head = [
-        "language",
-        "documents",
-        "bytes",
-        "kept",
-        "kept bytes",
-        "validation",
-        "removed",
-        *(r.replace("_", " ") for r in reasons),
-    ]
-    table(f"corpus {manifest.name}", head, rows, total=len(rows) > 1)
+    rows = dict(languages) if len(languages) < 2 else {**languages, "all": _sum(languages.values())}
+    head = ["language", "documents", "bytes", "kept", "kept bytes", "validation", "removed"]
+    table(f"corpus {manifest.name}", head, [_row(*pair) for pair in rows.items()], total=len(rows) > 1)
+    reasons = [reason for reason in REASONS if any(reason in tally.removed for tally in languages.values())]
+    if reasons:
+        counts = [[label, *(tally.removed.get(reason, 0) for reason in reasons)] for label, tally in rows.items()]
+        head = ["language", *(reason.replace("_", " ") for reason in reasons)]
+        cells = [[row[0], *(f"{number:,}" for number in row[1:])] for row in counts]
+        table("removed", head, cells, total=len(rows) > 1)
     for name, tally in manifest.sources.items():
         if not tally.documents_kept:
             say(
@@ -237,12 +236,6 @@ def _show(manifest: CorpusManifest) -> None:
             )
 
 
-def _row(label: str, tally: Tally, reasons: list[str]) -> list[str]:
-    numbers = [
-        f"{tally.documents_in:,}",
-        count(tally.bytes_in, "B"),
-        f"{tally.documents_kept:,}",
-        count(tally.bytes_kept, "B"),
-    ]
-    removed = [sum(tally.removed.values()), *(tally.removed.get(reason, 0) for reason in reasons)]
-    return [label, *numbers, f"{tally.validation_documents:,}", *(f"{number:,}" for number in removed)]
+def _row(label: str, tally: Tally) -> list[str]:
+    kept = [f"{tally.documents_kept:,}", count(tally.bytes_kept, "B"), f"{tally.validation_documents:,}"]
+    return [label, f"{tally.documents_in:,}", count(tally.bytes_in, "B"), *kept, f"{sum(tally.removed.values()):,}"]

@@ -17,6 +17,7 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from common.errors import HanseError
+from common.files import read_json
 from data_pipelines.tokenizer import byte_pieces
 
 # Where encoders have differed or could differ.
@@ -67,7 +68,8 @@ def with_gigatoken(path: Path) -> Encoder:
     import gigatoken
 
     value = json.loads(path.read_text(encoding="utf-8"))
-    value["added_tokens"] = []  # the vocabulary keeps them, but no merge leads there: their text is text
+    # The vocabulary keeps the special ones, but no merge leads there: their text is text.
+    value["added_tokens"] = [token for token in value["added_tokens"] if not token["special"]]
     tokenizer = gigatoken.Tokenizer.from_json(json.dumps(value))
 
     def encode(texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
@@ -116,7 +118,8 @@ def choose(wanted: str, path: Path, sample: Sequence[str]) -> tuple[Encoder, lis
     Raises:
         HanseError: the encoder asked for by name cannot be used.
     """
-    texts = [*sample, *HARD_TEXTS, *_mixed(sample)]
+    added = [token["content"] for token in read_json(path, "tokenizer")["added_tokens"] if not token["special"]]
+    texts = [*sample, *HARD_TEXTS, *(f"a {token} b{token}{token}" for token in added), *_mixed(sample)]
     expected = with_tokenizers(path).encode(texts)
     remarks: list[str] = []
     for name in MAKERS if wanted == "auto" else [wanted]:

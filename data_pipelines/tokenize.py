@@ -19,14 +19,23 @@ import pyarrow.parquet as pq
 from tokenizers import Tokenizer
 
 from common.errors import HanseError
-from common.files import read_json, sha256_file
+from common.files import sha256_file
 from common.terminal import Progress, count, next_step, say, table
 from data_pipelines.config import TokenizeConfig
 from data_pipelines.encoders import Encoder, choose
 from data_pipelines.manifest import CorpusManifest
 from data_pipelines.output import replaced_folder, restore, same_again
-from data_pipelines.shards import FORMAT, ShardEntry, ShardsManifest, ShardWriter, token_dtype
-from data_pipelines.tokenizer import token_byte_lengths, tokenizer_sha256
+from data_pipelines.shards import (
+    ENDINGS,
+    FORMAT,
+    SIDECAR,
+    ShardEntry,
+    ShardsManifest,
+    ShardWriter,
+    beside,
+    token_dtype,
+)
+from data_pipelines.tokenizer import described_sha256, token_byte_lengths, tokenizer_sha256
 
 SPLITS = ("train", "validation")
 COLUMNS = ["id", "text", "source", "license", "language", "url", "split"]
@@ -79,16 +88,17 @@ def load(config: TokenizeConfig) -> LoadedTokenizer:
     """
     folder = Path(config.tokenizer)
     path, found = folder / "tokenizer.json", tokenizer_sha256(folder / "tokenizer.json")
-    if (folder / "manifest.json").is_file():
-        described = read_json(folder / "manifest.json", "tokenizer manifest")["files"]["tokenizer.json"]
-        if found != described:
-            raise HanseError(
-                f"{path}: not the file that its manifest.json describes; train it again with 'hanse tokenizer'"
-            )
+    if found != described_sha256(folder, found):
+        raise HanseError(
+            f"{path}: not the file that its manifest.json describes; train it again with 'hanse tokenizer'"
+        )
     if config.tokenizer_sha256 not in (None, found):
         raise HanseError(f"{path}: sha256 is {found}, but tokenizer_sha256 asks for {config.tokenizer_sha256}")
     lengths = token_byte_lengths(path)
-    end = Tokenizer.from_file(str(path)).token_to_id(config.end_of_document)
+    try:
+        end = Tokenizer.from_file(str(path)).token_to_id(config.end_of_document)
+    except Exception as error:  # the library raises nothing finer
+        raise HanseError(f"{path}: not a readable tokenizer ({error}); train one with 'hanse tokenizer'") from None
     if end is None:
         raise HanseError(
             f"{path}: has no token {config.end_of_document!r}; set end_of_document to the one that ends a text"
@@ -102,7 +112,7 @@ def _finished(folder: Path, corpus: CorpusManifest, tokenizer: LoadedTokenizer) 
     try:
         manifest = ShardsManifest.read(folder)
         for entry in manifest.shards:
-            manifest.open(entry)
+            manifest.open(entry, hashes=True)
     except HanseError as error:
         say(f"writing the shards again: {error}")
         return None
@@ -210,7 +220,7 @@ class SplitShard:
         self.documents = self.tokens = self.bytes = 0
         self._rows: list[dict[str, Any]] = []
         self._shard = ShardWriter(self.prefix, dtype)
-        self._table = pq.ParquetWriter(self.prefix.with_suffix(".docs.parquet"), DOCUMENTS, compression="zstd")
+        self._table = pq.ParquetWriter(beside(self.prefix, SIDECAR), DOCUMENTS, compression="zstd")
 
     def add(self, row: dict[str, Any], ids: np.ndarray) -> None:
         """Append a document: its corpus row with ``bytes``, and its ids with the end-of-document id."""
@@ -225,7 +235,7 @@ class SplitShard:
 
     def entry(self) -> ShardEntry:
         """What the manifest says of the closed shard."""
-        files = {ending: sha256_file(self.prefix.with_suffix(ending)) for ending in (".bin", ".idx", ".docs.parquet")}
+        files = {ending: sha256_file(beside(self.prefix, ending)) for ending in ENDINGS}
         return ShardEntry(self.name, self.split, self.language, self.documents, self.tokens, self.bytes, files)
 
     def _flush(self) -> None:

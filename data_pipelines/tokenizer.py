@@ -15,7 +15,7 @@ import numpy as np
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from common.errors import HanseError
-from common.files import read_json, sha256_file, write_json
+from common.files import inside, read_json, sha256_file, write_json
 from common.terminal import Progress, count, next_step, say, table
 from data_pipelines.config import TokenizerConfig
 from data_pipelines.manifest import CorpusManifest, fingerprint
@@ -24,6 +24,7 @@ from data_pipelines.training_text import equal_texts, texts_of, train_bytes
 
 END_OF_DOCUMENT, PADDING = "<|endoftext|>", "<|pad|>"  # ids 0 and 1
 FORMAT = "hanse.tokenizer/1"
+MOST_IDS = 2**24  # beyond any vocabulary; a file that asks for more is broken
 
 
 def run(config: TokenizerConfig) -> None:
@@ -54,25 +55,38 @@ def tokenizer_sha256(path: Path | str) -> str:
     return sha256_file(file)
 
 
+def described_sha256(folder: Path, otherwise: str) -> str:
+    """What the folder's manifest says of its ``tokenizer.json``; ``otherwise`` where the folder is not one of ours."""
+    if not (folder / "manifest.json").is_file():
+        return otherwise
+    manifest = read_json(folder / "manifest.json", "tokenizer manifest")
+    try:
+        return manifest["files"]["tokenizer.json"] if manifest["format"] == FORMAT else otherwise
+    except (KeyError, TypeError):
+        return otherwise
+
+
 def token_byte_lengths(path: Path | str) -> np.ndarray:
     """Bytes of text that each token stands for: int64 of shape (vocabulary_size,); 0 for special and unused ids.
 
-    Summed over a document's ids it gives the UTF-8 bytes of the document, the denominator of bits per byte.
+    Summed over a document's ids it gives the UTF-8 bytes of the document, the denominator of bits per byte. Tokens
+    that were added but are not special (``<think>``, runs of spaces) are found in texts, and count as they are written.
 
     Raises:
         HanseError: the file is missing or is not a byte-level BPE.
     """
     file = Path(path) / "tokenizer.json" if Path(path).is_dir() else Path(path)
-    pieces = byte_pieces(read_json(file, "tokenizer ('hanse tokenizer' trains one)"), file)
-    special = {token["id"] for token in read_json(file, "tokenizer")["added_tokens"]}
-    lengths = np.zeros(1 + max([*pieces.values(), *special]), dtype=np.int64)
-    for piece, number in pieces.items():
-        lengths[number] = len(piece)
+    value = read_json(file, "tokenizer ('hanse tokenizer' trains one)")
+    sizes = {number: len(piece) for piece, number in byte_pieces(value, file).items()}
+    for token in value["added_tokens"]:
+        sizes[token["id"]] = 0 if token["special"] else len(token["content"].encode("utf-8"))
+    lengths = np.zeros(1 + max(sizes), dtype=np.int64)
+    lengths[list(sizes)] = list(sizes.values())
     return lengths
 
 
 def byte_pieces(value: Any, file: Path) -> dict[bytes, int]:
-    """``{bytes: id}`` of the ordinary tokens of a byte-level BPE in ``tokenizer.json`` form.
+    """``{bytes: id}`` of the tokens of a byte-level BPE in ``tokenizer.json`` form, but for those added to it.
 
     Raises:
         HanseError: it is not one.
@@ -82,14 +96,16 @@ def byte_pieces(value: Any, file: Path) -> dict[bytes, int]:
     hidden = [byte for byte in range(256) if byte not in printable]
     stand_in = {chr(byte): byte for byte in printable} | {chr(256 + index): byte for index, byte in enumerate(hidden)}
     try:
-        assert value["model"]["type"] == "BPE"
-        special = {token["content"] for token in value["added_tokens"]}
-        vocabulary = value["model"]["vocab"].items()
-        return {bytes(stand_in[char] for char in piece): number for piece, number in vocabulary if piece not in special}
-    except (KeyError, TypeError, AssertionError):
-        raise HanseError(
-            f"{file}: not a byte-level BPE; bits per byte need one, train it with 'hanse tokenizer'"
-        ) from None
+        added = {token["content"]: (token["id"], token["special"]) for token in value["added_tokens"]}
+        vocabulary = {piece: number for piece, number in value["model"]["vocab"].items() if piece not in added}
+        numbers = [*vocabulary.values(), *(number for number, _ in added.values())]
+        if value["model"]["type"] == "BPE" and all(
+            type(number) is int and 0 <= number < MOST_IDS for number in numbers
+        ):
+            return {bytes(stand_in[char] for char in piece): number for piece, number in vocabulary.items()}
+    except (KeyError, TypeError, AttributeError):
+        pass
+    raise HanseError(f"{file}: not a byte-level BPE; bits per byte need one, train it with 'hanse tokenizer'")
 
 
 def train(texts: Iterator[str], config: TokenizerConfig) -> Tokenizer:
@@ -185,7 +201,7 @@ def _is_finished(folder: Path, identity: str) -> bool:
         return False
     try:
         manifest = read_json(folder / "manifest.json", "tokenizer manifest")
-        intact = all(sha256_file(folder / name) == digest for name, digest in manifest["files"].items())
+        intact = all(sha256_file(inside(folder, name)) == digest for name, digest in manifest["files"].items())
         return intact and manifest["format"] == FORMAT and manifest["fingerprint"] == identity
     except (HanseError, OSError, KeyError, TypeError, AttributeError):
         say(f"training again: {folder}/ is not intact")

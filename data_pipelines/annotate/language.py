@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-
 # The labels of lid.176.ftz: ISO 639 codes, two letters where there are two.
 LANGUAGES = frozenset(
     """
@@ -14,7 +13,7 @@ LANGUAGES = frozenset(
     mr mrj ms mt mwl my myv mzn nah nap nds ne new nl nn no oc or os pa pam pfl pl pms pnb ps pt qu rm ro ru rue
     sa sah sc scn sco sd sh si sk sl so sq sr su sv sw ta te tg th tk tl tr tt tyv ug uk ur uz vec vep vi vls vo
     wa war wuu xal xmf yi yo yue zh
-    """.split()
+    """.split()  # noqa: SIM905
 )
 
 

@@ -1,0 +1,185 @@
+"""Configurations as people write them: what can be chosen, what is wrong with a choice, what comes out of it."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from pathlib import Path
+from typing import Any
+
+from common.errors import ConfigError, HanseError
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+HELP = """hanse {name} [group=choice] [key=value]: {line}
+
+{groups}
+
+{keys}
+
+--cfg job            show what would run; --resolve fills in what refers to other keys
+--config-dir FOLDER  your own configs beside the shipped ones, e.g. FOLDER/experiment/NAME/{name}.yaml
+--multirun           run once for each of several values: key=1,2,3"""
+
+
+def sort_arguments(name: str, arguments: list[str]) -> tuple[list[str], list[str], list[Path]]:
+    """(Hydra's flags, overrides, folders of ``--config-dir``): people mix them, argparse wants them apart.
+
+    ``experiment=demo`` means the file of this verb in the experiment's folder: ``experiment=demo/train``.
+
+    Raises:
+        ConfigError: an argument is neither, or a folder is not there.
+    """
+    flags: list[str] = []
+    overrides: list[str] = []
+    folders: list[Path] = []
+    problems = []
+    before = ""
+    for argument in arguments:
+        key, equals, value = argument.partition("=")
+        if argument.startswith("-") or (before.startswith("-") and not equals):
+            flags.append(argument)
+        elif equals or argument.startswith("~"):
+            shorthand = key in ("experiment", "+experiment") and value and "/" not in value
+            overrides.append(f"{argument}/{name}" if shorthand else argument)
+        else:
+            problems.append(f"{argument}: neither key=value nor a flag; --help lists both")
+        folder = value if key in ("--config-dir", "-cd") else argument if before in ("--config-dir", "-cd") else ""
+        if folder:
+            folders.append(Path(folder))
+            if not Path(folder).is_dir():
+                problems.append(f"--config-dir {folder}: no such folder")
+        before = argument
+    if problems:
+        raise ConfigError(problems)
+    return flags, overrides, folders
+
+
+def explanation(name: str, line: str, folders: list[Path]) -> str:
+    """The help of a verb: its groups with their choices, and its keys as they stand, commented, in ``configs/``."""
+    text = (CONFIGS / f"{name}.yaml").read_text(encoding="utf-8")
+    head, _, keys = text.partition("\n\n")
+    if "defaults:" not in head:  # a comment of its own stands before the defaults
+        head, _, keys = keys.partition("\n\n")
+    groups = [found.split("@")[0] for found in re.findall(r"^ *- (?:override )?/?([\w/@.]+):", head, re.MULTILINE)]
+    width = 2 + max(map(len, groups), default=0)
+    rows = [f"{group + '=':{width}s} {', '.join(choices(group, name, folders))}" for group in groups]
+    return HELP.format(name=name, line=line, groups="\n".join(rows), keys=keys.strip())
+
+
+def choices(group: str, name: str, folders: list[Path]) -> list[str]:
+    """What can be chosen from a group of the configuration ``name``."""
+    roots = [CONFIGS, *folders]
+    if group == "experiment":
+        return sorted({file.parent.name for root in roots for file in root.glob(f"experiment/*/{name}.yaml")})
+    return sorted({file.stem for root in roots for file in root.glob(f"{group}/*.yaml")})
+
+
+def instantiate(composed: Any) -> Any:
+    """The dataclass instance of a composed configuration.
+
+    Raises:
+        ConfigError: keys without a value, or whatever the schema's ``problems()`` finds; all at once.
+    """
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    plain = OmegaConf.to_container(composed, resolve=False)
+    missing = [f"{key}: must be set ({key}=...)" for key, value in _items(plain) if value == "???"]
+    if missing:
+        raise ConfigError(missing)
+    try:
+        config: Any = OmegaConf.to_object(composed)
+    except OmegaConfBaseException as error:
+        raise ConfigError([_one_line(error)]) from None
+    problems = config.problems()
+    if problems:
+        raise ConfigError(problems)
+    return config
+
+
+def check(name: str, overrides: list[str], folders: list[Path]) -> None:
+    """Report every override that cannot be applied to the configuration ``name``, at once.
+
+    Raises:
+        ConfigError: unknown keys (with the nearest known one), values of a wrong type, unknown choices of a group.
+    """
+    import hydra
+    from omegaconf import OmegaConf
+
+    search = [f"hydra.searchpath=[{','.join(f'file://{folder.resolve()}' for folder in folders)}]"] if folders else []
+
+    with hydra.initialize_config_module("configs", version_base="1.3", job_name=name):
+
+        def problem(override: str, base: list[str]) -> str | None:
+            try:
+                hydra.compose(name, overrides=[*base, override])
+                return None
+            except Exception as error:
+                composed = OmegaConf.to_container(hydra.compose(name, overrides=base), resolve=False)
+                return _explain(override, error, name, [key for key, _ in _items(composed)], folders)
+
+        try:
+            hydra.compose(name, overrides=[*search, *overrides])
+            return
+        except Exception as error:
+            whole = error
+        problems, good = [], search
+        for override in overrides:
+            found = problem(override, good)
+            if found:
+                problems.append(found)
+            else:
+                good = [*good, override]
+        raise ConfigError(problems or [_one_line(whole)]) from None
+
+
+def readable(error: Exception) -> HanseError | None:
+    """Hydra's and OmegaConf's own complaints as ours; None for any other error."""
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+
+    if isinstance(error, HydraException | OmegaConfBaseException):
+        cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else error
+        return ConfigError([_one_line(cause)])
+    return None
+
+
+def _items(value: Any, prefix: str = "") -> list[tuple[str, Any]]:
+    """Every key of nested dictionaries, dotted, and what it holds."""
+    if not isinstance(value, dict):
+        return []
+    outer = [(f"{prefix}{key}", inner) for key, inner in value.items()]
+    return outer + [pair for name, inner in outer for pair in _items(inner, f"{name}.")]
+
+
+def _explain(override: str, error: Exception, name: str, known: list[str], folders: list[Path]) -> str:
+    key, _, value = override.partition("=")
+    key = key.lstrip("+~")
+    cause: BaseException = error
+    while cause.__cause__ is not None:
+        cause = cause.__cause__
+    if type(error).__name__ == "MissingConfigException":
+        there = choices(key, name, folders)
+        asked = [
+            word.removesuffix(f"/{name}") if key == "experiment" else word for word in re.split(r"[\[\], ]+", value)
+        ]
+        unknown = [word for word in asked if word and word not in there]
+        return "; ".join(f"{key}={word}: no such choice; {_nearest(word, there)}" for word in unknown) or str(error)
+    if type(cause).__name__ in ("ConfigAttributeError", "ConfigKeyError") or "not in struct" in str(error):
+        last = [dotted for dotted in known if dotted.rpartition(".")[2] == key.rpartition(".")[2]]
+        close = last or difflib.get_close_matches(key, known, 1, 0.5)
+        return f"{key}: no such key; " + (f"did you mean '{close[0]}'?" if close else "--help lists the keys")
+    return f"{override}: {_one_line(cause)}"
+
+
+def _nearest(word: str, there: list[str]) -> str:
+    close = difflib.get_close_matches(word, there, 1)
+    return f"did you mean '{close[0]}'?" if close else f"there {'are' if there else 'is'} {', '.join(there) or 'none'}"
+
+
+def _one_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    lines = [line for line in lines if not line.startswith(("full_key:", "object_type=", "reference_type="))]
+    full_key = [line.strip()[10:] for line in str(error).splitlines() if line.strip().startswith("full_key: ")]
+    text = " ".join(lines).replace("\t", " ").partition(" See https://hydra.cc")[0]
+    return f"{full_key[0]}: {text}" if full_key and full_key[0] not in text else text
