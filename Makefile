@@ -63,7 +63,7 @@ $(VENV)/.installed-dev: $(VENV)/.torch pyproject.toml
 
 $(VENV)/.torch: constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { echo \
-	  "make: $(PYTHON) is $$($(PYTHON) --version 2>&1 | tail -1), but hanse needs Python 3.11 or newer:" \
+	  "make: $(PYTHON) is $$($(PYTHON) --version 2>/dev/null || echo not there), but hanse needs Python 3.11 or newer:" \
 	  "name one, e.g. make $(firstword $(MAKECMDGOALS)) PYTHON=python3.12" >&2; exit 1; }
 	@"$${CXX:-c++}" --version >/dev/null 2>&1 || { echo \
 	  "make: no C++ compiler ($${CXX:-c++}); DeepSpeed compiles a small part of itself at the first start:" \
