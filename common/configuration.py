@@ -144,6 +144,18 @@ def readable(error: Exception) -> HanseError | None:
     return None
 
 
+def same_again(name: str) -> str:
+    """The argument that makes the next verb use the same experiment, or the same name where no experiment was named."""
+    from hydra.core.hydra_config import HydraConfig
+
+    if HydraConfig.initialized():
+        chosen = HydraConfig.get().runtime.choices.get("experiment")
+        if chosen:
+            experiment = str(chosen).rpartition("/")[0] or str(chosen)
+            return f"experiment={experiment}" + ("" if experiment == name else f" name={name}")
+    return f"name={name}"
+
+
 def _items(value: Any, prefix: str = "") -> list[tuple[str, Any]]:
     """Every key of nested dictionaries, dotted, and what it holds."""
     if not isinstance(value, dict):

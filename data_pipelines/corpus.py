@@ -18,15 +18,16 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from common.configuration import same_again
 from common.errors import ConfigError, HanseError
 from common.files import sha256_file
+from common.folders import replaced_folder, restore
 from common.terminal import Progress, count, next_step, say, table
 from data_pipelines.annotate.language import LANGUAGES, LanguageIdentifier
 from data_pipelines.config import CorpusConfig
 from data_pipelines.dedup import ExactDuplicates
 from data_pipelines.documents import Document, document
 from data_pipelines.manifest import FORMAT, CorpusManifest, FileEntry, Tally, fingerprint
-from data_pipelines.output import replaced_folder, restore, same_again
 from data_pipelines.select import REASONS, removal
 from data_pipelines.sources import facts, inputs, read
 

@@ -18,13 +18,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from tokenizers import Tokenizer
 
+from common.configuration import same_again
 from common.errors import HanseError
 from common.files import sha256_file
+from common.folders import replaced_folder, restore
 from common.terminal import Progress, count, next_step, say, table
 from data_pipelines.config import TokenizeConfig
 from data_pipelines.encoders import Encoder, choose
 from data_pipelines.manifest import CorpusManifest
-from data_pipelines.output import replaced_folder, restore, same_again
 from data_pipelines.shards import (
     ENDINGS,
     FORMAT,

@@ -14,12 +14,13 @@ from typing import Any
 import numpy as np
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
+from common.configuration import same_again
 from common.errors import HanseError
 from common.files import inside, read_json, sha256_file, write_json
+from common.folders import replaced_folder, restore
 from common.terminal import Progress, count, next_step, say, table
 from data_pipelines.config import TokenizerConfig
 from data_pipelines.manifest import CorpusManifest, fingerprint
-from data_pipelines.output import replaced_folder, restore, same_again
 from data_pipelines.training_text import equal_texts, texts_of, train_bytes
 
 END_OF_DOCUMENT, PADDING = "<|endoftext|>", "<|pad|>"  # ids 0 and 1

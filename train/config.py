@@ -14,6 +14,7 @@ from omegaconf import MISSING
 ZERO_STAGES = (1, 2, 3)
 PRECISIONS = ("auto", "bf16", "fp32")
 ATTENTIONS = ("sdpa", "eager")
+EXPORT_DTYPES = ("fp32", "bf16")
 DECAYS = ("linear", "1-sqrt")
 WANDB_MODES = ("offline", "online", "disabled")
 
@@ -193,10 +194,13 @@ class ExportConfig:
     run: str = MISSING
     step: int | None = None
     output: str = MISSING
+    dtype: str = "fp32"
+    shards: str | None = None
+    tokenizer: str | None = None
 
     def problems(self) -> list[str]:
         """Everything wrong with the values, one line each."""
-        return _run_problems(self.run)
+        return [*_run_problems(self.run), *_step_problems(self.step), *_one_of(self, "dtype", EXPORT_DTYPES)]
 
 
 @dataclass
@@ -204,19 +208,24 @@ class GenerateConfig:
     """What ``hanse generate`` takes."""
 
     run: str = MISSING
+    step: int | None = None
     prompts: list[str] = field(default_factory=list)
+    prompt_words: int = 8
     max_new_tokens: int = 48
     temperature: float = 0.8
     top_p: float = 0.95
     seed: int = 0
+    shards: str | None = None
+    tokenizer: str | None = None
 
     def problems(self) -> list[str]:
         """Everything wrong with the values, one line each."""
-        found = [*_run_problems(self.run), *_at_least(self, 1, "max_new_tokens"), *_at_least(self, 0, "temperature")]
+        found = [*_run_problems(self.run), *_step_problems(self.step),
+                 *_at_least(self, 1, "prompt_words", "max_new_tokens"), *_at_least(self, 0, "temperature", "seed")]  # fmt: skip
         if not 0 < self.top_p <= 1:
-            found.append(f"top_p={self.top_p}: must be in (0, 1]")
-        if not self.prompts or not all(self.prompts):
-            found.append("prompts: give at least one text, none of them empty, e.g. 'prompts=[\"Au commencement\"]'")
+            found.append(f"top_p={self.top_p}: must be above 0, and 1 at most")
+        if not all(prompt.strip() for prompt in self.prompts):
+            found.append('prompts: one of them is empty; write e.g. \'prompts=["Au commencement","Im Anfang"]\'')
         return found
 
 
@@ -225,10 +234,17 @@ class ReportConfig:
     """What ``hanse report`` takes."""
 
     run: str = MISSING
+    output: str = MISSING
+    shards: str | None = None
+    corpus: str | None = None
 
     def problems(self) -> list[str]:
         """Everything wrong with the values, one line each."""
         return _run_problems(self.run)
+
+
+def _step_problems(step: int | None) -> list[str]:
+    return [] if step is None or step >= 1 else [f"step={step}: a checkpoint has a step of 1 or more; null: the latest"]
 
 
 def _run_problems(run: str) -> list[str]:

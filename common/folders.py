@@ -1,4 +1,4 @@
-"""Output folders that are complete or absent, and the words in which a verb points at the next one."""
+"""Output folders that are complete or absent."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ PREVIOUS = ".previous"  # a finished folder on its way out, for the instant betw
 
 
 @contextmanager
-def replaced_folder(folder: Path, kind: str) -> Iterator[Path]:
+def replaced_folder(folder: Path, kind: str, manifest: str = "manifest.json") -> Iterator[Path]:
     """Give an empty folder to write into; on success it takes the place of ``folder``, on an error nothing changes.
 
-    What a killed run left in ``FOLDER.partial`` is cleared at the next start. ``kind`` is the ``format`` of the
-    manifest that such a folder holds: one that holds anything else is not ours to replace.
+    What a killed run left in ``FOLDER.partial`` is cleared at the next start. ``kind`` is the ``format`` in the
+    JSON file ``manifest`` that such a folder holds: one that holds anything else is not ours to replace.
 
     Raises:
         HanseError: the folder holds something else, another process is writing it, it cannot be created, or the disk
@@ -29,7 +29,7 @@ def replaced_folder(folder: Path, kind: str) -> Iterator[Path]:
     """
     folder = folder.resolve()  # where it is a link, what it points at is replaced, on the disk that was chosen for it
     partial = folder.with_name(folder.name + PARTIAL)
-    if folder.exists() and not _replaceable(folder, kind):
+    if folder.exists() and not _replaceable(folder, kind, manifest):
         raise HanseError(f"{folder}: exists and was not written by this verb; move it away, or set another output")
     try:
         partial.mkdir(parents=True, exist_ok=True)
@@ -47,13 +47,13 @@ def replaced_folder(folder: Path, kind: str) -> Iterator[Path]:
             raise
 
 
-def _replaceable(folder: Path, kind: str) -> bool:
+def _replaceable(folder: Path, kind: str, manifest: str) -> bool:
     if not folder.is_dir():
         return False
     if not any(folder.iterdir()):
         return True
     try:
-        return read_json(folder / "manifest.json", "manifest")["format"] == kind
+        return read_json(folder / manifest, "manifest")["format"] == kind
     except (HanseError, KeyError, TypeError, OSError):
         return False
 
@@ -102,15 +102,3 @@ def _clear(folder: Path) -> None:
             shutil.rmtree(path)
         else:
             path.unlink()
-
-
-def same_again(name: str) -> str:
-    """The argument that makes the next verb use the same experiment, or the same name where no experiment was named."""
-    from hydra.core.hydra_config import HydraConfig
-
-    if HydraConfig.initialized():
-        chosen = HydraConfig.get().runtime.choices.get("experiment")
-        if chosen:
-            experiment = str(chosen).rpartition("/")[0] or str(chosen)
-            return f"experiment={experiment}" + ("" if experiment == name else f" name={name}")
-    return f"name={name}"
