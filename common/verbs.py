@@ -80,6 +80,7 @@ def _overview(verbs: Mapping[str, Verb]) -> int:
         say(f"  {verb.name:10s} {verb.line}")
     say("\nhanse VERB --help     every key of a verb, with its default and what it means"
         "\nhanse VERB --cfg job  what would run"
+        "\nhanse VERB --check    the same, resolved, after everything that is wrong with it was looked for"
         "\nexperiment=NAME       settings that belong together: configs/experiment/NAME/VERB.yaml"
         "\n--config-dir FOLDER   your own configs beside the shipped ones")  # fmt: skip
     return 0
@@ -98,13 +99,19 @@ def run(verb: Verb, arguments: list[str]) -> int:
     ConfigStore.instance().store(f"{verb.name}_schema", verb.load(verb.schema))
     if not {"-m", "--multirun"} & set(flags):  # a sweep's values are no values of the keys
         configuration.check(verb.name, overrides, folders)
+    checking = "--check" in flags
+    flags = [flag for flag in flags if flag != "--check"]
     codes: list[int] = []
     failures: list[Exception] = []
 
     @hydra.main(config_path="pkg://configs", config_name=verb.name, version_base="1.3")
     def application(composed: Any) -> None:
         try:
-            codes.append(verb.load(verb.function)(configuration.instantiate(composed)) or 0)
+            config = configuration.instantiate(composed)
+            if checking:
+                print(OmegaConf.to_yaml(OmegaConf.structured(config)))
+            else:
+                codes.append(verb.load(verb.function)(config) or 0)
         except Exception as error:  # Hydra would announce it in its own words first
             failures.append(error)
 
