@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
 
-from common.errors import EXIT_CRASH, EXIT_DONE
+from common.errors import EXIT_CRASH, EXIT_DONE, EXIT_GO_ON
 from common.terminal import say
 
 GRACE_SECONDS = 10.0  # between one rank's failure and the end of the others
@@ -29,8 +29,8 @@ def free_port() -> int:
 def run_ranks(command: Sequence[str], ranks: int, threads: int, log_folder: Path) -> int:
     """Run ``command`` once a rank, with torchrun's environment variables; the exit code of the whole.
 
-    Rank 0 writes to this terminal, the others to ``log_folder/rank-NNNNN.log``. SIGINT and SIGTERM are passed on once
-    each time they come. When a rank fails, its last words are shown and the others are ended.
+    Rank 0 writes to this terminal, the others to ``log_folder/rank-NNNNN.log``. SIGINT and SIGTERM are passed on as
+    SIGTERM; a second one ends the ranks at once. When a rank fails, its last words are shown and the others are ended.
     """
     log_folder.mkdir(parents=True, exist_ok=True)
     shared = {
@@ -48,12 +48,12 @@ def run_ranks(command: Sequence[str], ranks: int, threads: int, log_folder: Path
         stops += 1
         for process in processes:
             if process.poll() is None:
-                process.send_signal(signal.SIGTERM)
+                process.send_signal(signal.SIGTERM if stops == 1 else signal.SIGKILL)
 
     before = {number: signal.signal(number, pass_on) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         for rank in range(ranks):
-            log = None if rank == 0 else _log(log_folder, rank).open("wb")
+            log = None if rank == 0 else _log(log_folder, rank).open("ab")
             environment = {**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank)}
             processes.append(
                 subprocess.Popen(command, env=environment, stdout=log, stderr=log, stdin=subprocess.DEVNULL,
@@ -61,7 +61,12 @@ def run_ranks(command: Sequence[str], ranks: int, threads: int, log_folder: Path
             )  # fmt: skip
             if log:
                 log.close()
-        return _wait(processes, log_folder)
+        ended_here = _wait(processes)
+        codes = [process.returncode for process in processes]
+        if stops and min(codes) < 0:  # before training began, or asked twice
+            say("stopped at once; the same command goes on from the last checkpoint")
+            return EXIT_GO_ON
+        return _judge(codes, ended_here, log_folder)
     finally:
         for process in processes:
             if process.poll() is None:
@@ -70,25 +75,30 @@ def run_ranks(command: Sequence[str], ranks: int, threads: int, log_folder: Path
             signal.signal(number, handler)
 
 
-def _wait(processes: list[subprocess.Popen[bytes]], log_folder: Path) -> int:
-    """Wait for all ranks; after the first failure the others get ``GRACE_SECONDS``."""
-    deadline, first = None, None
+def _wait(processes: list[subprocess.Popen[bytes]]) -> set[int]:
+    """Wait for all ranks; after the first failure the others get ``GRACE_SECONDS``. The ranks that were ended here."""
+    deadline, ended_here = float("inf"), set()
     while any(process.poll() is None for process in processes):
         time.sleep(0.05)
-        failed = [rank for rank, process in enumerate(processes) if process.poll() not in (None, EXIT_DONE)]
-        if failed and deadline is None:
-            first, deadline = failed[0], time.monotonic() + GRACE_SECONDS
-        if deadline is not None and time.monotonic() > deadline:
-            for process in processes:
-                if process.poll() is None:
-                    process.kill()
-            deadline = float("inf")
-    codes = [process.returncode for process in processes]
+        ended = [(rank, process.poll()) for rank, process in enumerate(processes)]
+        failed = [rank for rank, code in ended if code not in (None, EXIT_DONE, EXIT_GO_ON)]
+        if failed and deadline == float("inf"):
+            deadline = time.monotonic() + GRACE_SECONDS
+        if time.monotonic() > deadline:
+            ended_here |= {rank for rank, code in ended if code is None}
+            for rank in ended_here:
+                processes[rank].kill()
+    return ended_here
+
+
+def _judge(codes: Sequence[int], ended_here: set[int], log_folder: Path) -> int:
+    """The exit code of the whole; of the ranks that failed, the one that failed by itself is shown."""
     crashed = [rank for rank, code in enumerate(codes) if code < 0 or code == EXIT_CRASH]
     if not crashed:
         return max(codes)
-    # A rank that was killed comes before the ranks whose collectives failed because of it.
-    culprit = first if first in crashed and codes[first] < 0 else min(crashed, key=lambda rank: (codes[rank] != -9, rank))
+    # One that was killed from outside comes first: the others' collectives failed because of it, or we ended them.
+    outside = [rank for rank in crashed if codes[rank] < 0 and rank not in ended_here]
+    culprit = (outside or crashed)[0]
     _last_words(culprit, codes[culprit], log_folder)
     return EXIT_CRASH
 

@@ -131,7 +131,7 @@ def _finish(partial: Path, final: Path, files: dict[str, Any], shapes: Mapping[s
 def _cannot_write(path: Path, error: Exception) -> HanseError:
     reason = getattr(error, "strerror", None) or " ".join(str(error).split())
     return HanseError(f"{path}: cannot write the checkpoint ({reason}); earlier checkpoints are untouched: "
-                      "free some space or name another folder with run=..., then run the same command again")  # fmt: skip
+                      "free some space, then run the same command again")  # fmt: skip
 
 
 def prune(checkpoints: Path, keep_last: int, keep_every_steps: int) -> list[int]:
@@ -227,9 +227,11 @@ class Checkpoint:
         for name in [*shapes, *self.shapes]:
             here, there = shapes.get(name), self.shapes.get(name)
             if here != there:
-                raise HanseError(f"{self.folder}: a checkpoint of another model: {name} is "
-                                 f"{list(there) if there else 'absent'} there and "
-                                 f"{list(here) if here else 'absent'} in this configuration; use another run=...")  # fmt: skip
+                found, asked = (list(shape) if shape else "absent" for shape in (there, here))
+                raise HanseError(
+                    f"{self.folder}: a checkpoint of another model: {name} is {found} there and {asked} in this "
+                    "configuration; use another run=..."
+                )
 
     def read(self, spans: list[Slice], start: int, stop: int, out: Tensor) -> None:
         """Copy elements ``start..stop`` of a flattened tensor into ``out``, of shape (stop - start,)."""

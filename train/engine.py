@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import fcntl
+import io
 import logging
 import os
+import sys
+import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout, suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.utils.cpp_extension import _get_build_directory
 from transformers import PreTrainedModel
 
 from train.config import TrainConfig
@@ -22,6 +28,7 @@ from train.stream import MicroBatch
 os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
 logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
 import deepspeed  # noqa: E402  (its accelerator is chosen by the variable above)
+from deepspeed.accelerator import get_accelerator  # noqa: E402
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
@@ -49,13 +56,36 @@ def initialise_ranks(place: Place) -> torch.device:
     Before any model is built: ZeRO's construction is silently single-rank otherwise (DeepSpeed #8084).
     """
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
-    deepspeed.init_distributed(verbose=False)
+    warnings.filterwarnings("ignore", category=FutureWarning)  # DeepSpeed's calls that torch will rename
+    device = torch.device("cpu")
     if torch.cuda.is_available():
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-        return torch.device("cuda", torch.cuda.current_device())
-    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+        torch.cuda.set_device(device)
+    else:
+        torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+        _compile_communication()
+    with redirect_stdout(io.StringIO()):  # it says on every start that it compiled something once
+        deepspeed.init_distributed(verbose=False)
     assert place.ranks == dist.get_world_size()
-    return torch.device("cpu")
+    return device
+
+
+def _compile_communication() -> None:
+    """Compile DeepSpeed's shared-memory all-reduce where that has not been done, one process at a time.
+
+    ``init_distributed`` would do it, but behind a lock file that outlives a killed compilation: every later start then
+    waits for it without a word. Whoever holds our lock, which dies with its holder, may remove that file.
+    """
+    os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"  # ninja is there
+    builder = get_accelerator().create_op_builder("ShareMemCommBuilder")
+    if builder is None or not builder.is_compatible(verbose=False):
+        return
+    folder = Path(_get_build_directory(builder.name, verbose=False))
+    with (folder / "hanse.lock").open("w") as lock:
+        with suppress(OSError):  # a filesystem without locks
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        (folder / "lock").unlink(missing_ok=True)
+        builder.load(verbose=False)
 
 
 def deepspeed_config(config: TrainConfig, ranks: int, precision: str, parameters: int) -> dict[str, Any]:
@@ -173,7 +203,9 @@ class Engine:
         return flat.data.narrow(0, start, length), {key: state[key].narrow(0, start, length) for key in MOMENTS}
 
     def _flats(self) -> list[Tensor]:
-        count = len(self.zero.fp32_partitioned_groups_flat if self.stage == 3 else self.zero.single_partition_of_fp32_groups)
+        count = len(
+            self.zero.fp32_partitioned_groups_flat if self.stage == 3 else self.zero.single_partition_of_fp32_groups
+        )
         return [self._flat(group) for group in range(count)]
 
     def _prepare_optimizer_state(self) -> None:

@@ -42,7 +42,9 @@ class LanguageLoss:
 class Evaluation:
     """The validation windows of every language, fixed once: the same at every step and any number of ranks."""
 
-    def __init__(self, sources: Mapping[str, Source], tokens_per_language: int, micro_batch: int, token_bytes: np.ndarray):
+    def __init__(
+        self, sources: Mapping[str, Source], tokens_per_language: int, micro_batch: int, token_bytes: np.ndarray
+    ):
         self.micro_batch, self.token_bytes = micro_batch, token_bytes
         self.batches: list[tuple[int, MicroBatch]] = []
         self.languages = [name for name, source in sources.items() if source.windows]
@@ -90,7 +92,8 @@ class Evaluation:
             labels = self.labels(index)
             targets[language] += len(labels)
             sizes[language] += int(self.token_bytes[labels].sum())
-        return {name: LanguageLoss(*sums) for name, *sums in zip(self.languages, nll, targets, sizes, strict=True)}
+        rows = zip(self.languages, nll, targets, sizes, strict=True)
+        return {name: LanguageLoss(bits, labels, size) for name, bits, labels, size in rows}
 
     def unigram(self, training: Mapping[str, Source], vocabulary_size: int) -> dict[str, LanguageLoss]:
         """The loss of a unigram model on the same labels: frequencies of the language's training tokens, plus one."""

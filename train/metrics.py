@@ -9,10 +9,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from common.files import write_json
 from common.terminal import Progress, count, say
 from train.config import TrainConfig
 from train.evaluate import LanguageLoss
 from train.run_folder import RunFolder
+
+HEARTBEAT_SECONDS = 5.0
 
 
 class StepClock:
@@ -46,11 +49,13 @@ class Metrics:
     def __init__(self, folder: RunFolder, config: TrainConfig, *, first_step: int, speaks: bool):
         self.config, self.speaks = config, speaks
         self.progress = Progress("train", config.steps, "steps", done=first_step, enabled=speaks)
+        self._heartbeat, self._beaten, self._phase = folder.heartbeat, 0.0, ""
         self._file = folder.metrics.open("a", encoding="utf-8") if speaks else None
         self._wandb = _start_wandb(folder.path, config) if speaks else None
 
     def step(self, record: Mapping[str, Any]) -> None:
         """One optimizer step: written, and shown on the progress line."""
+        self._beat(record["step"], "training")
         self._write(record)
         rate = f"{count(record['tokens_per_second'], 'tok')}/s"
         extra = f"step {record['step']}/{self.config.steps}  loss {record['loss']:.3f}  MFU {record['mfu']:.0%}"
@@ -70,8 +75,19 @@ class Metrics:
                  + "  ".join(f"{name} {loss.bits_per_byte:.3f}" for name, loss in losses.items()))  # fmt: skip
 
     def event(self, step: int, kind: str, **facts: Any) -> None:
-        """Something that happened once: a resume, a checkpoint, a stop."""
+        """Something that happened once: a start, a resume, a checkpoint."""
+        self._beat(step, kind)
         self._write({"step": step, "event": kind, "time": time.time(), **facts})
+
+    def _beat(self, step: int, phase: str) -> None:
+        """Tell a watcher that the run lives: ``heartbeat.json``, at most every few seconds while it trains."""
+        now = time.time()
+        if not self.speaks or (phase == self._phase and now - self._beaten < HEARTBEAT_SECONDS):
+            return
+        self._beaten, self._phase = now, phase
+        tokens = step * self.config.tokens_per_step
+        write_json(self._heartbeat, {"time": now, "phase": phase, "step": step, "steps": self.config.steps,
+                                     "consumed_tokens": tokens})  # fmt: skip
 
     def say(self, text: str) -> None:
         """A line of its own."""
@@ -87,12 +103,13 @@ class Metrics:
             numbers = {k: v for k, v in _flatten(record).items() if isinstance(v, int | float) and k != "step"}
             self._wandb.log(numbers, step=record["step"])
 
-    def close(self) -> None:
-        """Flush everything."""
+    def close(self, step: int) -> None:
+        """Flush everything; ``step`` is the last one done."""
+        self._beat(step, "done" if step == self.config.steps else "stopped")
         if self._file:
             self._file.close()
         if self._wandb is not None:
-            self._wandb.finish(quiet=True)
+            self._wandb.finish()
 
 
 def _start_wandb(path: Path, config: TrainConfig) -> Any:
@@ -102,7 +119,8 @@ def _start_wandb(path: Path, config: TrainConfig) -> Any:
     from omegaconf import OmegaConf
 
     settings = wandb.Settings(silent=True, disable_git=True, disable_code=True, x_disable_stats=True)
-    return wandb.init(mode=config.track.wandb, project=config.track.wandb_project, name=config.name, dir=str(path),
+    mode: Any = config.track.wandb
+    return wandb.init(mode=mode, project=config.track.wandb_project, name=config.name, dir=str(path),
                       resume="allow", id=f"{config.name}-{config.seed}", settings=settings,
                       config=OmegaConf.to_container(OmegaConf.structured(config)))  # type: ignore[arg-type]  # fmt: skip
 

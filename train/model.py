@@ -100,8 +100,9 @@ def model_inputs(batch: MicroBatch, device: torch.device) -> dict[str, Any]:
 
 def parameter_counts(model: PreTrainedModel) -> tuple[int, int]:
     """(all parameters, those that take part in matrix products): without the input embedding unless it is tied."""
-    total = sum(parameter.numel() for parameter in model.parameters())
-    embedding, head = model.get_input_embeddings().weight, model.get_output_embeddings().weight
+    total = model.num_parameters()
+    embedding = model.get_input_embeddings().weight
+    head = model.get_output_embeddings().weight
     return total, total if embedding is head else total - embedding.numel()
 
 

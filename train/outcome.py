@@ -18,18 +18,21 @@ from train.ranks import Place
 from train.run_folder import RunFolder
 
 if TYPE_CHECKING:
-    from train.loop import Data
+    from train.setup import Data, Run
 
 
 def opening(
-    config: TrainConfig, place: Place, parameters: int, precision: str, peaks: Mapping[str, float],
+    config: TrainConfig, place: Place, *, parameters: int, precision: str, peaks: Mapping[str, float],
     resumed: Checkpoint | None,
 ) -> str:  # fmt: skip
     """The lines before the first step."""
     measured = ", ".join(f"{name} {count(peak, 'FLOP/s')}" for name, peak in peaks.items())
-    budget = f"{config.steps} steps of {config.tokens_per_step:,} tokens = {count(config.steps * config.tokens_per_step)}"
+    tokens = (
+        f"{config.steps} steps of {config.tokens_per_step:,} tokens = {count(config.steps * config.tokens_per_step)}"
+    )
+    zero = f"{place.ranks} ranks, ZeRO-{config.engine.zero_stage}"
     lines = [
-        f"{config.name}: {count(parameters)} parameters, {place.ranks} ranks, ZeRO-{config.engine.zero_stage}, {budget} tokens",
+        f"{config.name}: {count(parameters)} parameters, {zero}, {tokens} tokens",
         f"precision {precision} ({'asked for' if config.engine.precision != 'auto' else 'chosen'}; "
         f"matrix products a rank: {measured})",
     ]
@@ -40,39 +43,49 @@ def opening(
 
 def already_done(config: TrainConfig, folder: RunFolder, step: int) -> None:
     """The lines of a run with nothing left to do."""
-    say(f"{folder.path}: all {step} steps are done; nothing to train (more with a larger tokens=..., in another run=...)")
+    say(f"{folder.path}: all {step} steps are done; nothing to train (to train for longer, name another run=...)")
     _next(config)
 
 
+def finish(run: Run, step: int, losses: Mapping[str, LanguageLoss], clock: StepClock, wall_seconds: float) -> None:
+    """Write ``summary.json`` and say how the run stands."""
+    unigram = run.evaluation.unigram(run.data.training, run.data.manifest.vocabulary_size)
+    values = summary(run, step, losses=losses, unigram=unigram, clock=clock, wall_seconds=wall_seconds)
+    run.folder.update_summary(values)
+    closing(run.config, values)
+
+
 def summary(
-    config: TrainConfig, folder: RunFolder, data: Data, *, step: int, losses: Mapping[str, LanguageLoss],
-    unigram: Mapping[str, LanguageLoss], clock: StepClock, flops_per_token: int, peak: float, parameters: int,
-    wall_seconds: float, ranks: int, precision: str,
+    run: Run, step: int, *, losses: Mapping[str, LanguageLoss], unigram: Mapping[str, LanguageLoss], clock: StepClock,
+    wall_seconds: float,
 ) -> dict[str, Any]:  # fmt: skip
     """What came out, for people and scripts. ``tokens_per_second`` and ``mfu`` are those of this start."""
+    config, data = run.config, run.data
     speed = config.tokens_per_step / clock.mean_seconds if clock.steps else 0.0
-    checkpoint = complete_steps(folder.checkpoints)[-1]
+    languages = sorted({*data.training, *data.validation})
+    corpus = data.manifest.folder.parent / "corpus"
+    paths = {
+        "corpus": str(corpus) if corpus.is_dir() else None,
+        "tokenizer": config.data.tokenizer,
+        "shards": config.data.shards,
+        "checkpoint": str(folder_of(run.folder.checkpoints, complete_steps(run.folder.checkpoints)[-1])),
+    }
     return {
         "name": config.name,
         "finished": step == config.steps,
-        "languages": {name: _language(name, data, losses, unigram) for name in sorted({*data.training, *data.validation})},
+        "languages": {name: _language(name, data, losses, unigram) for name in languages},
         "tokens_per_second": speed,
-        "mfu": speed * flops_per_token / peak,
-        "parameters": parameters,
+        "mfu": speed * run.flops_per_token / run.peak,
+        "parameters": run.parameters,
         "steps": step,
         "consumed_tokens": step * config.tokens_per_step,
         "wall_seconds": wall_seconds,
         "data_wait_share": clock.wait_seconds / clock.total_seconds if clock.total_seconds else 0.0,
-        "ranks": ranks,
+        "ranks": run.place.ranks,
         "zero_stage": config.engine.zero_stage,
-        "precision": precision,
+        "precision": run.precision,
         "machine": machine(),
-        "paths": {
-            "corpus": str(data.manifest.folder.parent / "corpus"),
-            "tokenizer": config.data.tokenizer,
-            "shards": config.data.shards,
-            "checkpoint": str(folder_of(folder.checkpoints, checkpoint)),
-        },
+        "paths": paths,
     }
 
 
@@ -111,7 +124,7 @@ def _processor() -> str:
         return platform.machine()
 
 
-def closing(config: TrainConfig, folder: RunFolder, values: Mapping[str, Any]) -> None:
+def closing(config: TrainConfig, values: Mapping[str, Any]) -> None:
     """The lines after the last step."""
     rows = []
     for name, language in values["languages"].items():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Iterator, Mapping, MutableMapping
 from contextlib import contextmanager
@@ -24,7 +23,7 @@ class Place:
         return self.rank == 0
 
 
-class ToldElsewhere(HanseError):
+class ToldElsewhere(HanseError):  # noqa: N818
     """An error that rank 0 prints for all."""
 
 

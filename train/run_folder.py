@@ -31,6 +31,8 @@ class RunFolder:
         self.checkpoints = self.path / "checkpoints"
         self.metrics = self.path / "metrics.jsonl"
         self.config = self.path / "config.yaml"
+        self.heartbeat = self.path / "heartbeat.json"
+        self.stop_file, self.save_file = self.path / "stop", self.path / "save"  # made by hand, or by a launcher
 
     @contextmanager
     def in_use(self) -> Iterator[None]:
@@ -40,13 +42,11 @@ class RunFolder:
         same Slurm job) is replaced.
 
         Raises:
-            HanseError: another run holds it.
+            HanseError: another run holds it, or the file ``stop`` is there.
         """
+        self.check_free()
         lock = self.path / "in-use.json"
-        self.path.mkdir(parents=True, exist_ok=True)
-        mine = {"host": socket.gethostname(), "pid": os.getpid(), "slurm_job_id": os.environ.get("SLURM_JOB_ID"),
-                "slurm_restart_count": int(os.environ.get("SLURM_RESTART_COUNT", "0")),
-                "boot": _boot(), "started": _process_start(os.getpid())}  # fmt: skip
+        mine = _holder()
         for _ in range(2):
             try:
                 handle = os.open(lock, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
@@ -61,6 +61,22 @@ class RunFolder:
             yield
         finally:
             lock.unlink(missing_ok=True)
+
+    def check_free(self) -> None:
+        """Make the folder if it is missing, and see whether a run may start in it.
+
+        Raises:
+            HanseError: another run holds it, or the file ``stop`` is there.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise HanseError(f"{self.path}: cannot be created ({error.strerror}); set another run=...") from None
+        if self.stop_file.exists():
+            raise HanseError(f"{self.stop_file}: this file keeps the run stopped; delete it to go on")
+        lock = self.path / "in-use.json"
+        if lock.exists():
+            self._clear_if_stale(lock, _holder())
 
     def _clear_if_stale(self, lock: Path, mine: Mapping[str, Any]) -> None:
         try:
@@ -127,6 +143,18 @@ def _differences(before: Any, now: Any, prefix: str = "") -> Iterator[str]:
         yield f"{prefix} was {before}, now {now}"
 
 
+def _holder() -> dict[str, Any]:
+    """What tells this process from every other one."""
+    return {
+        "host": socket.gethostname(),
+        "pid": os.getpid(),
+        "boot": _boot(),
+        "started": _process_start(os.getpid()),
+        "slurm_job_id": os.environ.get("SLURM_JOB_ID"),
+        "slurm_restart_count": int(os.environ.get("SLURM_RESTART_COUNT", "0")),
+    }
+
+
 def _boot() -> str:
     path = Path("/proc/sys/kernel/random/boot_id")
     return path.read_text(encoding="ascii").strip() if path.is_file() else ""
@@ -138,5 +166,3 @@ def _process_start(pid: int) -> str | None:
         return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()[19]
     except OSError:
         return None
-
-

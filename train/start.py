@@ -13,6 +13,7 @@ from common.files import write_text
 from launch.local import run_ranks
 from train.config import TrainConfig, batch_problems
 from train.ranks import ToldElsewhere, find_place, torchrun_variables
+from train.run_folder import RunFolder
 
 
 def run(config: TrainConfig) -> int:
@@ -22,6 +23,7 @@ def run(config: TrainConfig) -> int:
 
 def _start_ranks(config: TrainConfig) -> int:
     """Start the ranks on this machine. They read the composed configuration from a file, not the command line."""
+    RunFolder(config.run).check_free()  # before anything is written into a folder that another run may be using
     logs = Path(config.run) / "logs"
     write_text(logs / "start.yaml", OmegaConf.to_yaml(OmegaConf.structured(config)))
     threads = config.threads_per_rank or max(1, len(os.sched_getaffinity(0)) // config.ranks)

@@ -108,6 +108,7 @@ class Permutation:
 
     def _walk(self, index: np.ndarray | int, rounds: range, *, forward: bool) -> np.ndarray:
         value = np.atleast_1d(np.asarray(index, dtype=np.uint64)).copy()
+        assert (value < self.size).all(), "outside the permutation's domain: its cycle might never lead back"
         outside = np.ones(len(value), dtype=bool)
         while outside.any():  # walk the cycle until it is back inside; the domain is at most four times the size
             value[outside] = self._network(value[outside], rounds, forward=forward)
@@ -160,14 +161,23 @@ class Source:
 
     def window(self, number: int) -> tuple[np.ndarray, np.ndarray]:
         """(ids, documents): int64 arrays of ``length + 1`` ids, and of the document (counted in the shard) of each."""
-        which = int(np.searchsorted(self._ends, number, side="right"))
-        shard = self.shards[which]
-        start = (number - (int(self._ends[which - 1]) if which else 0)) * self.length
+        shard, start = self._place(number)
         stop = start + self.length + 1
         first, last = np.searchsorted(shard.document_starts, (start, stop - 1), side="right")
         edges = np.concatenate(([start], shard.document_starts[first:last], [stop]))
         documents = np.repeat(np.arange(first - 1, last), np.diff(edges))
         return shard.tokens[start:stop].astype(np.int64), documents
+
+    def targets(self, number: int) -> int:
+        """Labels that count in a window, told by the index alone: a document's first token is nobody's next token."""
+        shard, start = self._place(number)
+        first, last = np.searchsorted(shard.document_starts, (start, start + self.length), side="right")
+        return self.length - len(np.unique(shard.document_starts[first:last]))
+
+    def _place(self, number: int) -> tuple[TokenShard, int]:
+        """The shard of a window, and the token at which it starts there."""
+        which = int(np.searchsorted(self._ends, number, side="right"))
+        return self.shards[which], (number - (int(self._ends[which - 1]) if which else 0)) * self.length
 
 
 @dataclass(frozen=True)
@@ -187,11 +197,6 @@ class MicroBatch:
     documents: np.ndarray
     sources: np.ndarray
     packed: bool
-
-    @property
-    def targets(self) -> int:
-        """Labels that count."""
-        return int((self.labels != IGNORED).sum())
 
 
 def pack(windows: Sequence[tuple[np.ndarray, np.ndarray]], sources: Sequence[int]) -> MicroBatch:
@@ -221,6 +226,11 @@ class Stream:
         """The micro-batch of these samples."""
         drawn = [self.sample(number) for number in samples]
         return pack([self.sources[source].window(window) for source, window in drawn], [source for source, _ in drawn])
+
+    def targets(self, samples: Sequence[int]) -> int:
+        """Labels that count in these samples; every rank can tell for the whole step, without asking the others."""
+        drawn = [self.sample(number) for number in samples]
+        return sum(self.sources[source].targets(window) for source, window in drawn)
 
     def step(self, consumed: int, *, global_batch: int, micro_batch: int, rank: int, ranks: int) -> list[MicroBatch]:
         """One rank's micro-batches of the step that starts at sample ``consumed``, in the order they are run."""
@@ -258,7 +268,9 @@ def open_stream(
     if unknown:
         raise HanseError(f"data.mixture: no training shards for {', '.join(unknown)} in {manifest.folder}; "
                          f"there are {', '.join(sources) or 'none'}")  # fmt: skip
-    weights = dict(mixture) if mixture is not None else {name: float(source.windows) for name, source in sources.items()}
+    weights = (
+        dict(mixture) if mixture is not None else {name: float(source.windows) for name, source in sources.items()}
+    )
     used = {name: sources[name] for name in sources if weights.get(name, 0) > 0}
     for name, source in used.items():
         if source.windows == 0:

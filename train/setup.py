@@ -1,0 +1,178 @@
+"""From a configuration to everything a training loop needs: data, model, engine, and the checkpoint it goes on from."""
+
+from __future__ import annotations
+
+import platform
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from common.errors import HanseError
+from data_pipelines.shards import ShardsManifest
+from data_pipelines.tokenizer import token_byte_lengths, tokenizer_sha256
+from train import checkpoint as checkpoints
+from train import outcome
+from train.checkpoint import Checkpoint
+from train.config import TrainConfig
+from train.engine import Engine
+from train.evaluate import Evaluation, all_reduce_sum
+from train.metrics import Metrics
+from train.model import build_model, flops_per_token, model_config, parameter_counts
+from train.precision import choose, measured_peaks
+from train.ranks import Place, together
+from train.run_folder import RunFolder
+from train.stream import Stream, open_sources, open_stream
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run that is ready to train, on one rank.
+
+    Attributes:
+        first_step: optimizer steps done before this start; ``seconds_before``: wall-clock seconds spent on them.
+        parameters: of the model; ``flops_per_token``: model FLOPs of one training token.
+        peak: measured FLOP/s of all ranks together in ``precision``.
+    """
+
+    config: TrainConfig
+    place: Place
+    folder: RunFolder
+    data: Data
+    engine: Engine
+    evaluation: Evaluation
+    metrics: Metrics
+    precision: str
+    parameters: int
+    flops_per_token: int
+    peak: float
+    first_step: int
+    seconds_before: float
+
+
+def set_up(config: TrainConfig, place: Place, folder: RunFolder, device: torch.device) -> Run | None:
+    """Open everything; None when the budget of tokens is used up already. Collective.
+
+    Raises:
+        HanseError: wrong input, on every rank alike.
+    """
+    with together(place):
+        data = open_data(config)
+        resumed = open_checkpoint(folder, data, place)
+        if place.first:
+            folder.keep_config(config)
+    first_step = resumed.state["step"] if resumed else 0
+    if first_step >= config.steps:
+        if place.first:
+            outcome.already_done(config, folder, first_step)
+        return None
+
+    peaks = measured_peaks(device)
+    precision = agree_on_precision(config, resumed, peaks)
+    with together(place):
+        model = build_model(data.model, config.seed, config.model.attention)
+        if resumed:
+            resumed.check_model({name: tuple(parameter.shape) for name, parameter in model.named_parameters()})
+            model.load_state_dict(resumed.weights(), strict=False)  # tied weights have one name
+    parameters, flops = parameter_counts(model)[0], flops_per_token(model, config.data.sequence_length)
+    engine = Engine(config, model, place.ranks, precision)
+    with together(place):
+        if resumed:
+            resumed.restore(engine)
+        if place.first:
+            folder.cut_metrics(first_step)
+    metrics = Metrics(folder, config, first_step=first_step, speaks=place.first)
+    metrics.say(
+        outcome.opening(config, place, parameters=parameters, precision=precision, peaks=peaks, resumed=resumed)
+    )
+    metrics.event(first_step, "resume" if resumed else "start", ranks=place.ranks, zero_stage=config.engine.zero_stage,
+                  precision=precision, peak_flops_per_second=peaks, host=platform.node())  # fmt: skip
+    return Run(
+        config=config,
+        place=place,
+        folder=folder,
+        data=data,
+        engine=engine,
+        evaluation=Evaluation(data.validation, config.evaluate.tokens_per_language, config.batch.micro_batch_size,
+                              data.token_bytes),
+        metrics=metrics,
+        precision=precision,
+        parameters=parameters,
+        flops_per_token=flops,
+        peak=float(all_reduce_sum(torch.tensor([peaks[precision]], dtype=torch.float64), engine)[0]),
+        first_step=first_step,
+        seconds_before=resumed.state["wall_seconds"] if resumed else 0.0,
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Data:
+    """Everything read from the shards folder."""
+
+    manifest: ShardsManifest
+    stream: Stream
+    validation: dict[str, Any]
+    token_bytes: np.ndarray
+    model: Any
+
+    @property
+    def training(self) -> dict[str, Any]:
+        return {source.name: source for source in self.stream.sources}
+
+    @property
+    def languages(self) -> list[str]:
+        """Names of the training sources, in the order of their numbers."""
+        return [source.name for source in self.stream.sources]
+
+
+def open_data(config: TrainConfig) -> Data:
+    """Open shards and tokenizer, and check that they belong together.
+
+    Raises:
+        HanseError: something is missing, damaged, or not what the manifest describes.
+    """
+    settings = config.data
+    manifest = ShardsManifest.read(Path(settings.shards))
+    tokenizer = Path(settings.tokenizer) / "tokenizer.json"
+    if tokenizer_sha256(tokenizer) != manifest.tokenizer_sha256:
+        raise HanseError(
+            f"{tokenizer}: not the tokenizer that the shards in {settings.shards} were written with (its sha256 is not "
+            "the one in their manifest); set data.tokenizer, or run 'hanse tokenize' again"
+        )
+    length, hashes, end = settings.sequence_length, settings.verify_hashes, manifest.end_of_document_id
+    stream = open_stream(manifest, length, config.seed, settings.mixture, hashes=hashes)
+    validation = open_sources(manifest, "validation", length, config.seed, hashes=hashes)
+    model = model_config(config.model, manifest.vocabulary_size, length, bos_token_id=end, eos_token_id=end)
+    return Data(manifest, stream, validation, token_byte_lengths(tokenizer), model)
+
+
+def open_checkpoint(folder: RunFolder, data: Data, place: Place) -> Checkpoint | None:
+    """The latest complete checkpoint, verified; None in a fresh folder.
+
+    Raises:
+        HanseError: it is damaged, or belongs to other data.
+    """
+    steps = checkpoints.complete_steps(folder.checkpoints)
+    if not steps:
+        return None
+    found = Checkpoint(checkpoints.folder_of(folder.checkpoints, steps[-1]))
+    found.verify(place.rank, place.ranks)
+    if found.state["data_merkle_root"] != data.manifest.merkle_root:
+        raise HanseError(
+            f"{found.folder}: trained on other shards than those in {data.manifest.folder} (their Merkle "
+            "roots differ); set data.shards to the ones it was trained on, or name another run=..."
+        )
+    return found
+
+
+def agree_on_precision(config: TrainConfig, resumed: Checkpoint | None, peaks: dict[str, float]) -> str:
+    """One precision for all ranks: a run that goes on keeps its own, else rank 0's measurement decides."""
+    asked = config.engine.precision
+    if asked == "auto" and resumed:
+        return str(resumed.state["precision"])
+    chosen = [choose(asked, peaks)]
+    dist.broadcast_object_list(chosen)
+    return chosen[0]
