@@ -16,7 +16,8 @@ HELP = """hanse {name} [group=choice] [key=value]: {line}
 
 {keys}
 
---cfg job            show what would run; --resolve fills in what refers to other keys
+--cfg job            show what would run
+--check              look for everything that is wrong with it, and show it with all references resolved
 --config-dir FOLDER  your own configs beside the shipped ones, e.g. FOLDER/experiment/NAME/{name}.yaml
 --multirun           run once for each of several values: key=1,2,3"""
 

@@ -147,7 +147,7 @@ class CorpusManifest:
             value["files"] = {name: from_json(FileEntry, entry) for name, entry in value["files"].items()}
             manifest = from_json(cls, {**value, "folder": folder})
             edited = manifest.merkle_root != root or manifest._languages() != languages
-        except (KeyError, TypeError, AttributeError) as error:
+        except (KeyError, TypeError, AttributeError, UnicodeEncodeError) as error:
             raise HanseError(f"{path}: not a manifest of {FORMAT} ({error})") from None
         if edited:
             raise HanseError(f"{path}: its Merkle root does not match what it says: the manifest was edited")

