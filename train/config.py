@@ -220,8 +220,12 @@ class GenerateConfig:
 
     def problems(self) -> list[str]:
         """Everything wrong with the values, one line each."""
-        found = [*_run_problems(self.run), *_step_problems(self.step),
-                 *_at_least(self, 1, "prompt_words", "max_new_tokens"), *_at_least(self, 0, "temperature", "seed")]  # fmt: skip
+        found = [
+            *_run_problems(self.run),
+            *_step_problems(self.step),
+            *_at_least(self, 1, "prompt_words", "max_new_tokens"),
+            *_at_least(self, 0, "temperature", "seed"),
+        ]
         if not 0 < self.top_p <= 1:
             found.append(f"top_p={self.top_p}: must be above 0, and 1 at most")
         if not all(prompt.strip() for prompt in self.prompts):

@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from common.errors import HanseError
 from common.files import read_json, write_json, write_text
@@ -110,6 +112,21 @@ class RunFolder:
                                  "give it the same again, or name another folder with run=...")  # fmt: skip
         write_text(self.config, OmegaConf.to_yaml(OmegaConf.structured(config)))
 
+    def read_config(self) -> TrainConfig:
+        """The configuration that the run was started with.
+
+        Raises:
+            HanseError: ``config.yaml`` is missing or is not one of ``hanse train``.
+        """
+        try:
+            merged = OmegaConf.merge(OmegaConf.structured(TrainConfig), OmegaConf.load(self.config))
+            config = OmegaConf.to_object(merged)
+        except (OSError, UnicodeDecodeError, YAMLError, OmegaConfBaseException) as error:
+            reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+            raise HanseError(f"{self.config}: not a readable configuration of 'hanse train' ({reason})") from None
+        assert isinstance(config, TrainConfig)
+        return config
+
     def cut_metrics(self, step: int) -> None:
         """Drop lines of ``metrics.jsonl`` that a run going on after ``step`` steps will write again."""
         if self.metrics.is_file():
@@ -126,11 +143,23 @@ class RunFolder:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The records of a ``metrics.jsonl``; a half-written last line is left out."""
+    """The records of a ``metrics.jsonl``; a half-written last line is left out.
+
+    Raises:
+        HanseError: there is none, or a line in it is no record.
+    """
     if not path.is_file():
         raise HanseError(f"{path}: no metrics here; 'hanse train' writes them")
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    return [json.loads(line) for line in lines if line.endswith("\n")]
+    records = []
+    for number, line in enumerate(path.read_bytes().splitlines(keepends=True), 1):
+        if line.endswith(b"\n"):
+            try:
+                record = json.loads(line)
+                assert isinstance(record["step"], int)
+            except (ValueError, RecursionError, TypeError, KeyError, AssertionError):
+                raise HanseError(f"{path}: line {number} is no record of a step; delete it to go on") from None
+            records.append(record)
+    return records
 
 
 def _differences(before: Any, now: Any, prefix: str = "") -> Iterator[str]:

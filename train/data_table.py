@@ -1,0 +1,65 @@
+"""What the training data was, language by language: from the manifests, as far as they are still there."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from common.errors import HanseError
+from data_pipelines.manifest import CorpusManifest, Tally
+from data_pipelines.shards import ShardEntry, ShardsManifest
+
+
+@dataclass(frozen=True)
+class LanguageData:
+    """Counts of one language. ``corpus`` is None where the corpus of the shards was not found."""
+
+    language: str
+    training_documents: int
+    training_bytes: int
+    training_tokens: int
+    validation_documents: int
+    validation_bytes: int
+    validation_tokens: int
+    corpus: Tally | None
+
+    @property
+    def documents(self) -> int:
+        """Documents in the shards."""
+        return self.training_documents + self.validation_documents
+
+    @property
+    def license(self) -> str | None:
+        return self.corpus.license if self.corpus else None
+
+    @property
+    def removed(self) -> int | None:
+        """Documents of the sources that are not in the corpus."""
+        return sum(self.corpus.removed.values()) if self.corpus else None
+
+
+def data_table(shards: ShardsManifest, corpus: CorpusManifest | None) -> list[LanguageData]:
+    """One row a language, in alphabetical order."""
+    tallies = corpus.languages if corpus else {}
+    rows = []
+    for language in sorted({entry.language for entry in shards.shards}):
+        sums = [_sums(entry for entry in shards.of(split) if entry.language == language)
+                for split in ("train", "validation")]  # fmt: skip
+        rows.append(LanguageData(language, *sums[0], *sums[1], tallies.get(language)))
+    return rows
+
+
+def _sums(entries: Iterable[ShardEntry]) -> tuple[int, int, int]:
+    counts = [(entry.documents, entry.bytes, entry.tokens) for entry in entries]
+    documents, size, tokens = (sum(column) for column in zip((0, 0, 0), *counts, strict=True))
+    return documents, size, tokens
+
+
+def corpus_of(shards: ShardsManifest, folder: Path | None = None) -> CorpusManifest | None:
+    """The corpus that shards were made of, in ``folder`` or beside them; None where there is none, or another one."""
+    try:
+        corpus = CorpusManifest.read(folder or shards.folder.parent / "corpus")
+    except HanseError:
+        return None
+    return corpus if corpus.merkle_root == shards.corpus_merkle_root else None
