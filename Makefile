@@ -43,7 +43,7 @@ lint: $(VENV)/.installed-dev
 	mypy
 
 docs: $(VENV)/.installed-dev
-	mkdocs build --strict
+	NO_MKDOCS_2_WARNING=1 mkdocs build --strict --quiet
 
 clean:
 	rm -rf site build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,47 @@
+"""``make demo``, command by command as the Makefile has it, with a budget of four steps in place of sixty-four."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+
+MAKEFILE = Path(__file__).parents[2] / "Makefile"
+FEWER_STEPS = ("tokens=65_536", "schedule.warmup_steps=1", "evaluate.tokens_per_language=2048")
+SUMMARY = {
+    "languages", "tokens_per_second", "mfu", "parameters", "steps", "consumed_tokens", "wall_seconds", "paths",
+}  # fmt: skip
+LANGUAGE = {"bits_per_byte", "unigram_bits_per_byte", "documents", "bytes", "tokens"}
+PATHS = {"corpus", "shards", "checkpoint", "export", "report"}
+
+
+@pytest.mark.slow
+def test_demo_leads_from_text_to_a_report_and_a_second_time_does_nothing_twice(
+    hanse, demo_downloads, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(demo_downloads, "data/downloads")
+    recipe = re.search(r"^demo:.*\n((?:\t.*\n)+)", MAKEFILE.read_text(encoding="utf-8"), re.MULTILINE)
+    assert recipe
+    commands = [line.split() for line in re.findall(r"^\thanse (.*)$", recipe[1], re.MULTILINE)]
+    for command in commands:
+        assert hanse(*command, *(FEWER_STEPS if command[0] == "train" else ())) == 0, command
+
+    summary = json.loads(Path("runs/demo/summary.json").read_text(encoding="utf-8"))
+    assert summary.keys() >= SUMMARY
+    assert summary["finished"] and summary["steps"] == 4 and summary["consumed_tokens"] == 65_536
+    assert summary["languages"].keys() == {"fr", "de", "es", "it"}
+    for language in summary["languages"].values():
+        assert all(language[key] > 0 for key in LANGUAGE)
+    assert all(Path(summary["paths"][key]).exists() for key in PATHS)
+
+    checkpoint = Path(summary["paths"]["checkpoint"], "manifest.json")
+    before = [path.stat().st_mtime_ns for path in (checkpoint, Path("data/demo/shards/manifest.json"))]
+    capsys.readouterr()
+    for command in commands[:4]:
+        assert hanse(*command, *(FEWER_STEPS if command[0] == "train" else ())) == 0, command
+    assert capsys.readouterr().out.count("nothing to") == 4
+    assert before == [path.stat().st_mtime_ns for path in (checkpoint, Path("data/demo/shards/manifest.json"))]
