@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -100,9 +100,8 @@ def model_inputs(batch: MicroBatch, device: torch.device) -> dict[str, Any]:
 
 def parameter_counts(model: PreTrainedModel) -> tuple[int, int]:
     """(all parameters, those that take part in matrix products): without the input embedding unless it is tied."""
-    total = model.num_parameters()
-    embedding = model.get_input_embeddings().weight
-    head = model.get_output_embeddings().weight
+    total, untyped = model.num_parameters(), cast(Any, model)  # which of its methods mypy finds depends on the version
+    embedding, head = untyped.get_input_embeddings().weight, untyped.get_output_embeddings().weight
     return total, total if embedding is head else total - embedding.numel()
 
 

@@ -32,7 +32,7 @@ def test_demo_leads_from_text_to_a_report_and_a_second_time_does_nothing_twice(
 
     summary = json.loads(Path("runs/demo/summary.json").read_text(encoding="utf-8"))
     assert summary.keys() >= SUMMARY
-    assert summary["finished"] and summary["steps"] == 4 and summary["consumed_tokens"] == 65_536
+    assert (summary["finished"], summary["steps"], summary["consumed_tokens"]) == (True, 4, 65_536)
     assert summary["languages"].keys() == {"fr", "de", "es", "it"}
     for language in summary["languages"].values():
         assert all(language[key] > 0 for key in LANGUAGE)
