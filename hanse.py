@@ -26,6 +26,8 @@ VERBS = {
              "checkpoint + prompts -> text"),
         Verb("report", "train.config:ReportConfig", "train.report:run",
              "run folder -> one self-contained HTML page"),
+        Verb("launch", "launch.config:LaunchConfig", "launch.submit:run",
+             "site + experiment -> a Slurm job that goes on until its tokens are used up"),
     )
 }  # fmt: skip
 

@@ -92,6 +92,14 @@ def run(verb: Verb, arguments: list[str]) -> int:
     if {"-h", "--help"} & set(flags):
         say(configuration.explanation(verb.name, verb.line, folders))
         return 0
+    asked = [override[:-2] for override in overrides if override.endswith("=?")]
+    if asked:  # group=? is a question: what can be chosen, and what the verb knows about it
+        for group in asked:
+            say(f"{group}= one of {', '.join(configuration.choices(group, verb.name, folders))}")
+            schema = verb.load(verb.schema)
+            if hasattr(schema, "tell_choices"):
+                say(schema.tell_choices(group))
+        return 0
     import hydra
     from hydra.core.config_store import ConfigStore
     from omegaconf import OmegaConf

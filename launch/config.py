@@ -1,0 +1,130 @@
+"""What may be configured in launching and watching. Meanings, units and defaults stand in ``configs/*.yaml``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from omegaconf import MISSING, OmegaConf
+
+from launch.site import Site, detect, host_names
+
+LAUNCHERS = ("srun", "torchrun")
+
+
+def _open_dictionary() -> Any:
+    """A dictionary to which the command line may add keys without a ``+``."""
+    return OmegaConf.create({}, flags={"struct": False})
+
+
+@dataclass
+class SoftwareConfig:
+    """Where ``hanse`` and its libraries come from on the compute nodes."""
+
+    container: str | None = None
+    binds: list[str] = field(default_factory=list)
+    venv: str | None = None
+    archive: str | None = None
+    setup: list[str] = field(default_factory=list)
+    environment: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass
+class LifeConfig:
+    """When a job starts again and when it gives up."""
+
+    signal_seconds: int = MISSING
+    max_starts: int = MISSING
+    max_failures: int = MISSING
+    backoff_seconds: int = MISSING
+    exclude_after: int = MISSING
+    start_minutes: float = MISSING
+    hang_minutes: float = MISSING
+    node_checks: bool = True
+    slow_node: float = MISSING
+
+
+@dataclass
+class LaunchConfig:
+    """Everything ``hanse launch`` takes."""
+
+    site: Site = field(default_factory=Site)
+    train: Any = field(default_factory=_open_dictionary)
+    nodes: int = 1
+    spare_nodes: int = 0
+    ranks_per_node: int | None = None
+    threads_per_rank: int | None = None
+    launcher: str = "srun"
+    queue: str | None = None
+    hours: float | None = None
+    account: str | None = None
+    reservation: str | None = None
+    exclude: list[str] = field(default_factory=list)
+    sbatch: list[str] = field(default_factory=list)
+    software: SoftwareConfig = field(default_factory=SoftwareConfig)
+    life: LifeConfig = field(default_factory=LifeConfig)
+    dry_run: bool = False
+    experiment: Any = None
+
+    @staticmethod
+    def tell_choices(group: str) -> str:
+        """What ``site=?`` says beside the list: which of them this machine is."""
+        found = detect() if group == "site" else []
+        names = host_names()[-1]
+        return f"this machine ({names}) is {' or '.join(found) or 'none of those with known host names'}"
+
+    def problems(self) -> list[str]:
+        """What is wrong whatever the site is, one line each; what the site says comes later, in ``launch/job.py``."""
+        least = {"nodes": 1, "spare_nodes": 0, "life.signal_seconds": 1, "life.max_starts": 1, "life.max_failures": 1,
+                 "life.backoff_seconds": 0, "life.exclude_after": 1}  # fmt: skip
+        found = []
+        for key, minimum in least.items():
+            holder: Any = self.life if key.startswith("life.") else self
+            value = getattr(holder, key.removeprefix("life."))
+            if value < minimum:
+                found.append(f"{key}={value}: must be {minimum} or more")
+        for key in ("ranks_per_node", "threads_per_rank"):
+            value = getattr(self, key)
+            if value is not None and value < 1:
+                found.append(f"{key}={value}: must be 1 or more")
+        if self.hours is not None and self.hours <= 0:
+            found.append(f"hours={self.hours}: must be above 0")
+        if min(self.life.start_minutes, self.life.hang_minutes) <= 0:
+            found.append("life.start_minutes, life.hang_minutes: must be above 0")
+        if self.launcher not in LAUNCHERS:
+            found.append(f"launcher={self.launcher}: one of {', '.join(LAUNCHERS)}")
+        return found
+
+
+@dataclass
+class StatusConfig:
+    """What ``hanse status`` takes."""
+
+    runs: str = MISSING
+    run: str | None = None
+    watch: bool = False
+    every_seconds: float = MISSING
+    hang_minutes: float = MISSING
+    requeue_hung: bool = False
+
+    def problems(self) -> list[str]:
+        """Everything wrong with the values, one line each."""
+        return [f"{key}={getattr(self, key)}: must be above 0" for key in ("every_seconds", "hang_minutes")
+                if not getattr(self, key) > 0]  # fmt: skip
+
+
+@dataclass
+class SyncConfig:
+    """What ``hanse sync`` takes."""
+
+    runs: str = MISSING
+    run: str | None = None
+    project: str | None = None
+    entity: str | None = None
+    checkpoints: str | None = None
+    tool: str = "rsync"
+    dry_run: bool = False
+
+    def problems(self) -> list[str]:
+        """Everything wrong with the values, one line each."""
+        return [] if self.tool in ("rsync", "rclone") else [f"tool={self.tool}: one of rsync, rclone"]

@@ -1,0 +1,167 @@
+"""``hanse launch``: a site, a request and a training configuration -> a job folder, shown, and a job in the queue."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import OmegaConf
+
+from common.errors import ConfigError, HanseError
+from common.files import read_json, write_json
+from common.terminal import duration, next_step, say, table
+from launch import slurm
+from launch.config import LaunchConfig
+from launch.job import Job, ranks_per_node, work_out
+from launch.local import run_ranks
+from launch.render import job_folders, next_folder, who, write_folder
+from launch.site import detect, resolve
+
+
+def run(config: LaunchConfig) -> int:
+    """Render a job and submit it; with ``dry_run`` only render it.
+
+    Raises:
+        HanseError: everything that speaks against the job, found before anything is submitted.
+    """
+    config.site, why = resolve(config.site)
+    site = config.site
+    problems = site.problems()
+    if problems:
+        raise ConfigError(problems)
+    here = site.scheduler == "none" or site.name in detect() or (site.name == "slurm" and slurm.available())
+    train, wrong = train_configuration(config)
+    job = work_out(config, site, train, wrong, Path.cwd(), here=here)
+    refuse_if_in_use(job.run)
+    folder = next_folder(job.run)
+    write_folder(job, folder)
+    _show(job, folder, why)
+    if site.scheduler == "none":
+        return 0 if config.dry_run else _start_here(job, folder)
+    return _submit(job, folder, here=here)
+
+
+def train_configuration(config: LaunchConfig) -> tuple[dict[str, Any] | None, list[str]]:
+    """The resolved configuration of ``hanse train`` (None where it cannot be composed), and what is wrong with it.
+
+    Asked of the verb itself, in a process of its own: this package imports nothing of ``train``.
+    """
+    ranks = config.nodes * (ranks_per_node(config, config.site) or 1)
+    command = [sys.executable, "-m", "hanse", "train", *_train_overrides(config), f"ranks={ranks}"]
+    answer = subprocess.run([*command, "--check"], capture_output=True, text=True, check=False)
+    wrong = []
+    if answer.returncode:
+        lines = [line.strip() for line in answer.stderr.splitlines() if line.strip()]
+        head = lines[0].removeprefix("hanse train: ") if lines else "hanse train --check failed"
+        wrong = [
+            f"train.{line}".replace("must be set (", "must be set (train.")
+            for line in (lines[1:] if "problems in the configuration" in head else [head])
+        ]
+        # A wrong value does not keep us from looking at what the others mean for the site.
+        answer = subprocess.run([*command, "--cfg", "job", "--resolve"], capture_output=True, text=True, check=False)
+        if answer.returncode:
+            return None, wrong
+    train = OmegaConf.to_container(OmegaConf.create(answer.stdout))
+    assert isinstance(train, dict)
+    return {str(key): value for key, value in train.items()}, wrong
+
+
+def _train_overrides(config: LaunchConfig) -> list[str]:
+    """The experiment and every key under ``train``, as overrides of ``hanse train``."""
+    hydra = HydraConfig.get()
+    folders = [source.path for source in hydra.runtime.config_sources if source.provider == "command-line"]
+    flags = [flag for folder in folders for flag in ("--config-dir", folder)]
+    choice = str(hydra.runtime.choices.get("experiment") or "")
+    experiment = [f"experiment={choice.rpartition('/')[0]}"] if "/" in choice else []
+    # Groups (model=llama-8m) come before keys that change what they chose.
+    pairs = sorted(_leaves(OmegaConf.to_container(OmegaConf.create(config.train))), key=lambda pair: "." in pair[0])
+    return [*flags, *experiment, *(f"{key}={_as_override(value)}" for key, value in pairs)]
+
+
+def _leaves(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, inner in value.items():
+        if isinstance(inner, dict):
+            yield from _leaves(inner, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", inner
+
+
+def _as_override(value: Any) -> str:
+    return value if isinstance(value, str) and value.replace("-", "").replace("_", "").isalnum() else json.dumps(value)
+
+
+def refuse_if_in_use(run: Path) -> None:
+    """Make sure that no live job writes into a run folder; clear away what a dead one left.
+
+    Raises:
+        HanseError: a job of an earlier launch is still in the queue, or somebody keeps the run stopped.
+    """
+    submitted = [
+        read_json(folder / "job.json", "job record") for folder in job_folders(run) if (folder / "job.json").is_file()
+    ]
+    lock = run / "in-use.json"
+    holder = str((read_json(lock, "record of who uses the folder") if lock.is_file() else {}).get("slurm_job_id") or "")
+    numbers = [str(record["job_id"]) for record in submitted] + [holder] * bool(holder)
+    live = slurm.queued(numbers) if numbers and slurm.available() else {}
+    if live:
+        number, job = next(iter(live.items()))
+        raise HanseError(f"{run}: in use by job {number} ({job.state.lower()}); watch it with 'hanse status run={run}', stop "
+                         f"it with 'scancel {number}', or name another folder with train.run=...")  # fmt: skip
+    if holder and slurm.available():
+        lock.unlink(missing_ok=True)  # its job is gone, killed without a word
+    if (run / "stop").exists():
+        text = (run / "stop").read_text(encoding="utf-8", errors="replace")
+        if text.startswith("hanse:"):
+            (run / "stop").unlink()
+        else:
+            raise HanseError(f"{run / 'stop'}: this file keeps the run stopped; delete it to go on")
+
+
+def _show(job: Job, folder: Path, why: str) -> None:
+    config = job.config
+    say(f"site {job.site.name} ({why}): {job.site.title}")
+    table(f"{job.name}: {folder}", ["what", "value"], [
+        ["queue", f"{config.queue or job.site.queue}, {duration(job.seconds)} a start, then again until {job.train['tokens']:,} tokens"],
+        ["global batch", job.arithmetic],
+        ["GPU-hours a start", f"{job.seconds / 3600 * job.gpus_per_node * (config.nodes + config.spare_nodes):,.0f}"],
+        ["software", config.software.container or config.software.archive or config.software.venv or sys.prefix],
+    ])  # fmt: skip
+    if config.dry_run:
+        say((folder / "job.sbatch").read_text(encoding="utf-8"))
+    for note in job.site.notes:
+        say(f"note: {note}")
+
+
+def _submit(job: Job, folder: Path, *, here: bool) -> int:
+    script = folder / "job.sbatch"
+    if slurm.available() and here:
+        against = slurm.test_only(script)
+        if against:
+            raise HanseError(f"Slurm would not take this job: {against}; the script is {script}")
+    if job.config.dry_run:
+        say(f"dry run: nothing was submitted; the job folder is {folder}")
+        next_step(f"the same command without dry_run=true, or: sbatch {script}")
+        return 0
+    if not slurm.available():
+        raise HanseError(f"there is no Slurm on this machine (no sbatch); the job folder is ready: {folder}. Copy it to "
+                         f"{job.site.name} or launch there; dry_run=true stops here without this message")  # fmt: skip
+    if not here:
+        raise HanseError(f"site={job.site.name}: this machine is not it; launch on its login node, or add dry_run=true")
+    number = slurm.submit(script)
+    write_json(folder / "job.json", {"job_id": number, "submitted": time.time(), "user": who(), "site": job.site.name})
+    say(f"submitted: job {number}, its log will be {folder}/slurm-{number}.log")
+    next_step(f"hanse status run={job.train['run']}", f"touch {job.train['run']}/save   (checkpoint and go on)",
+              f"touch {job.train['run']}/stop   (checkpoint and stop)")  # fmt: skip
+    return 0
+
+
+def _start_here(job: Job, folder: Path) -> int:
+    """Without a scheduler: the ranks on this machine, as ``hanse train`` starts them."""
+    command = [sys.executable, "-m", "train.start", str(folder / "train.yaml")]
+    return run_ranks(command, job.ranks, job.cpus_per_rank or 1, job.run / "logs")
