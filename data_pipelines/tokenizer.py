@@ -15,7 +15,7 @@ import numpy as np
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from common.configuration import same_again
-from common.errors import HanseError
+from common.errors import ConfigError, HanseError
 from common.files import inside, read_json, sha256_file, write_json
 from common.folders import replaced_folder, restore
 from common.terminal import Progress, count, next_step, say, table
@@ -30,6 +30,7 @@ MOST_IDS = 2**24  # beyond any vocabulary; a file that asks for more is broken
 
 def run(config: TokenizerConfig) -> None:
     """Train the tokenizer, unless the same one is there already."""
+    _pattern(config)
     folder, corpus = Path(config.output), CorpusManifest.read(Path(config.corpus))
     restore(folder)
     settings = {key: value for key, value in asdict(config).items() if key not in ("name", "corpus", "output")}
@@ -114,7 +115,7 @@ def train(texts: Iterator[str], config: TokenizerConfig) -> Tokenizer:
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
-            pre_tokenizers.Split(Regex(config.pattern), "isolated"),
+            pre_tokenizers.Split(_pattern(config), "isolated"),
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
         ]
     )
@@ -129,6 +130,13 @@ def train(texts: Iterator[str], config: TokenizerConfig) -> Tokenizer:
     )
     tokenizer.train_from_iterator(texts, trainer)
     return tokenizer
+
+
+def _pattern(config: TokenizerConfig) -> Regex:
+    try:
+        return Regex(config.pattern)
+    except Exception as error:  # the library raises nothing finer
+        raise ConfigError([f"pattern: not a regular expression ({error}); configs/tokenizer.yaml holds one"]) from None
 
 
 def _build(config: TokenizerConfig, corpus: CorpusManifest, folder: Path, identity: str) -> None:

@@ -1,0 +1,60 @@
+"""Every wrong value of the data verbs is one line that names its key and says what to write instead."""
+
+import dataclasses
+
+import pytest
+
+from data_pipelines.config import CorpusConfig, HubConfig, SourceConfig, TokenizeConfig, TokenizerConfig
+
+SOURCE = SourceConfig(reader="jsonl", language="fr", license="CC0-1.0", path="x")
+CORPUS = CorpusConfig(name="x", sources={"web": SOURCE})
+TOKENIZER = TokenizerConfig(name="x", pattern="a")
+TOKENIZE = TokenizeConfig(name="x")
+
+
+def test_defaults_are_right():
+    assert CORPUS.problems() == TOKENIZER.problems() == TOKENIZE.problems() == SOURCE.problems("s") == []
+
+
+@pytest.mark.parametrize(
+    ("config", "key", "value"),
+    [
+        *((CORPUS, key, value) for key, value in [
+            ("name", "a/b"), ("name", ""), ("name", ".hidden"), ("sources", {}), ("min_characters", 0),
+            ("language_characters", 0), ("language_min_confidence", 1.5), ("language_min_confidence", float("nan")),
+            ("validation_fraction", 1.0), ("validation_fraction", -0.1), ("batch_megabytes", 0)]),
+        *((TOKENIZER, key, value) for key, value in [
+            ("name", "a b"), ("vocabulary_size", 263), ("vocabulary_size", 2**21), ("reserved_tokens", -1),
+            ("max_megabytes_per_language", 0), ("min_frequency", 0), ("pattern", "")]),
+        *((TOKENIZE, key, value) for key, value in [
+            ("name", ".."), ("encoder", "sentencepiece"), ("tokenizer_sha256", "abc"), ("parity_documents", 0),
+            ("batch_megabytes", 0)]),
+    ],
+)  # fmt: skip
+def test_a_wrong_value_is_one_line_that_begins_with_its_key(config, key, value):
+    problems = dataclasses.replace(config, **{key: value}).problems()
+    assert [problem.split(":")[0] for problem in problems] == [key]
+    assert "\n" not in problems[0]
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("reader", "csv"), ("language", "French"), ("license", " "), ("snapshot_date", "yesterday"), ("limit", 0),
+     ("document_is", "page"), ("path", None)],
+)  # fmt: skip
+def test_a_wrong_value_of_a_source_too(key, value):
+    problems = dataclasses.replace(SOURCE, **{key: value}).problems("sources.web")
+    assert [problem.split(":")[0] for problem in problems] == [f"sources.web.{key}"]
+
+
+def test_each_reader_needs_its_origin():
+    hub = dataclasses.replace(SOURCE, reader="hub", path=None)
+    assert [problem.split(":")[0] for problem in hub.problems("s")] == ["s.hub.dataset"]
+    assert dataclasses.replace(hub, hub=HubConfig("a/b")).problems("s") == []
+    sqlite = dataclasses.replace(SOURCE, reader="sqlite", path=None)
+    assert [problem.split(":")[0] for problem in sqlite.problems("s")] == ["s.query", "s.path"]
+
+
+def test_names_of_sources_are_checked():
+    config = dataclasses.replace(CORPUS, sources={"a/b": SOURCE, "ok": dataclasses.replace(SOURCE, language="x")})
+    assert [problem.split(":")[0] for problem in config.problems()] == ["sources.a/b", "sources.ok.language"]
