@@ -18,7 +18,7 @@ TORCH  ?= torch==$(TORCH_VERSION)$(if $(filter Linux,$(shell uname -s)),+cpu)
 SHELL := bash
 export PATH := $(abspath $(VENV))/bin:$(PATH)
 # No .pyc files: most of what is installed is never imported, and compiling it takes longer than downloading it.
-INSTALL := python -m pip install --quiet --no-compile --constraint constraints.txt
+INSTALL := python -m pip install -qq --no-compile --constraint constraints.txt
 
 .PHONY: demo test quick lint docs clean
 
