@@ -5,8 +5,8 @@
 FOLDER holds LANGUAGE.jsonl or LANGUAGE.parquet files with a column ``text`` (a corpus made here has them in
 ``documents/``), at any depth. datatrove runs in another virtual environment (``pip install datatrove[processing]``):
 its Gopher quality, Gopher repetition and FineWeb filters with thresholds that nothing fails, so that all is computed as
-it is here. MB of UTF-8 per second of CPU time, runs alternate, the best of three counts. Signals are compared on the texts
-where ours is not 0.
+it is here. MB of UTF-8 per second of CPU time, runs alternate, the best of three counts. Signals are compared on the
+texts where ours is not 0.
 """
 
 import argparse
@@ -114,9 +114,8 @@ def compare(language, texts, python):
             if len(mine) < 3:
                 continue
             alike = np.corrcoef(mine, column)[0, 1]
-            print(
-                f"      {name:20s} in {len(mine):5d} texts   correlation {alike:.3f}   mean {mine.mean():8.4f} and {column.mean():8.4f}"
-            )
+            line = f"      {name:20s} in {len(mine):5d} texts   correlation {alike:.3f}"
+            print(f"{line}   mean {mine.mean():8.4f} and {column.mean():8.4f}")
     return quality.failures(signals)
 
 
