@@ -34,7 +34,7 @@ BLANKED = re.compile(rb"\xc2[\x80-\xbf]|\xe2[\x80-\xaf][\x80-\xbf]|\xe3\x80[\x80
 Check = Callable[["re.Match[bytes]", str], "int | None"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # one object a kind: compared and hashed by identity
 class Kind:
     """A kind of personal data.
 

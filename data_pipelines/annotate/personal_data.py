@@ -13,6 +13,7 @@ numbers without a checksum, digits outside ASCII.
 
 from __future__ import annotations
 
+import bisect
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -29,6 +30,7 @@ DIGITS, DIGIT_GAP = 7, 6  # so many digits, each at most so many bytes behind th
 COLON_GAP = 5
 CUES = (b"usweis", b"AUSWEIS", b"denti", b"DENTI", b"IDD<<", b"assport", b"okument")  # as in identifiers.ID_CARD_CUE
 NEAR = {near: [kind for kind in KINDS if kind.near == near] for near in ("digits", "at", "colons", "cue")}
+RANK = {kind: rank for rank, kind in enumerate(KINDS)}
 CONTEXT = 64  # bytes around a window that patterns and cues may see
 
 
@@ -82,7 +84,7 @@ def redact(texts: Sequence[str | None] | pa.Array | pa.ChunkedArray, language: s
             if found:
                 again[row] = replaced(text, found)
             for item in found:
-                counts[KINDS.index(item.kind), row] += 1
+                counts[RANK[item.kind], row] += 1
         changed |= again
         rows, data = list(again), b"".join(again.values())
         offsets = np.cumsum([0, *map(len, again.values())])
@@ -110,12 +112,13 @@ def find(text: bytes, language: str = "", suspects: list[Window] | None = None) 
 
 
 def _apart(found: list[Found]) -> list[Found]:
-    """Of places that overlap, those of the earlier kind; of one kind, the earlier place."""
-    kept: list[Found] = []
-    for place in sorted(found, key=lambda place: (KINDS.index(place.kind), place.start, -place.end)):
-        if all(place.end <= other.start or other.end <= place.start for other in kept):
-            kept.append(place)
-    return sorted(kept, key=lambda place: place.start)
+    """Of places that overlap, those of the earlier kind; of one kind, the earlier place. In the order of the text."""
+    kept: list[Found] = []  # no two overlap, so that only the neighbours need be looked at
+    for place in sorted(found, key=lambda place: (RANK[place.kind], place.start, -place.end)):
+        at = bisect.bisect_left(kept, place.start, key=lambda other: other.start)
+        if (at == 0 or kept[at - 1].end <= place.start) and (at == len(kept) or place.end <= kept[at].start):
+            kept.insert(at, place)
+    return kept
 
 
 def replaced(text: bytes, found: Iterable[Found]) -> bytes:
@@ -135,9 +138,10 @@ def windows(data: bytes, offsets: NDArray[np.int64]) -> dict[int, list[Window]]:
     """
     codes = np.frombuffer(data, np.uint8)[: offsets[-1]]
     found: dict[int, list[Window]] = {}
+    # (near, clusters, fewest, bytes before the first, bytes behind the last)
     for near, clusters, least, left, right in (
         ("digits", _clusters(np.flatnonzero(codes - np.uint8(ord("0")) < 10), DIGIT_GAP, offsets), DIGITS, 24, 40),
-        ("at", _clusters(np.flatnonzero(codes == ord("@")), 0, offsets), 1, 65, 260),
+        ("at", _clusters(np.flatnonzero(codes == ord("@")), 65 + 260, offsets), 1, 65, 260),
         ("colons", _clusters(np.flatnonzero(codes == ord(":")), COLON_GAP, offsets), 2, 5, 5),
         ("cue", _clusters(_cues(data), 0, offsets), 1, 0, 64),
     ):

@@ -169,6 +169,14 @@ def test_lists_arrays_slices_and_missing_texts_are_taken():
     assert redact([]).texts.to_pylist() == []
 
 
+def test_a_text_of_nothing_but_personal_data_is_taken():
+    """Quadratic work anywhere would make this one take minutes."""
+    text, counts = one("anne@example.org, 4111111111111111 " * 20_000)
+    assert text == "<EMAIL>, <CARD> " * 20_000
+    assert counts == {"email": 20_000, "card": 20_000}
+    assert one("a@" * 200_000)[1] == one("1:" * 200_000)[1] == {}
+
+
 def test_values_are_not_logged(caplog):
     with caplog.at_level(logging.DEBUG):
         one("anne@example.org, DE89370400440532013000, +33 1 42 68 53 00, 2a00:1450:4007:80e::200e", "fr")
