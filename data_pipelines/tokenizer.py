@@ -150,6 +150,7 @@ def _build(config: TokenizerConfig, corpus: CorpusManifest, folder: Path, identi
     tokenizer = train(_balanced(corpus, list(sizes), budget), config)
     tokenizer.save(str(folder / "tokenizer.json"))
     _write_transformers_config(folder)
+    tokenizer.encode_special_tokens = True  # their text is text, as in the shards
     fertility = {language: _fertility(tokenizer, corpus, language) for language in sizes}
     write_json(folder / "fertility.json", {language: row for language, row in fertility.items() if row})
     manifest = {

@@ -229,6 +229,8 @@ def test_duplicates_across_sources_fall_to_the_first_one_named(both, make_corpus
     manifest = make_corpus(again)
     assert {row["source"] for row in rows_of(manifest, "documents", "de")} == {"copy"}
     assert manifest.sources["press"].removed == {"duplicate": 20}
+    turned = make_corpus(dict(reversed(again.items())))  # another order is another corpus
+    assert turned.sources["copy"].removed == {"duplicate": 20}
 
 
 def test_translations_of_a_passage_share_a_split(make_corpus, local, write_jsonl, prose, rows_of):

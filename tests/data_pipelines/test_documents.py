@@ -110,6 +110,7 @@ def test_the_share_of_validation_is_as_asked_and_another_seed_draws_others():
     drawn = [{key for key in keys if split_of(key, 0.1, seed) == "validation"} for seed in (0, 1)]
     assert all(abs(len(each) / len(keys) - 0.1) < 0.01 for each in drawn)
     assert len(drawn[0] & drawn[1]) / len(keys) < 0.02
+    assert [key for key in keys[:60] if key in drawn[0]] == [b"15", b"44", b"46"]  # no release moves a document
 
 
 def test_equal_texts_and_equal_places_go_to_the_same_side():

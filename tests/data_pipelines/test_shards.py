@@ -164,6 +164,14 @@ def test_every_field_of_an_edited_index_is_checked(tmp_path, field, offset, form
     assert "\n" not in str(error.value)
 
 
+def test_a_negative_length_that_adds_up_is_refused(tmp_path):
+    index = b"MMIDIDX\0\0" + struct.pack("<QBQQ3i3q4q", 1, 8, 3, 4, 4, -2, 1, 0, 8, 4, 0, 1, 2, 3)
+    (tmp_path / "shard.idx").write_bytes(index)
+    (tmp_path / "shard.bin").write_bytes(b"\0" * 6)
+    with pytest.raises(HanseError, match="not an intact Megatron index"):
+        TokenShard(tmp_path / "shard")
+
+
 @pytest.fixture
 def shards(tiny_data, tmp_path):
     shutil.copytree(tiny_data / "shards", tmp_path / "shards")
