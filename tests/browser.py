@@ -6,6 +6,7 @@ python -m tests.browser PAGE.html PICTURE.png [WIDTH HEIGHT [dark]]    take a pi
 from __future__ import annotations
 
 import base64
+import fcntl
 import json
 import os
 import shutil
@@ -35,10 +36,15 @@ class Browser:
         self._folder = tempfile.TemporaryDirectory()
         commands_out, self._to = os.pipe()
         self._from, answers_in = os.pipe()
+
+        def wire() -> None:  # in the child: Chromium reads commands from descriptor 3 and answers on 4
+            ends = [fcntl.fcntl(end, fcntl.F_DUPFD, 10) for end in (commands_out, answers_in)]
+            os.dup2(ends[0], 3)
+            os.dup2(ends[1], 4)
+
         self._process = subprocess.Popen(
-            ["sh", "-c", f'exec "$@" 3<&{commands_out} 4>&{answers_in}', "sh",
-             command, *FLAGS, f"--user-data-dir={self._folder.name}"],
-            pass_fds=(commands_out, answers_in), stderr=subprocess.DEVNULL,
+            [command, *FLAGS, f"--user-data-dir={self._folder.name}"], close_fds=False, preexec_fn=wire,  # noqa: PLW1509
+            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
         )  # fmt: skip
         os.close(commands_out)
         os.close(answers_in)
