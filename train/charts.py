@@ -14,7 +14,7 @@ from typing import Any, TypeGuard
 
 PALETTE = 6  # colours that everybody can tell apart, the colour-blind too: --c1 ... --c6 of report.css
 BINS = 400  # a longer series keeps the lowest and the highest point of each of so many stretches
-DOTS = 40  # a series with no more points than this shows each of them
+DOTS = 24  # a series with no more points than this shows each of them
 TICKS = 5
 
 
@@ -117,7 +117,7 @@ def draw(
         unit=unit,
         description=_description(title, unit, series),
         lines=[_line(one, across, upward) for one in series],
-        x_ticks=[Tick(across(value), label) for value, label in across.ticks if value == int(value)],
+        x_ticks=[Tick(across(step), written(step, 1)) for step, _ in across.ticks if step == int(step)],
         y_ticks=[Tick(100 - upward(value), label) for value, label in upward.ticks],
         events={kind: [across(step) for step in steps] for kind, steps in (events or {}).items() if steps},
     )

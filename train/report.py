@@ -336,7 +336,7 @@ def data(evidence: Evidence) -> Table:
     rows = []
     for row in table:
         size, tokens = row.training_bytes + row.validation_bytes, row.training_tokens + row.validation_tokens
-        cells = [row.language, f"{row.documents:,}", f"{row.validation_documents:,}", count(size, "B"), f"{tokens:,}",
+        cells = [row.language, f"{row.documents:,}", f"{row.validation_documents:,}", _count(size, "B"), f"{tokens:,}",
                  f"{size / max(tokens - row.documents, 1):.2f}"]  # fmt: skip
         if evidence.corpus:
             cells += [_removed(row.corpus.removed if row.corpus else {}), row.license or ""]
@@ -367,7 +367,7 @@ def _facts(event: Record) -> str:
 
 def _fact(key: str, value: Any) -> str:
     if key == "peak_flops_per_second" and isinstance(value, dict):
-        return "matrix peak a rank " + ", ".join(f"{name} {count(rate, 'FLOP/s')}" for name, rate in value.items())
+        return "matrix peak a rank " + ", ".join(f"{name} {_count(rate, 'FLOP/s')}" for name, rate in value.items())
     return str(value) if key == "path" else f"{key.replace('_', ' ')} {value}"
 
 
@@ -382,7 +382,7 @@ def machine(evidence: Evidence) -> Table:
         ["processor", said.get("processor")],
         ["cores", said.get("cores")],
         ["memory", f"{memory / 2**30:.1f} GiB" if memory else None],
-        ["matrix peak a rank", ", ".join(f"{name} {count(rate, 'FLOP/s')}" for name, rate in peaks.items())],
+        ["matrix peak a rank", ", ".join(f"{name} {_count(rate, 'FLOP/s')}" for name, rate in peaks.items())],
         ["ranks", start.get("ranks")],
         ["ZeRO stage", start.get("zero_stage")],
         ["precision", start.get("precision")],
@@ -397,6 +397,11 @@ def files(evidence: Evidence) -> Table:
     """What the run left where."""
     paths = {"run": str(evidence.folder.path), **evidence.summary.get("paths", {})}
     return Table(["", ""], [[name, str(path)] for name, path in paths.items() if path], text=True)
+
+
+def _count(number: float, unit: str) -> str:
+    """A number whose unit stays beside it."""
+    return count(number, unit).replace(" ", "\N{NO-BREAK SPACE}")
 
 
 def _percent(share: float) -> str:
