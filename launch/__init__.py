@@ -1,1 +1,1 @@
-"""From one command to many processes. Imports nothing of ours but ``common``: it must run where torch is not installed."""
+"""From one command to many processes. Imports of ours only ``common``: it must run where torch is not installed."""

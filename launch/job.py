@@ -132,7 +132,7 @@ def _queue(config: LaunchConfig, site: Site, queue: Queue) -> Iterator[str]:
     asked = config.nodes + config.spare_nodes
     name = config.queue or site.queue
     if queue.max_nodes and asked > queue.max_nodes:
-        yield f"nodes={config.nodes} (+ {config.spare_nodes} spare): {name} gives at most {queue.max_nodes} nodes to a job"
+        yield f"nodes={config.nodes} (+ {config.spare_nodes} spare): {name} gives a job at most {queue.max_nodes} nodes"
     if queue.min_nodes and asked < queue.min_nodes:
         yield f"nodes={config.nodes} (+ {config.spare_nodes} spare): {name} is for {queue.min_nodes} nodes or more"
 
@@ -141,8 +141,8 @@ def _time(config: LaunchConfig, site: Site, hours: float | None, queue: Queue) -
     if hours is None and (config.queue is None or config.queue in site.queues):
         yield "hours: must be set (hours=...), the limit of this queue is not known"
     elif hours is not None and queue.max_hours and hours > queue.max_hours:
-        yield (f"hours={hours:g}: the queue allows {queue.max_hours:g}; the job starts again by itself until its tokens "
-               "are used up, so a shorter one loses nothing")  # fmt: skip
+        yield (f"hours={hours:g}: the queue allows {queue.max_hours:g}; the job starts again by itself until its "
+               "tokens are used up, so a shorter one loses nothing")  # fmt: skip
     elif hours is not None and hours * 3600 < config.life.signal_seconds + 30:
         yield (f"hours={hours:g}: {hours * 3600:.0f} s, of which the last {config.life.signal_seconds} are for saving "
                "(life.signal_seconds); ask for more time")  # fmt: skip
@@ -164,8 +164,8 @@ def _nodes(config: LaunchConfig, site: Site, ranks: int | None, gpus: int | None
         yield f"ranks_per_node={ranks}: a node of {site.name} has {gpus} GPUs, and each rank needs one"
     per_gpu = site.node.cpus_per_gpu
     if gpus and per_gpu and config.threads_per_rank and config.threads_per_rank > per_gpu:
-        yield (f"threads_per_rank={config.threads_per_rank}: {site.name} gives {per_gpu} CPUs to a GPU; more is refused, "
-               "waits for ever, or is billed as more GPUs")  # fmt: skip
+        yield (f"threads_per_rank={config.threads_per_rank}: {site.name} gives {per_gpu} CPUs to a GPU; more is "
+               "refused, waits for ever, or is billed as more GPUs")  # fmt: skip
 
 
 def _memory(config: LaunchConfig, site: Site, queue: Queue, train: dict[str, Any], ranks: int) -> Iterator[str]:
@@ -176,8 +176,8 @@ def _memory(config: LaunchConfig, site: Site, queue: Queue, train: dict[str, Any
     needed = state_bytes(parameters, ranks * config.nodes, train["engine"]["zero_stage"])
     if needed > available * GIB:
         yield (f"train.engine.zero_stage={train['engine']['zero_stage']}: {count(parameters)} parameters or more need "
-               f"{needed / GIB:.0f} GiB on each of {ranks * config.nodes} GPUs for weights, gradients and optimizer alone, "
-               f"and {site.name} has {available:g}; take a higher ZeRO stage or more nodes")  # fmt: skip
+               f"{needed / GIB:.0f} GiB on each of {ranks * config.nodes} GPUs for weights, gradients and optimizer "
+               f"alone, and {site.name} has {available:g}; take a higher ZeRO stage or more nodes")  # fmt: skip
 
 
 def least_parameters(settings: dict[str, Any]) -> int:
@@ -209,7 +209,8 @@ def state_bytes(parameters: int, ranks: int, stage: int) -> float:
 def _software(config: LaunchConfig, site: Site, *, here: bool) -> Iterator[str]:
     software = config.software
     if software.container and site.container.command is None:
-        yield f"software.container: the profile {site.name} does not know how containers are started; set site.container.command"
+        yield (f"software.container: the profile {site.name} does not know how containers are started; "
+               "set site.container.command")  # fmt: skip
     if software.container and site.container.command == "environment" and software.archive:
         yield "software.archive: not together with --environment; mount it in the EDF file"
     if software.archive and not software.archive.endswith((".sqsh", ".squashfs", ".tar")):

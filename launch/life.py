@@ -1,8 +1,8 @@
 """The life of a job, decided at two points of every start: may it begin, and what comes after its end.
 
 The batch script asks, ``python -m launch.life start ...`` and ``... end ...``, and gets one line: ``train``,
-``requeue NODES,TO,EXCLUDE`` or ``end CODE``. What was decided and why stands in ``starts.jsonl`` of the job folder, from
-which the next decision is made: nothing is kept anywhere else.
+``requeue NODES,TO,EXCLUDE`` or ``end CODE``. What was decided and why stands in ``starts.jsonl`` of the job folder,
+from which the next decision is made: nothing is kept anywhere else.
 """
 
 from __future__ import annotations
@@ -133,7 +133,7 @@ def decide(starts: Sequence[Start], policy: Policy) -> Decision:
     return Decision("requeue", why, exclude=excluded_nodes(starts, policy), wait_seconds=wait)
 
 
-def kind_of_end(
+def kind_of_end(  # noqa: PLR0911 (an end each)
     code: int, *, limit_near: bool, ended_by_slurm: bool, past_limit: bool, stopped_by_hand: bool, hung: bool
 ) -> str:
     """What ended a start, from the exit code of its training step and what happened meanwhile."""

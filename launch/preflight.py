@@ -23,7 +23,7 @@ from typing import Any
 import yaml
 
 from common.files import read_json, write_json
-from launch.life import Record, Policy, apply, decide
+from launch.life import Policy, Record, apply, decide
 from launch.local import free_port
 
 TOOL_SECONDS = 20  # nvidia-smi hangs on a wedged GPU, stat on a dead mount
@@ -43,8 +43,8 @@ def look_at_node(checks: Path, gpus: int, vendor: str | None) -> dict[str, Any]:
     report: dict[str, Any] = {"time": time.time(), "free_memory_gb": _free_memory_gb(), "problems": []}
     problems: list[str] = report["problems"]
     if gpus:
-        report["gpus"] = nvidia_gpus(_tool(["nvidia-smi", f"--query-gpu={','.join(NVIDIA_FIELDS)}",
-                                            "--format=csv,noheader,nounits"])) if vendor != "amd" else amd_gpus()  # fmt: skip
+        query = ["nvidia-smi", f"--query-gpu={','.join(NVIDIA_FIELDS)}", "--format=csv,noheader,nounits"]
+        report["gpus"] = amd_gpus() if vendor == "amd" else nvidia_gpus(_tool(query))
         problems += gpu_problems(report["gpus"], gpus)
     problems += infiniband_problems(Path("/sys/class/infiniband"))
     problems += mount_problems(Path("/proc/mounts").read_text(encoding="utf-8"))
@@ -216,8 +216,8 @@ def verdict(job: Path, checks: Path, among: Sequence[str], wanted: int) -> str:
         return f"train {','.join(good[:wanted])}"
     record, policy = Record(job), Policy.read(job)
     if len(bad) > 1 and len(bad) > len(among) / 2:
-        _say("most nodes fail: that is not the nodes (a full quota, a file system down, or a check that does not fit here; "
-             "life.node_checks=false leaves the checks out)")  # fmt: skip
+        _say("most nodes fail: that is not the nodes (a full quota, a file system down, or a check that does not fit "
+             "here; life.node_checks=false leaves the checks out)")  # fmt: skip
         record.end("user-error")
         return "end 2"
     record.end("bad-node", bad_nodes=list(bad))

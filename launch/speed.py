@@ -1,5 +1,5 @@
-"""How fast this node computes and its processors talk to each other: ``python -m launch.speed``, one process a GPU (two on
-a node of CPUs), with torchrun's variables. Rank 0 prints one line of JSON.
+"""How fast this node computes and its processors talk to each other: ``python -m launch.speed``, one process a GPU
+(two on a node of CPUs), with torchrun's variables. Rank 0 prints one line of JSON.
 
 Only node checks start this, in processes of their own: nothing else in this package needs torch.
 """
@@ -37,7 +37,7 @@ def measure() -> dict[str, Any]:
 
     flops = _rate(lambda: a @ a, wait) * 2 * size**3
     ranks = dist.get_world_size()
-    # Fixed turns: a loop on a clock would end at different turns on different ranks. Bus bandwidth as nccl-tests counts.
+    # Fixed turns: a loop on a clock would end differently on different ranks. Bus bandwidth as nccl-tests counts.
     bandwidth = _rate(lambda: dist.all_reduce(numbers), wait, turns=10) * numbers.nbytes * 2 * (ranks - 1) / ranks
     gathered: list[Any] = [None] * ranks
     dist.all_gather_object(gathered, flops)

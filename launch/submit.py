@@ -111,8 +111,8 @@ def refuse_if_in_use(run: Path) -> None:
     live = slurm.queued(numbers) if numbers and slurm.available() else {}
     if live:
         number, job = next(iter(live.items()))
-        raise HanseError(f"{run}: in use by job {number} ({job.state.lower()}); watch it with 'hanse status run={run}', stop "
-                         f"it with 'scancel {number}', or name another folder with train.run=...")  # fmt: skip
+        raise HanseError(f"{run}: in use by job {number} ({job.state.lower()}); watch it with 'hanse status run={run}', "
+                         f"stop it with 'scancel {number}', or name another folder with train.run=...")  # fmt: skip
     if holder and slurm.available():
         lock.unlink(missing_ok=True)  # its job is gone, killed without a word
     if (run / "stop").exists():
@@ -127,7 +127,8 @@ def _show(job: Job, folder: Path, why: str) -> None:
     config = job.config
     say(f"site {job.site.name} ({why}): {job.site.title}")
     table(f"{job.name}: {folder}", ["what", "value"], [
-        ["queue", f"{config.queue or job.site.queue}, {duration(job.seconds)} a start, then again until {job.train['tokens']:,} tokens"],
+        ["queue", f"{config.queue or job.site.queue}, {duration(job.seconds)} a start, "
+                  f"then again until {job.train['tokens']:,} tokens"],
         ["global batch", job.arithmetic],
         ["GPU-hours a start", f"{job.seconds / 3600 * job.gpus_per_node * (config.nodes + config.spare_nodes):,.0f}"],
         ["software", config.software.container or config.software.archive or config.software.venv or sys.prefix],
@@ -149,8 +150,8 @@ def _submit(job: Job, folder: Path, *, here: bool) -> int:
         next_step(f"the same command without dry_run=true, or: sbatch {script}")
         return 0
     if not slurm.available():
-        raise HanseError(f"there is no Slurm on this machine (no sbatch); the job folder is ready: {folder}. Copy it to "
-                         f"{job.site.name} or launch there; dry_run=true stops here without this message")  # fmt: skip
+        raise HanseError(f"there is no Slurm on this machine (no sbatch); the job folder is ready: {folder}. Copy it "
+                         f"to {job.site.name} or launch there; dry_run=true stops here without this message")  # fmt: skip
     if not here:
         raise HanseError(f"site={job.site.name}: this machine is not it; launch on its login node, or add dry_run=true")
     number = slurm.submit(script)
