@@ -111,8 +111,8 @@ def refuse_if_in_use(run: Path) -> None:
     live = slurm.queued(numbers) if numbers and slurm.available() else {}
     if live:
         number, job = next(iter(live.items()))
-        raise HanseError(f"{run}: in use by job {number} ({job.state.lower()}); watch it with 'hanse status run={run}', "
-                         f"stop it with 'scancel {number}', or name another folder with train.run=...")  # fmt: skip
+        raise HanseError(f"{run}: in use by job {number} ({job.state.lower()}); watch it with 'hanse status run={run}',"
+                         f" stop it with 'scancel {number}', or name another folder with train.run=...")  # fmt: skip
     if holder and slurm.available():
         lock.unlink(missing_ok=True)  # its job is gone, killed without a word
     if (run / "stop").exists():
@@ -151,7 +151,7 @@ def _submit(job: Job, folder: Path, *, here: bool) -> int:
         return 0
     if not slurm.available():
         raise HanseError(f"there is no Slurm on this machine (no sbatch); the job folder is ready: {folder}. Copy it "
-                         f"to {job.site.name} or launch there; dry_run=true stops here without this message")  # fmt: skip
+                         f"to {job.site.name} or launch there; dry_run=true stops here without a message")  # fmt: skip
     if not here:
         raise HanseError(f"site={job.site.name}: this machine is not it; launch on its login node, or add dry_run=true")
     number = slurm.submit(script)
