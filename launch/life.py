@@ -41,7 +41,9 @@ KINDS = {
 FAILURES = ("crash", "hung", "vanished", "bad-node")
 ENDS = {"done": EXIT_DONE, "stopped": EXIT_DONE, "cancelled": EXIT_GO_ON, "user-error": EXIT_USER_ERROR}
 DIED = re.compile(r"^srun: error: (?P<node>\S+): tasks? [\d,\- ]+: (?P<how>.+)$", re.MULTILINE)
-VIOLENT = ("Killed", "Segmentation fault", "Bus error")  # the others' collectives fail because of such a death
+VIOLENT = re.compile(
+    r"Killed|Segmentation fault|Bus error|Exited with exit code 1(35|37|39)"
+)  # the others' collectives fail because of such a death
 
 
 @dataclass(frozen=True)
@@ -155,7 +157,7 @@ def kind_of_end(  # noqa: PLR0911 (an end each)
 def blamed_node(log: str) -> str:
     """The node of the rank that failed first, from what srun said; empty where it said nothing."""
     deaths = [match.group("node", "how") for match in DIED.finditer(log)]
-    violent = [node for node, how in deaths if how.startswith(VIOLENT)]
+    violent = [node for node, how in deaths if VIOLENT.match(how)]
     return next(iter([*violent, *(node for node, _ in deaths)]), "")
 
 

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,13 +16,17 @@ import pytest
 
 HERE = Path(__file__).parent
 COMMANDS = ("slurmctld", "slurmd", "munged", "sbatch", "ip", "unshare")
-# The kernel module of DeepSpeed's CPU ranks compiles for a minute: all runs of these tests share one.
-EXTENSIONS = Path.home() / ".cache/torch_extensions/hanse-cluster-tests"
+# DeepSpeed's CPU ranks compile for a minute when there is nothing here: torch's usual place, shared with other tests.
+EXTENSIONS = Path.home() / ".cache/torch_extensions" / f"py{sys.version_info[0]}{sys.version_info[1]}_cpu"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     missing = [name for name in COMMANDS if shutil.which(name, path=f"{os.environ['PATH']}:/usr/sbin:/sbin") is None]
-    why = "not root" if os.geteuid() != 0 else f"no {', '.join(missing)} (Debian: slurmctld slurmd slurm-client munge iproute2)"
+    why = (
+        "not root"
+        if os.geteuid() != 0
+        else f"no {', '.join(missing)} (Debian: slurmctld slurmd slurm-client munge iproute2)"
+    )
     for item in items:
         if HERE in item.path.parents:
             item.add_marker(pytest.mark.slow)
@@ -42,29 +47,6 @@ def wait_until(what: str, happened: Callable[[], Any], seconds: float = 180) -> 
         assert time.monotonic() < end, f"waited {seconds:.0f} s in vain: {what}"
         time.sleep(0.1)
     return found
-
-
-class Cluster:
-    """The simulated Slurm, and what a person or bad luck does to its jobs."""
-
-    def __init__(self, folder: Path):
-        self.folder = folder
-
-    def reset(self) -> None:
-        """No jobs, all nodes in service."""
-        subprocess.run(["scancel", "--me"], check=False)
-        wait_until("an empty queue", lambda: not slurm("squeue", "-h", "-o", "%A"), 60)
-        for node in ("node1", "node2", "node3", "node4"):
-            subprocess.run(["scontrol", "update", f"nodename={node}", "state=resume"], check=False, capture_output=True)
-        wait_until("four idle nodes", lambda: slurm("sinfo", "-h", "-p", "normal", "-t", "idle", "-o", "%D") == "4", 60)
-
-    def state(self, job: str) -> str:
-        return slurm("squeue", "-h", "-j", job, "-o", "%T") if job in slurm("squeue", "-h", "-o", "%A").split() else "GONE"
-
-    def start_now(self, job: str) -> None:
-        """Cut the two minutes that Slurm waits after a requeue, as soon as it waits."""
-        wait_until("the requeued job waits", lambda: self.state(job) == "PENDING", 60)
-        slurm("scontrol", "update", f"jobid={job}", "StartTime=now")
 
 
 class Run:
@@ -93,8 +75,14 @@ class Run:
     def losses(self) -> list[tuple[int, float]]:
         return [(record["step"], record["loss"]) for record in self.records() if "loss" in record]
 
-    def step(self) -> int:
-        return max((step for step, _ in self.losses()), default=0)
+    def step(self, start: int = 0) -> int:
+        """The newest step that a start made; 0 until it has cut the metrics back to the checkpoint it began from."""
+        begun = sum(record.get("event") in ("start", "resume") for record in self.records())
+        return max((step for step, _ in self.losses()), default=0) if begun > start else 0
+
+    def nodes(self, start: int) -> list[str]:
+        """Names of the nodes of a start."""
+        return slurm("scontrol", "show", "hostnames", self.starts()[start]["nodes"]).split()
 
     def starts(self, job: Path | None = None) -> list[dict[str, Any]]:
         """The last line of each start of a job."""
@@ -106,6 +94,34 @@ class Run:
         return [start["kind"] for start in self.starts(job)]
 
 
+class Cluster:
+    """The simulated Slurm, and what a person or bad luck does to its jobs."""
+
+    slurm = staticmethod(slurm)
+    wait_until = staticmethod(wait_until)
+
+    def run(self, folder: Path) -> Run:
+        return Run(folder)
+
+    def reset(self) -> None:
+        """No jobs, all nodes in service."""
+        subprocess.run(["scancel", "--me"], check=False)
+        wait_until("an empty queue", lambda: not slurm("squeue", "-h", "-o", "%A"), 60)
+        for node in ("node1", "node2", "node3", "node4"):
+            subprocess.run(["scontrol", "update", f"nodename={node}", "state=resume"], check=False, capture_output=True)
+        wait_until("four idle nodes", lambda: slurm("sinfo", "-h", "-p", "normal", "-t", "idle", "-o", "%D") == "4", 60)
+
+    def state(self, job: str) -> str:
+        return (
+            slurm("squeue", "-h", "-j", job, "-o", "%T") if job in slurm("squeue", "-h", "-o", "%A").split() else "GONE"
+        )
+
+    def start_now(self, job: str) -> None:
+        """Cut the two minutes that Slurm waits after a requeue, as soon as it waits."""
+        wait_until("the requeued job waits", lambda: self.state(job) == "PENDING", 60)
+        slurm("scontrol", "update", f"jobid={job}", "StartTime=now")
+
+
 @pytest.fixture(scope="session")
 def slurm_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     folder = tmp_path_factory.mktemp("slurm")
@@ -115,7 +131,7 @@ def slurm_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]
     before = dict(os.environ)
     os.environ |= {"SLURM_CONF": str(folder / "slurm.conf"), "TORCH_EXTENSIONS_DIR": str(EXTENSIONS), "USER": "root"}
     try:
-        yield Cluster(folder)
+        yield Cluster()
     finally:
         subprocess.run(["bash", HERE / "slurm-down.sh"], env=environment, check=False, stdout=subprocess.DEVNULL)
         os.environ.clear()
@@ -133,7 +149,7 @@ def cluster(slurm_cluster: Cluster) -> Iterator[Cluster]:
 def settings(tiny_data: Path) -> list[str]:
     """What ``hanse launch`` needs for two nodes with two ranks each; add ``train.run=FOLDER``."""
     tiny = {
-        "tokens": 60 * 8 * 64, "engine.precision": "fp32", "data.shards": tiny_data / "shards",
+        "tokens": 300 * 8 * 64, "engine.precision": "fp32", "data.shards": tiny_data / "shards",
         "data.tokenizer": tiny_data / "tokenizer", "data.sequence_length": 64, "batch.global_batch_size": 8,
         "batch.micro_batch_size": 2, "schedule.warmup_steps": 2, "checkpoint.every_steps": 10,
         "evaluate.every_steps": 1000, "evaluate.tokens_per_language": 512, "track.wandb": "disabled",
@@ -156,6 +172,6 @@ def undisturbed(
     slurm_cluster.reset()
     run = Run(tmp_path_factory.mktemp("runs") / "undisturbed")
     assert hanse("launch", *settings, f"train.run={run.folder}") == 0
-    wait_until("the end of the undisturbed run", lambda: run.kinds() and run.kinds()[-1], 300)
+    wait_until("the end of the undisturbed run", lambda: run.kinds() and run.kinds()[-1], 600)
     assert run.kinds() == ["done"], run.log
     return run
