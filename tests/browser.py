@@ -1,6 +1,7 @@
-"""Headless Chromium, driven over its debugging pipe (no port, no driver, no package).
+"""Headless Chromium, driven over its debugging pipe: no port, no driver, no package.
 
-python -m tests.browser PAGE.html PICTURE.png [WIDTH HEIGHT [dark]]    take a picture, e.g. of a report
+``python -m tests.browser PAGE.html PICTURE.png [WIDTH HEIGHT] [dark] [window]`` takes a picture of the whole page, or
+of the window alone. That of the README: ``... runs/demo/report.html docs/images/report.png 1280 1390 window``.
 """
 
 from __future__ import annotations
@@ -136,7 +137,7 @@ class Browser:
 
 if __name__ == "__main__":
     page, picture, *rest = sys.argv[1:]
-    width, height = map(int, rest[:2] or (1280, 900))
+    width, height = [int(word) for word in rest if word.isdigit()] or [1280, 900]
     with Browser() as browser:
         browser.open(Path(page), width, height, dark="dark" in rest)
         browser.picture(Path(picture), whole="window" not in rest)

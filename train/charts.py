@@ -15,7 +15,7 @@ from typing import Any, TypeGuard
 PALETTE = 6  # colours that everybody can tell apart, the colour-blind too: --c1 ... --c6 of report.css
 BINS = 400  # a longer series keeps the lowest and the highest point of each of so many stretches
 DOTS = 24  # a series with no more points than this shows each of them
-TICKS = 5
+X_TICKS, Y_TICKS = 5, 7  # at most, and one more
 
 
 @dataclass(frozen=True)
@@ -92,15 +92,14 @@ class Scale:
             return 100 * math.log(value / self.low) / math.log(self.high / self.low)
         return 100 * (value - self.low) / (self.high - self.low)
 
-    @property
-    def ticks(self) -> list[tuple[float, str]]:
-        """Round numbers within the scale, and how they are written."""
+    def ticks(self, most: int) -> list[tuple[float, str]]:
+        """Round numbers within the scale, and how they are written; ``most`` distances between them."""
         if self.logarithmic:
             powers = range(math.floor(math.log10(self.low)), math.ceil(math.log10(self.high)) + 1)
             factors = (1, 2, 5) if self.high / self.low < 1e3 else (1,)
             found = [factor * 10.0**power for power in powers for factor in factors]
             return [(value, f"{value:g}") for value in found if self.low <= value <= self.high]
-        step = round_step((self.high - self.low) / TICKS)
+        step = round_step((self.high - self.low) / most)
         first, last = math.ceil(self.low / step - 1e-9), math.floor(self.high / step + 1e-9)
         return [(number * step, written(number * step, step)) for number in range(first, last + 1)]
 
@@ -117,8 +116,8 @@ def draw(
         unit=unit,
         description=_description(title, unit, series),
         lines=[_line(one, across, upward) for one in series],
-        x_ticks=[Tick(across(step), written(step, 1)) for step, _ in across.ticks if step == int(step)],
-        y_ticks=[Tick(100 - upward(value), label) for value, label in upward.ticks],
+        x_ticks=[Tick(across(step), written(step, 1)) for step, _ in across.ticks(X_TICKS) if step == int(step)],
+        y_ticks=[Tick(100 - upward(value), label) for value, label in upward.ticks(Y_TICKS)],
         events={kind: [across(step) for step in steps] for kind, steps in (events or {}).items() if steps},
     )
 
@@ -128,7 +127,7 @@ def fitted(values: Sequence[float], *, zero: bool = False) -> Scale:
     if not values:
         return Scale(0, 1)
     low, high = min(values), max(values)
-    if low > 0 and high > 20 * statistics.median(values):
+    if low > 1e-12 * high and high > 20 * statistics.median(values):
         return Scale(low / 1.2, high * 1.2, logarithmic=True)
     margin = 0.06 * (high - low) or abs(high) * 0.1 or 1.0
     return Scale(min(low, 0.0), high + margin) if zero else Scale(low - margin, high + margin)
