@@ -28,6 +28,10 @@ VERBS = {
              "run folder -> one self-contained HTML page"),
         Verb("launch", "launch.config:LaunchConfig", "launch.submit:run",
              "site + experiment -> a Slurm job that goes on until its tokens are used up"),
+        Verb("status", "launch.config:StatusConfig", "launch.watch:run",
+             "run folders + Slurm's queue -> what every job is doing, and why one waits"),
+        Verb("sync", "launch.config:SyncConfig", "launch.sync:run",
+             "offline wandb runs, and checkpoints if asked -> where there is internet"),
     )
 }  # fmt: skip
 

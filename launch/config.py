@@ -106,6 +106,7 @@ class StatusConfig:
     every_seconds: float = MISSING
     hang_minutes: float = MISSING
     requeue_hung: bool = False
+    experiment: Any = None
 
     def problems(self) -> list[str]:
         """Everything wrong with the values, one line each."""
@@ -124,6 +125,7 @@ class SyncConfig:
     checkpoints: str | None = None
     tool: str = "rsync"
     dry_run: bool = False
+    experiment: Any = None
 
     def problems(self) -> list[str]:
         """Everything wrong with the values, one line each."""

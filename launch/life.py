@@ -29,7 +29,7 @@ OUR_STOP = "hanse:"  # begins a stop file that the batch script made; people tou
 KINDS = {
     "done": "all tokens are used up",
     "stopped": "somebody made the file 'stop'",
-    "cancelled": "ended by Slurm before its time limit (scancel, preemption)",
+    "cancelled": "ended by Slurm before its time limit (scancel, preemption, node failure)",
     "limit": "the time limit came, everything is saved",
     "told": "told to stop by a signal, everything is saved",
     "user-error": "the input is wrong, see the log: starting again does not help",
@@ -218,6 +218,8 @@ def begin(record: Record, policy: Policy, life: int, nodes: str) -> Decision:
         decision = decide(starts, policy)
         if decision.action == "end":
             return decision
+    if len(starts) >= policy.max_starts:  # after ends that were not ours to decide
+        return Decision("end", f"that was start {len(starts)} of at most {policy.max_starts}", EXIT_GO_ON)
     stop = record.run / "stop"
     if stop.exists():
         if not stop.read_text(encoding="utf-8", errors="replace").startswith(OUR_STOP):

@@ -74,7 +74,8 @@ def test_a_bad_night_ends_with_the_losses_of_a_good_one(
     cluster.slurm("scancel", job)
     wait_for_end(cluster, run, 3)
     cluster.wait_until("the cancelled job is gone", lambda: cluster.state(job) == "GONE", 60)
-    assert run.kinds() == ["limit", "crash", "vanished", "cancelled"]
+    assert [run.kinds()[start] for start in (0, 1, 3)] == ["limit", "crash", "cancelled"]
+    assert run.kinds()[2] in ("cancelled", "vanished"), "the first node may live to see that another failed"
     assert run.starts()[1]["blamed"] == unlucky
 
     first = run.job

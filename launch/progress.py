@@ -1,0 +1,121 @@
+"""How far a run is, from the files in its folder alone."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from launch.life import Policy, Record, Start, excluded_nodes, failures_in_a_row
+from launch.render import job_folders
+
+TAIL_BYTES = 64 * 1024
+RECENT_STEPS = 20
+
+
+@dataclass(frozen=True)
+class Progress:
+    """A launched run at one moment; what is not known is None."""
+
+    run: Path
+    job: str | None  # number of the newest job
+    starts: list[Start]
+    step: int | None
+    steps: int | None  # in the whole budget
+    loss: float | None
+    tokens_per_second: float | None  # mean of the last steps
+    mfu: float | None
+    checkpoint_step: int
+    silent_seconds: float | None  # since the last sign of life
+    phase: str | None  # what the trainer said it is doing
+    bad_nodes: tuple[str, ...]
+    failures: int  # in a row, without a new checkpoint
+    tokens_per_step: int | None
+
+    @property
+    def seconds_left(self) -> float | None:
+        """Of training, at the present speed; waiting in the queue not counted."""
+        if self.step is None or self.steps is None or not self.tokens_per_second or not self.tokens_per_step:
+            return None
+        return max(self.steps - self.step, 0) * self.tokens_per_step / self.tokens_per_second
+
+
+def launched(runs: Path) -> list[Path]:
+    """Run folders below ``runs`` that have a job folder."""
+    return sorted({path.parent.parent for path in runs.glob("*/jobs/[0-9]*")})
+
+
+def look(run: Path) -> Progress:
+    """Read a run folder. Files may be missing, half-written or of a job that never started."""
+    jobs = job_folders(run)
+    submitted = [job for job in jobs if (job / "job.json").is_file()]
+    train = _yaml(jobs[-1] / "train.yaml") if jobs else {}
+    record = Record(submitted[-1]) if submitted else None
+    starts = record.starts() if record else []
+    steps = [entry for entry in _tail(run / "metrics.jsonl") if "loss" in entry][-RECENT_STEPS:]
+    speeds = [entry["tokens_per_second"] for entry in steps if entry.get("tokens_per_second")]
+    utilisation = [entry["mfu"] for entry in steps if entry.get("mfu") is not None]
+    heartbeat = _json(run / "heartbeat.json")
+    per_step = _tokens_per_step(train)
+    return Progress(
+        run=run, job=str(_json(submitted[-1] / "job.json").get("job_id") or "") or None if submitted else None,
+        starts=starts, step=steps[-1]["step"] if steps else None,
+        steps=int(train["tokens"]) // per_step if per_step and train.get("tokens") else None,
+        loss=steps[-1]["loss"] if steps else None,
+        tokens_per_second=len(speeds) / sum(1 / speed for speed in speeds) if speeds else None,
+        mfu=sum(utilisation) / len(utilisation) if utilisation else None,
+        checkpoint_step=record.newest_step() if record else 0, silent_seconds=_silence(run),
+        phase=heartbeat.get("phase"),
+        bad_nodes=excluded_nodes(starts, Policy.read(submitted[-1])) if submitted else (),
+        failures=failures_in_a_row(starts), tokens_per_step=per_step,
+    )  # fmt: skip
+
+
+def _tokens_per_step(train: dict[str, Any]) -> int | None:
+    try:
+        return int(train["batch"]["global_batch_size"]) * int(train["data"]["sequence_length"])
+    except (KeyError, TypeError, ValueError):
+        return None
+
+
+def _silence(run: Path) -> float | None:
+    signs = [path.stat().st_mtime for name in ("heartbeat.json", "metrics.jsonl") if (path := run / name).is_file()]
+    return time.time() - max(signs) if signs else None
+
+
+def _tail(path: Path) -> Iterator[dict[str, Any]]:
+    """The last records of a file of JSON lines that somebody is writing."""
+    if not path.is_file():
+        return
+    with path.open("rb") as file:
+        start = max(0, path.stat().st_size - TAIL_BYTES)
+        file.seek(start)
+        lines = file.read().split(b"\n")[bool(start) : -1]  # the first may be half of one, the last not yet whole
+    for line in lines:
+        try:
+            entry = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(entry, dict):
+            yield entry
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def _yaml(path: Path) -> dict[str, Any]:
+    try:
+        value = yaml.load(path.read_bytes(), yaml.CSafeLoader)
+    except (OSError, yaml.YAMLError):
+        return {}
+    return value if isinstance(value, dict) else {}

@@ -1,0 +1,133 @@
+"""``hanse status``: one screen of what every job is doing, and what a person should know about it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from common.errors import HanseError
+from common.terminal import console, count, duration, say, table
+from launch import slurm
+from launch.config import StatusConfig
+from launch.life import KINDS
+from launch.progress import Progress, launched, look
+from launch.slurm import QueuedJob
+
+COLUMNS = ("run", "job", "state", "start", "step", "loss", "tokens/s", "MFU", "left", "checkpoint", "next stop")
+
+
+def run(config: StatusConfig) -> int:
+    """Show the state of all launched runs, or of one; with ``watch`` until interrupted.
+
+    Raises:
+        HanseError: there is nothing to show, or Slurm does not answer.
+    """
+    requeued: set[str] = set()
+    while True:
+        seen = [look(path) for path in _folders(config)]
+        live = slurm.queued(one.job for one in seen if one.job) if slurm.available() else {}
+        if config.watch:
+            console.clear()
+            say(time.strftime("%F %T"))
+        show(seen, live, config)
+        for one in hung(seen, live, config.hang_minutes * 60):
+            if config.requeue_hung and one.job and f"{one.job}/{len(one.starts)}" not in requeued:
+                requeued.add(f"{one.job}/{len(one.starts)}")  # once a start, whatever Slurm makes of it
+                slurm.requeue(one.job)
+                say(f"{one.run.name}: job {one.job} was put back into the queue")
+        if not config.watch:
+            return 0
+        time.sleep(config.every_seconds)
+
+
+def _folders(config: StatusConfig) -> list[Path]:
+    if config.run is not None:
+        found = [Path(config.run)] if (Path(config.run) / "jobs").is_dir() else []
+        if not found:
+            raise HanseError(f"run={config.run}: never launched (no jobs/ in it); 'hanse launch' does that")
+    else:
+        found = launched(Path(config.runs))
+        if not found:
+            raise HanseError(f"runs={config.runs}: no launched runs below it; 'hanse launch' makes one")
+    return found
+
+
+def show(seen: list[Progress], live: Mapping[str, QueuedJob], config: StatusConfig) -> None:
+    """Print the table, and below it what needs words."""
+    table("", COLUMNS, [row(one, live.get(one.job or "")) for one in seen])
+    for one in seen:
+        for line in remarks(one, live.get(one.job or ""), config.hang_minutes * 60):
+            say(f"{one.run.name}: {line}")
+        if config.run is not None:
+            history(one)
+
+
+def row(one: Progress, job: QueuedJob | None) -> list[str]:
+    """One line of the table."""
+
+    def known(value: float | None, text: str) -> str:
+        return "" if value is None else text.format(value)
+
+    speed = one.tokens_per_second
+    return [
+        one.run.name, one.job or "", state(one, job), str(len(one.starts) or ""),
+        known(one.step, "{}") + known(one.steps, "/{}"), known(one.loss, "{:.3f}"),
+        count(speed) if speed else "", known(one.mfu, "{:.0%}"),
+        "" if one.seconds_left is None else duration(one.seconds_left),
+        str(one.checkpoint_step or ""), job.left if job and job.state == "RUNNING" else "",
+    ]  # fmt: skip
+
+
+def state(one: Progress, job: QueuedJob | None) -> str:
+    """The state in one word: Slurm's while the job is in its queue, else how the last start ended."""
+    if job is not None:
+        return job.state.lower()
+    if one.job is None:
+        return "not submitted"
+    last = one.starts[-1].kind if one.starts else ""
+    return last or (slurm.ended(one.job) or "gone").lower()
+
+
+def hung(seen: list[Progress], live: Mapping[str, QueuedJob], limit_seconds: float) -> Iterator[Progress]:
+    """Runs whose job runs without a sign of life, since it began or since the last one."""
+    for one in seen:
+        job = live.get(one.job or "")
+        if job is None or job.state != "RUNNING" or not one.starts or one.starts[-1].kind:
+            continue
+        running = time.time() - one.starts[-1].begun
+        if min(running, one.silent_seconds if one.silent_seconds is not None else running) > limit_seconds:
+            yield one
+
+
+def remarks(one: Progress, job: QueuedJob | None, limit_seconds: float) -> Iterator[str]:
+    """What the table cannot say."""
+    if job is not None and job.state == "PENDING":
+        meaning = slurm.explain(job.reason)
+        when = f", expected {job.start}" if job.start not in ("N/A", "") and slurm.NEVER not in meaning else ""
+        yield f"{job.reason}: {meaning}{when}" if meaning != job.reason else f"waits ({job.reason}){when}"
+        if slurm.NEVER in meaning and "until" not in meaning:
+            yield f"scancel {job.number}, change the request, launch again"
+    if list(hung([one], {one.job: job} if one.job and job else {}, limit_seconds)):
+        yield (f"hung: no sign of life for {duration(one.silent_seconds or 0)}; 'scontrol requeue {one.job}', or "
+               "'hanse status requeue_hung=true'")  # fmt: skip
+    last = one.starts[-1] if one.starts else None
+    if last is not None and last.kind:
+        blamed = f", first on {last.blamed}" if last.blamed else ""
+        yield f"start {last.life} ended: {KINDS.get(last.kind, last.kind)}{blamed}"
+    if one.failures > 1:
+        yield f"{one.failures} starts in a row without a new checkpoint"
+    if one.bad_nodes:
+        yield f"does without {', '.join(one.bad_nodes)}"
+    if (one.run / "stop").exists():
+        yield f"kept stopped by {one.run / 'stop'}: delete it to go on"
+
+
+def history(one: Progress) -> None:
+    """Every start of the newest job."""
+    table(f"starts of job {one.job}", ["start", "began", "nodes", "took", "steps", "ended"], [
+        [start.life, time.strftime("%F %T", time.localtime(start.begun)), start.nodes,
+         duration((start.ended or time.time()) - start.begun),
+         f"{start.first_step} to {start.step if start.kind else '...'}", KINDS.get(start.kind, "running")]
+        for start in one.starts
+    ])  # fmt: skip
