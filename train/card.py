@@ -44,7 +44,7 @@ def card(trained: Trained, provenance: Mapping[str, Any]) -> str:
 
 
 def _shares(trained: Trained, tokens: Mapping[str, int]) -> dict[str, str]:
-    weights = trained.config.data.mixture if trained.config.data.mixture is not None else tokens
+    weights = trained.config.data.mixture or tokens
     total = sum(weights.values())
     return {language: f"{weights.get(language, 0) / total:.1%}" for language in tokens}
 

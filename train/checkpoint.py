@@ -13,6 +13,7 @@ flushed and renamed, so "the latest" is derived from what is complete.
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 from collections.abc import Iterable, Mapping
@@ -27,11 +28,12 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from common.errors import HanseError
-from common.files import PARTIAL, fsync_folder, merkle_root, read_json, sha256_file, sweep_partial, write_json
+from common.files import PARTIAL, fsync_folder, inside, merkle_root, read_json, sha256_file, sweep_partial, write_json
 from train.engine import MOMENTS, Engine, Fragment
 from train.ranks import Place, together
 
 FORMAT = "hanse.checkpoint/1"
+NEEDED = {"step", "consumed_samples", "data_merkle_root", "tokenizer_sha256", "model", "precision", "wall_seconds"}
 KEY = re.compile(r"(?P<name>.+)\[(?P<start>\d+):(?P<stop>\d+)\]")
 
 
@@ -97,9 +99,8 @@ def _write_share(fragments: Iterable[Fragment], partial: Path, rank: int) -> dic
             # Views of one flat tensor share its storage, which safetensors refuses: copies it is.
             save_file({key: tensor.clone() for key, tensor in tensors.items()}, partial / name)
             with (partial / name).open("rb+") as file:
-                import os
-
                 os.fsync(file.fileno())
+            (partial / name).chmod(partial.stat().st_mode & 0o666)  # safetensors lets only the owner read its files
             hashes[name] = {"bytes": (partial / name).stat().st_size, "sha256": sha256_file(partial / name)}
         except (OSError, SafetensorError) as error:
             raise _cannot_write(partial / name, error) from None
@@ -179,12 +180,14 @@ class Checkpoint:
         if root != self.manifest.get("merkle_root"):
             raise self._bad("manifest.json", "was edited: its Merkle root does not match its hashes")
         for name, size in sizes.items():
-            path = folder / name
+            path = inside(folder, name)
             if path.is_symlink() or not path.is_file():
                 raise self._bad(name, "is missing")
             if path.stat().st_size != size:
                 raise self._bad(name, f"has {path.stat().st_size} bytes instead of {size}")
         self.state: dict[str, Any] = read_json(folder / "state.json", "checkpoint state")
+        if not isinstance(self.state, dict) or not self.state.keys() >= NEEDED:
+            raise self._bad("state.json", "is incomplete")
 
     def _bad(self, name: str, what: str) -> HanseError:
         return HanseError(f"{self.folder / name}: {what}; delete {self.folder} to go on from the checkpoint before it")

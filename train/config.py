@@ -26,7 +26,7 @@ class DataConfig:
     shards: str = MISSING
     tokenizer: str = MISSING
     sequence_length: int = MISSING
-    mixture: dict[str, float] | None = None
+    mixture: dict[str, float] = field(default_factory=dict)
     verify_hashes: bool = False
 
 
@@ -159,10 +159,10 @@ class TrainConfig:
             found.append(f"optimizer.betas={self.optimizer.betas}: two numbers in [0, 1), e.g. [0.9, 0.95]")
         if not 0 <= self.schedule.decay_fraction <= 1:
             found.append(f"schedule.decay_fraction={self.schedule.decay_fraction}: a share of the steps, in [0, 1]")
-        for key, weight in (self.data.mixture or {}).items():
+        for key, weight in self.data.mixture.items():
             if not 0 <= weight < float("inf"):
                 found.append(f"data.mixture.{key}={weight}: a weight is a finite number, 0 or more")
-        if self.data.mixture is not None and not any(weight > 0 for weight in self.data.mixture.values()):
+        if self.data.mixture and not any(weight > 0 for weight in self.data.mixture.values()):
             found.append("data.mixture: at least one language needs a weight above 0")
         return found or [*batch_problems(self.batch, self.ranks), *self._budget_problems()]
 

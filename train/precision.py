@@ -6,22 +6,28 @@ import time
 
 import torch
 
-SIZE = 1024  # of the square matrices on a CPU; large enough for the peak, small enough for a warm cache
+SIZES = {"cpu": (256, 1024), "cuda": (2048, 8192)}  # of square matrices: a quick look, then large enough for the peak
 WORTH_IT = 1.15  # bf16 is taken when it is at least this much faster: it rounds, so a draw goes to fp32
 
 
 def matmul_flops_per_second(dtype: torch.dtype, device: torch.device, seconds: float = 1.0) -> float:
-    """Measured peak of one rank: best rate of square matrix products during ``seconds``, in FLOP/s."""
-    size = SIZE if device.type == "cpu" else 8 * SIZE
-    a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
-    best, end = float("inf"), time.perf_counter() + seconds
-    while time.perf_counter() < end:
-        start = time.perf_counter()
-        a @ b
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        best = min(best, time.perf_counter() - start)
-    return 2 * size**3 / best
+    """Measured peak of one rank: best rate of square matrix products during ``seconds``, in FLOP/s.
+
+    A processor without bf16 instructions is some hundred times slower in it: the quick look is then all there is.
+    """
+    best, end = 0.0, time.perf_counter() + seconds
+    for size in SIZES[device.type]:
+        if best and 2 * size**3 / best > seconds:
+            return best
+        a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+        until = end if size == SIZES[device.type][-1] else time.perf_counter() + seconds / 10
+        while time.perf_counter() < until:
+            start = time.perf_counter()
+            a @ b
+            if device.type == "cuda":
+                torch.cuda.synchronize()
+            best = max(best, 2 * size**3 / (time.perf_counter() - start))
+    return best
 
 
 def measured_peaks(device: torch.device) -> dict[str, float]:

@@ -158,7 +158,7 @@ def count_unigram(config: TrainConfig, shards: ShardsManifest) -> dict[str, floa
 
     length, mixture = config.data.sequence_length, config.data.mixture
     validation, training = (open_sources(shards, split, length, config.seed) for split in ("validation", "train"))
-    used = {name: source for name, source in training.items() if mixture is None or mixture.get(name, 0) > 0}
+    used = {name: source for name, source in training.items() if not mixture or mixture.get(name, 0) > 0}
     evaluation = Evaluation(validation, config.evaluate.tokens_per_language, config.batch.micro_batch_size,
                             token_byte_lengths(config.data.tokenizer))  # fmt: skip
     return {name: loss.bits_per_byte for name, loss in evaluation.unigram(used, shards.vocabulary_size).items()}

@@ -256,7 +256,7 @@ def open_sources(
 
 
 def open_stream(
-    manifest: ShardsManifest, length: int, seed: int, mixture: Mapping[str, float] | None, *, hashes: bool = False
+    manifest: ShardsManifest, length: int, seed: int, mixture: Mapping[str, float], *, hashes: bool = False
 ) -> Stream:
     """The training stream of a shards folder.
 
@@ -264,13 +264,11 @@ def open_stream(
         HanseError: the mixture names a language that is not there, or one with less than a window of text.
     """
     sources = open_sources(manifest, "train", length, seed, hashes=hashes)
-    unknown = sorted(set(mixture or {}) - set(sources))
+    unknown = sorted(set(mixture) - set(sources))
     if unknown:
         raise HanseError(f"data.mixture: no training shards for {', '.join(unknown)} in {manifest.folder}; "
                          f"there are {', '.join(sources) or 'none'}")  # fmt: skip
-    weights = (
-        dict(mixture) if mixture is not None else {name: float(source.windows) for name, source in sources.items()}
-    )
+    weights = dict(mixture) if mixture else {name: float(source.windows) for name, source in sources.items()}
     used = {name: sources[name] for name in sources if weights.get(name, 0) > 0}
     for name, source in used.items():
         if source.windows == 0:

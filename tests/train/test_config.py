@@ -1,0 +1,45 @@
+"""Everything wrong with a training configuration is told at once, with the key and what to do."""
+
+import pytest
+
+from common.errors import EXIT_USER_ERROR
+
+
+def refused(hanse, capsys, *arguments: str) -> str:
+    assert hanse("train", *arguments) == EXIT_USER_ERROR
+    captured = capsys.readouterr()
+    assert "Traceback" not in captured.err + captured.out
+    return captured.err
+
+
+def test_all_problems_of_the_values_are_told_at_once(hanse, capsys, tiny_settings, tmp_path):
+    text = refused(
+        hanse, capsys, *tiny_settings, f"run={tmp_path}", "engine.zero_stage=4", "optimizer.betas=[0.9]",
+        "data.mixture={fr: -1, de: 0}", "schedule.decay=cosine", "optimizer.learning_rate=0", "track.wandb=maybe",
+    )  # fmt: skip
+    assert "problems in the configuration" in text
+    for part in (
+        "engine.zero_stage=4: one of 1, 2, 3", "optimizer.betas=[0.9]", "data.mixture.fr=-1", "at least one language",
+        "schedule.decay=cosine: one of linear, 1-sqrt", "optimizer.learning_rate=0", "track.wandb=maybe",
+    ):  # fmt: skip
+        assert part in text
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (
+            ["batch.global_batch_size=7"],
+            "not a multiple of batch.micro_batch_size x ranks = 2 x 2 = 4; nearest: 4 or 8",
+        ),
+        (["ranks=3", "batch.micro_batch_size=3"], "3 x 3 = 9; nearest: 9"),
+        (["tokens=511"], "less than one step, which takes batch.global_batch_size x data.sequence_length = 512 tokens"),
+        (["schedule.warmup_steps=11"], "do not fit into the 12 steps"),
+        (["batch.globl_batch_size=8"], "did you mean 'batch.global_batch_size'?"),
+        (["batch.micro_batch_size=many"], "batch.micro_batch_size"),
+        (["model=llama-9b"], "model"),
+    ],
+)
+def test_impossible_arithmetic_and_unknown_keys(hanse, capsys, tiny_settings, tmp_path, overrides, message):
+    assert message in refused(hanse, capsys, *tiny_settings, f"run={tmp_path / 'run'}", *overrides)
+    assert not (tmp_path / "run").exists()

@@ -1,0 +1,124 @@
+"""Documents in one sequence cannot see each other, and a packed loss is the loss of its documents."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from common.errors import HanseError
+from train.config import ModelConfig
+from train.model import (
+    PackedLanguageModel,
+    build_model,
+    flops_per_token,
+    model_config,
+    model_inputs,
+    parameter_counts,
+)
+from train.stream import IGNORED, MicroBatch, pack
+
+VOCABULARY, LENGTH = 97, 24
+SETTINGS = {
+    "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "initializer_range": 0.3,
+}  # fmt: skip
+ARCHITECTURES = ("llama", "qwen3", "mistral")
+
+
+def language_model(architecture: str, attention: str) -> PackedLanguageModel:
+    config = model_config(ModelConfig(architecture, SETTINGS), VOCABULARY, LENGTH)
+    return PackedLanguageModel(build_model(config, 0, attention).eval())
+
+
+MODELS = {(name, kind): language_model(name, kind) for name in ARCHITECTURES for kind in ("sdpa", "eager")}
+
+
+def packed(documents: list[np.ndarray]) -> MicroBatch:
+    """One sequence that holds these documents, each with its last token as its own end."""
+    ids = np.concatenate([*documents, documents[-1][-1:]])
+    numbers = np.repeat(np.arange(len(documents) + 1), [*map(len, documents), 1])
+    return pack([(ids, numbers)], [0])
+
+
+@st.composite
+def sequences(draw):
+    """LENGTH tokens cut into documents."""
+    cuts = sorted(draw(st.sets(st.integers(1, LENGTH - 1), min_size=1, max_size=4)))
+    ids = np.array(draw(st.lists(st.integers(0, VOCABULARY - 1), min_size=LENGTH, max_size=LENGTH)))
+    return np.split(ids, cuts)
+
+
+@pytest.mark.parametrize("kind", MODELS, ids="-".join)
+@given(sequences(), st.data())
+@settings(max_examples=15, deadline=None)
+def test_changing_one_document_changes_no_logit_of_another(kind, documents, data):
+    model = MODELS[kind]
+    changed = data.draw(st.integers(0, len(documents) - 1))
+    others = [document.copy() for document in documents]
+    others[changed] = (others[changed] + data.draw(st.integers(1, VOCABULARY - 1))) % VOCABULARY
+    before, after = (model_inputs(packed(texts), torch.device("cpu")) for texts in (documents, others))
+    with torch.no_grad():
+        first, second = (model.logits(x["input_ids"], x["positions"], x["documents"])[0] for x in (before, after))
+    outside = before["documents"][0] != changed
+    assert torch.equal(first[outside], second[outside])
+    assert not torch.equal(first[~outside], second[~outside])
+
+
+@pytest.mark.parametrize("kind", MODELS, ids="-".join)
+@given(sequences())
+@settings(max_examples=15, deadline=None)
+def test_packed_loss_is_the_sum_of_the_documents_losses(kind, documents):
+    model = MODELS[kind]
+    with torch.no_grad():
+        together = float(model(**model_inputs(packed(documents), torch.device("cpu")))[0])
+        alone = sum(
+            float(model(**model_inputs(pack([(document, np.zeros(len(document)))], [0]), torch.device("cpu")))[0])
+            for document in documents
+            if len(document) > 1
+        )
+    assert together == pytest.approx(alone, abs=1e-4)
+
+
+def test_labels_across_a_boundary_do_not_count():
+    batch = packed([np.array([5, 6, 7]), np.array([8, 9])])
+    assert batch.labels.tolist() == [[6, 7, IGNORED, 9, IGNORED]]
+    assert batch.positions.tolist() == [[0, 1, 2, 0, 1]]
+
+
+def test_flops_formula_counts_matrix_parameters_and_attention():
+    model = MODELS["llama", "sdpa"].model
+    total, in_products = parameter_counts(model)
+    assert total - in_products == VOCABULARY * 32  # the input embedding, which is not tied here
+    assert flops_per_token(model, LENGTH) == 6 * in_products + 12 * 2 * 32 * LENGTH
+
+
+def test_flops_formula_agrees_with_what_torch_counts():
+    from torch.utils.flop_counter import FlopCounterMode
+
+    model = MODELS["llama", "eager"]
+    batch = packed([np.arange(LENGTH)])
+    with FlopCounterMode(display=False) as counter:
+        model(**model_inputs(batch, torch.device("cpu"))).sum().backward()
+    # norms' weights are counted as parameters of products: less than a percent
+    assert counter.get_total_flops() == pytest.approx(flops_per_token(model.model, LENGTH) * LENGTH, rel=0.02)
+
+
+def test_same_seed_same_weights():
+    config = model_config(ModelConfig("llama", SETTINGS), VOCABULARY, LENGTH)
+    first, second, third = (build_model(config, seed).state_dict() for seed in (1, 1, 2))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert any(not torch.equal(first[name], third[name]) for name in first)
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (ModelConfig("lama", {}), "model.architecture=lama: not a model type"),
+        (ModelConfig("llama", {"hiden_size": 3}), "LlamaConfig has no hiden_size"),
+        (ModelConfig("llama", {"hidden_size": 30, "num_attention_heads": 4}), "model.settings"),
+    ],
+)
+def test_nonsense_architectures_are_refused(config, message):
+    with pytest.raises(HanseError, match=message):
+        build_model(model_config(config, VOCABULARY, LENGTH), 0)
