@@ -41,7 +41,9 @@ def sort_arguments(name: str, arguments: list[str]) -> tuple[list[str], list[str
             flags.append(argument)
         elif equals or argument.startswith("~"):
             shorthand = key in ("experiment", "+experiment") and value and "/" not in value
-            overrides.append(f"{argument}/{name}" if shorthand else argument)
+            # '++': Hydra lets no new key into a dictionary otherwise; the schema still refuses keys it does not have
+            into_dictionary = value.startswith("{") and key[0] not in "+~"
+            overrides.append(f"{argument}/{name}" if shorthand else f"++{argument}" if into_dictionary else argument)
         else:
             problems.append(f"{argument}: neither key=value nor a flag; --help lists both")
         folder = value if key in ("--config-dir", "-cd") else argument if before in ("--config-dir", "-cd") else ""

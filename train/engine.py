@@ -135,17 +135,17 @@ class Engine:
         self.stage = config.engine.zero_stage
         self._prepare_optimizer_state()
 
-    def forward(self, batch: MicroBatch) -> Tensor:
-        """Negative log-likelihood a sequence, (B,) fp32."""
-        nll: Tensor = self.engine(**model_inputs(batch, self.engine.device))
-        return nll
+    def forward(self, batch: MicroBatch) -> tuple[Tensor, Tensor]:
+        """Negative log-likelihood in fp32: () of the micro-batch, for :meth:`backward`, and (B,) a sequence."""
+        total, nll = self.engine(**model_inputs(batch, self.engine.device))
+        return total, nll
 
-    def backward(self, nll: Tensor, global_targets: int) -> None:
-        """Add the gradient of ``nll.sum() / global_targets``, summed over the ranks, to what is accumulated.
+    def backward(self, total: Tensor, global_targets: int) -> None:
+        """Add the gradient of ``total / global_targets``, summed over the ranks, to what is accumulated.
 
         ZeRO averages over the ranks; so the loss is scaled by their number, and by nothing else before it is rounded.
         """
-        self.engine.backward(nll.sum() * (self.ranks / global_targets), scale_wrt_gas=False)
+        self.engine.backward(total * (self.ranks / global_targets), scale_wrt_gas=False)
 
     def end_micro_batch(self, learning_rate: float) -> None:
         """To be called after each backward; the last of a step's micro-batches updates the weights."""

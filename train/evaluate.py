@@ -80,7 +80,7 @@ class Evaluation:
             for turn in range(turns):
                 index = turn * place.ranks + place.rank
                 language, batch = self.batches[min(index, len(self.batches) - 1)]
-                nll = engine.forward(batch)
+                _, nll = engine.forward(batch)
                 if index < len(self.batches):  # under ZeRO-3 every rank must run as often as the others
                     sums[language] += nll[: self.counted[index]].double().sum().cpu()
         sums = all_reduce_sum(sums, engine)

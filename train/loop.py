@@ -109,11 +109,11 @@ def train_step(engine: Engine, batch: list[MicroBatch], targets: int, rate: floa
     """
     sums = torch.zeros(languages, 2, dtype=torch.float64)
     for part in batch:
-        nll = engine.forward(part)
-        engine.backward(nll, targets)
+        total, nll = engine.forward(part)
+        engine.backward(total, targets)
         engine.end_micro_batch(rate)
         labels = torch.from_numpy(part.labels >= 0).sum(1)
-        sums.index_add_(0, torch.from_numpy(part.sources), torch.stack((nll.detach().cpu(), labels), 1).double())
+        sums.index_add_(0, torch.from_numpy(part.sources), torch.stack((nll.cpu(), labels), 1).double())
     return sums
 
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import Any, cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from common.errors import HanseError
 from train.config import ModelConfig
-from train.stream import IGNORED, MicroBatch
+from train.loss import PLAIN_HEADS, FusedHead, losses_of_logits
+from train.stream import MicroBatch
 
 
 def model_config(config: ModelConfig, vocabulary_size: int, sequence_length: int, **tokens: int) -> PretrainedConfig:
@@ -59,29 +59,45 @@ def attention_mask(documents: Tensor, attention: str, dtype: torch.dtype) -> Ten
 
 
 class PackedLanguageModel(nn.Module):
-    """The module that is trained: packed sequences in, negative log-likelihood a sequence out."""
+    """The module that is trained: packed sequences in, negative log-likelihoods out."""
 
     def __init__(self, model: PreTrainedModel):
         super().__init__()
         self.model = model
         self.attention = model.config._attn_implementation
+        self.fused = model.config.model_type in PLAIN_HEADS
+        if self.fused:
+            head = FusedHead(1, 1, bias=False, device="meta")
+            head.weight = cast(Any, model.get_output_embeddings()).weight
+            model.set_output_embeddings(head)
 
-    def forward(self, input_ids: Tensor, positions: Tensor, labels: Tensor, documents: Tensor | None) -> Tensor:
+    def forward(
+        self, input_ids: Tensor, positions: Tensor, labels: Tensor, documents: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
         """All arguments (B, L) int64; ``documents`` is None where each sequence is one document.
 
         Returns:
-            (B,) fp32: sum over the sequence of -ln p(label), positions labelled IGNORED left out.
+            Sums of -ln p(label), positions labelled IGNORED left out, in fp32: () over all, which carries the gradient,
+            and (B,) a sequence.
         """
-        logits = self.logits(input_ids, positions, documents)
-        losses = F.cross_entropy(logits.flatten(0, 1).float(), labels.flatten(), ignore_index=IGNORED, reduction="none")
-        return losses.view_as(labels).sum(1)
+        inputs = self._inputs(input_ids, positions, documents)
+        if self.fused:
+            hidden = self.model.base_model(**inputs).last_hidden_state
+            total, losses = cast(Any, self.model.get_output_embeddings())(hidden, labels)
+        else:
+            total, losses = losses_of_logits(self.model(**inputs).logits, labels)
+        return total, losses.view_as(labels).sum(1)
 
     def logits(self, input_ids: Tensor, positions: Tensor, documents: Tensor | None) -> Tensor:
         """Scores of the next token, (B, L, V), in the model's precision."""
+        logits: Tensor = self.model(**self._inputs(input_ids, positions, documents)).logits
+        return logits
+
+    def _inputs(self, input_ids: Tensor, positions: Tensor, documents: Tensor | None) -> dict[str, Any]:
         mask = None
         if documents is not None:
             mask = attention_mask(documents, self.attention, next(self.model.parameters()).dtype)
-        return self.model(input_ids=input_ids, position_ids=positions, attention_mask=mask, use_cache=False).logits
+        return {"input_ids": input_ids, "position_ids": positions, "attention_mask": mask, "use_cache": False}
 
 
 def model_inputs(batch: MicroBatch, device: torch.device) -> dict[str, Any]:

@@ -24,7 +24,8 @@ def train() -> dict[str, Any]:
     settings = {"hidden_size": 2048, "num_hidden_layers": 24, "intermediate_size": 5632, "num_attention_heads": 16,
                 "num_key_value_heads": 8}  # fmt: skip
     return {
-        "name": "voyage", "run": "runs/voyage", "tokens": 10**12, "data": {"shards": "data/shards", "sequence_length": 4096},
+        "name": "voyage", "run": "runs/voyage", "tokens": 10**12,
+        "data": {"shards": "data/shards", "sequence_length": 4096},
         "batch": {"global_batch_size": 1024, "micro_batch_size": 2}, "model": {"settings": settings},
         "engine": {"zero_stage": 1},
     }  # fmt: skip

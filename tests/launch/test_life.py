@@ -34,7 +34,9 @@ def start(kind: str, first: int = 0, step: int = 0, **more) -> Start:
 
 
 starts = st.lists(
-    st.builds(start, st.sampled_from(sorted(KINDS)), st.just(0), st.integers(0, 3), blamed=st.sampled_from(["", "n1", "n2"])),
+    st.builds(
+        start, st.sampled_from(sorted(KINDS)), st.just(0), st.integers(0, 3), blamed=st.sampled_from(["", "n1", "n2"])
+    ),
     min_size=1, max_size=60,
 )  # fmt: skip
 
@@ -69,7 +71,8 @@ def test_time_limits_without_a_checkpoint_are_failures_too():
 
 def test_a_node_is_excluded_when_it_is_to_blame_often_enough_or_failed_its_checks():
     history = [start("crash", blamed="n1"), start("hung", blamed="n1"), start("crash", blamed="n2"),
-               start("bad-node", bad_nodes=("n3",)), start("limit", blamed="n4"), start("limit", blamed="n4")]  # fmt: skip
+               start("bad-node", bad_nodes=("n3",)), start("limit", blamed="n4"),
+               start("limit", blamed="n4")]  # fmt: skip
     assert excluded_nodes(history, POLICY) == ("bad9", "n1", "n3")
 
 

@@ -95,7 +95,8 @@ def test_nodes_are_compared_with_each_other():
     slow = {"flops_per_second": [100.0, 60.0], "all_reduce_bytes_per_second": 50.0}
     weak = {"flops_per_second": [100.0, 99.0], "all_reduce_bytes_per_second": 5.0}
     reports = {"n1": report(), "n2": report(), "n3": report(speed=slow), "n4": report(speed=weak), "n5": None,
-               "n6": report(clock_ahead_seconds=60.0), "n7": report(free_memory_gb=12.0), "n8": report(problems=["x"])}  # fmt: skip
+               "n6": report(clock_ahead_seconds=60.0), "n7": report(free_memory_gb=12.0),
+               "n8": report(problems=["x"])}  # fmt: skip
     bad = judge(reports, slow=0.75, least_memory_gb=400)
     assert sorted(bad) == ["n3", "n4", "n5", "n6", "n7", "n8"]
     assert "matrix products at 61% of the median" in bad["n3"][0]

@@ -26,7 +26,8 @@ REQUESTS = {
     "slurm": {"ranks_per_node": 4, "life__node_checks": False},
 }
 TELLING = re.compile(
-    r"^(#SBATCH|export|MASTER|module|ulimit|\. |tar|unsquashfs|  .*exec|  \"\$HANSE|timeout|srun|  --| *--|hanse_python)"
+    r"^(#SBATCH|export|MASTER|module|ulimit|\. |tar|unsquashfs|  .*exec|"
+    r"  \"\$HANSE|timeout|srun|  --| *--|hanse_python)"
 )
 
 

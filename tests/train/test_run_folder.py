@@ -64,7 +64,7 @@ def test_only_a_holder_that_is_gone_is_replaced(folder, monkeypatch, holder, sta
 def test_an_unreadable_lock_and_a_stop_file_say_what_to_do(folder):
     folder.path.mkdir()
     (folder.path / "in-use.json").write_text("{")
-    with pytest.raises(HanseError, match="if no run is using .* delete it"):
+    with pytest.raises(HanseError, match=r"if no run is using .* delete it"):
         folder.check_free()
     folder.stop_file.touch()
     with pytest.raises(HanseError, match="keeps the run stopped; delete it to go on"):

@@ -10,6 +10,7 @@ import pytest
 import torch
 from hydra import compose, initialize_config_module
 from hydra.core.config_store import ConfigStore
+from torch.nn.functional import cross_entropy
 
 from common.configuration import instantiate
 from tests.train.multirank import train_cases
@@ -18,6 +19,7 @@ from train.config import TrainConfig
 from train.model import PackedLanguageModel, build_model, model_inputs
 from train.run_folder import read_metrics
 from train.setup import open_data
+from train.stream import IGNORED
 
 STEPS = 20
 # Relative errors: the largest of a loss, the largest of a gradient norm, the root mean square of the final weights.
@@ -50,7 +52,9 @@ def plain_pytorch(config: TrainConfig, precision: str) -> tuple[list[float], lis
     for step in range(config.steps):
         batch = data.stream.micro_batch(range(step * size, (step + 1) * size))
         module.zero_grad()
-        loss = packed(**model_inputs(batch, torch.device("cpu"))).sum() / int((batch.labels >= 0).sum())
+        inputs = model_inputs(batch, torch.device("cpu"))
+        logits = packed.logits(inputs["input_ids"], inputs["positions"], inputs["documents"]).float()
+        loss = cross_entropy(logits.flatten(0, 1), inputs["labels"].flatten(), ignore_index=IGNORED)
         loss.backward()
         for parameter, low_parameter in zip(names.values(), module.parameters(), strict=True):
             parameter.grad = low_parameter.grad.float()

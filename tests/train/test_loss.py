@@ -1,0 +1,83 @@
+"""The fused head: the losses and gradients of the plain way, whatever the block size."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.nn.functional import cross_entropy
+
+from train import loss as loss_module
+from train.config import ModelConfig
+from train.loss import PLAIN_HEADS, LinearCrossEntropy, losses_of_logits
+from train.model import PackedLanguageModel, build_model, model_config, model_inputs
+from train.stream import IGNORED, pack
+
+SMALL = {
+    "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "pad_token_id": None,
+}  # fmt: skip
+
+
+@given(
+    rows=st.integers(1, 70), vocabulary=st.integers(2, 90), width=st.integers(1, 9), at_once=st.integers(1, 6000),
+    ignored=st.floats(0, 1), scale=st.floats(0.01, 100), seed=st.integers(0, 2**31),
+)  # fmt: skip
+@settings(deadline=None)
+def test_losses_and_gradients_are_those_of_cross_entropy(rows, vocabulary, width, at_once, ignored, scale, seed):
+    random = torch.Generator().manual_seed(seed)
+    hidden = torch.randn(rows, width, generator=random, dtype=torch.float64).requires_grad_()
+    weight = torch.randn(vocabulary, width, generator=random, dtype=torch.float64).requires_grad_()
+    labels = torch.randint(vocabulary, (rows,), generator=random)
+    labels[torch.rand(rows, generator=random) < ignored] = IGNORED
+    expected = cross_entropy(hidden @ weight.t(), labels, ignore_index=IGNORED, reduction="none")
+    (expected.sum() * scale).backward()
+
+    ours, ours_weight = (leaf.detach().float().requires_grad_() for leaf in (hidden, weight))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(loss_module.ROWS_ELEMENTS, "cpu", at_once)
+        total, losses = LinearCrossEntropy.apply(ours, ours_weight, labels)
+    (total * scale).backward()
+
+    torch.testing.assert_close(losses.double(), expected.detach(), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(total.double(), expected.detach().sum(), rtol=1e-5, atol=1e-4)
+    for found, right in ((ours.grad, hidden.grad), (ours_weight.grad, weight.grad)):
+        torch.testing.assert_close(found.double(), right, rtol=1e-4, atol=1e-5 * max(scale, 1) * rows)
+
+
+def test_bf16_sums_blocks_in_fp32(monkeypatch):
+    """A thousand blocks of 16 rows: bf16 sums would have stopped growing long before."""
+    hidden = torch.ones(16_000, 1, dtype=torch.bfloat16, requires_grad=True)
+    weight = torch.zeros(2, 1, dtype=torch.bfloat16, requires_grad=True)
+    monkeypatch.setitem(loss_module.ROWS_ELEMENTS, "cpu", 1)
+    total, _ = LinearCrossEntropy.apply(hidden, weight, torch.zeros(16_000, dtype=torch.int64))
+    total.backward()
+    assert weight.grad.flatten().tolist() == pytest.approx([-8000, 8000], rel=0.01)
+
+
+@pytest.mark.parametrize("architecture", sorted(PLAIN_HEADS))
+def test_every_architecture_with_a_fused_head_has_no_more_than_a_product(architecture):
+    config = model_config(ModelConfig(architecture, SMALL), 97, 24)
+    model = PackedLanguageModel(build_model(config, 0))
+    assert model.fused
+    ids = np.random.default_rng(0).integers(97, size=25)
+    inputs = model_inputs(pack([(ids, np.repeat([0, 1], [10, 15]))], [0]), torch.device("cpu"))
+    total, nll = model(**inputs)
+    logits = model.logits(inputs["input_ids"], inputs["positions"], inputs["documents"])
+    expected, _ = losses_of_logits(logits, inputs["labels"])
+    torch.testing.assert_close(total, expected, rtol=1e-6, atol=1e-5)
+    torch.testing.assert_close(nll.sum(), expected, rtol=1e-6, atol=1e-5)
+    fused, plain = (torch.autograd.grad(value, list(model.parameters())) for value in (total, expected))
+    for found, right in zip(fused, plain, strict=True):
+        torch.testing.assert_close(found, right, rtol=1e-4, atol=1e-5)
+
+
+def test_other_architectures_go_the_plain_way():
+    config = model_config(ModelConfig("gemma2", {**SMALL, "head_dim": 8}), 97, 24)
+    model = PackedLanguageModel(build_model(config, 0, "eager"))
+    assert not model.fused  # its logits are capped
+    ids = np.arange(25)
+    inputs = model_inputs(pack([(ids, np.zeros(25))], [0]), torch.device("cpu"))
+    total, _ = model(**inputs)
+    total.backward()
+    assert torch.isfinite(total)

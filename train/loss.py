@@ -1,0 +1,94 @@
+"""Cross-entropy of a linear head without the logits: they exist for some rows at a time, and only once."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from train.stream import IGNORED
+
+# transformers' model types whose logits are the output embedding of the last hidden state and nothing more: no scaling,
+# no soft cap. The others get the plain way; a test holds that both agree for each of these.
+PLAIN_HEADS = frozenset({"apertus", "llama", "mistral", "olmo2", "qwen2", "qwen3", "smollm3"})
+
+ROWS_ELEMENTS = {"cpu": 1 << 20, "cuda": 1 << 28}  # logits at once: what a core's cache, or a GPU's spare memory, holds
+
+
+class LinearCrossEntropy(torch.autograd.Function):
+    """``cross_entropy(hidden @ weight.T, labels)`` whose gradient is computed on the way forward.
+
+    The logits of a large vocabulary are the largest tensor of a language model. Here a block of rows goes through the
+    head, its softmax becomes the gradient in place, and both products with it are taken while it is in the cache; three
+    matrix products in all, as without the trick, and no second pass over the logits. (The idea is that of Liger
+    Kernel, arXiv 2410.10989, section 3.2.)
+    """
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Sum of the losses and the losses themselves.
+
+        Args:
+            ctx: autograd's.
+            hidden: (N, H).
+            weight: (V, H), of the same type.
+            labels: (N,) int64, IGNORED where none counts.
+
+        Returns:
+            () and (N,), both fp32; only the sum carries a gradient.
+        """
+        needed = any(ctx.needs_input_grad[:2])
+        losses = torch.zeros(len(labels), dtype=torch.float32, device=hidden.device)
+        by_hidden = torch.zeros_like(hidden) if needed else None
+        by_weight = torch.zeros(weight.shape, dtype=torch.float32, device=weight.device) if needed else None
+        rows = max(16, ROWS_ELEMENTS.get(hidden.device.type, 1 << 28) // len(weight))
+        for start in range(0, len(labels), rows):
+            part, wanted = hidden[start : start + rows], labels[start : start + rows]
+            counts = wanted != IGNORED
+            places = wanted.clamp_min(0)[:, None]
+            logits = torch.mm(part, weight.t()).float()
+            of_label = logits.gather(1, places)[:, 0]
+            highest = logits.amax(1, keepdim=True)
+            sums = logits.sub_(highest).exp_().sum(1, keepdim=True)
+            losses[start : start + rows] = (sums.log()[:, 0] + highest[:, 0] - of_label) * counts
+            if by_hidden is None or by_weight is None:
+                continue
+            gradient = logits.mul_(counts[:, None] / sums).scatter_add_(1, places, -counts[:, None].float())
+            gradient = gradient.to(hidden.dtype)
+            by_hidden[start : start + rows] = torch.mm(gradient, weight)
+            if by_weight.dtype == gradient.dtype:
+                by_weight.addmm_(gradient.t(), part)
+            else:  # blocks are summed in fp32
+                by_weight += torch.mm(gradient.t(), part)
+        if needed:
+            ctx.save_for_backward(by_hidden, by_weight)
+            ctx.weight_dtype = weight.dtype
+        ctx.mark_non_differentiable(losses)
+        return losses.sum(), losses
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None]:
+        """The kept gradients times that of the sum."""
+        by_hidden, by_weight = ctx.saved_tensors
+        return by_hidden * gradients[0].to(by_hidden.dtype), (by_weight * gradients[0]).to(ctx.weight_dtype), None
+
+
+class FusedHead(nn.Linear):
+    """An output embedding that gives the losses of labels, and logits where there are none.
+
+    A module, so that ZeRO-3 gathers its weight when it is called.
+    """
+
+    def forward(self, hidden: Tensor, labels: Tensor | None = None) -> Any:
+        """hidden (B, L, H); without labels logits (B, L, V), with labels (B, L) the pair of LinearCrossEntropy."""
+        if labels is None:
+            return super().forward(hidden)
+        return LinearCrossEntropy.apply(hidden.flatten(0, 1), self.weight, labels.flatten())
+
+
+def losses_of_logits(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """The same pair from logits (B, L, V): for models whose logits are more than a product."""
+    losses = F.cross_entropy(logits.flatten(0, 1).float(), labels.flatten(), ignore_index=IGNORED, reduction="none")
+    return losses.sum(), losses.detach()
