@@ -77,7 +77,7 @@ class Metrics:
     def event(self, step: int, kind: str, **facts: Any) -> None:
         """Something that happened once: a start, a resume, a checkpoint."""
         self._beat(step, kind)
-        self._write({"step": step, "event": kind, "time": time.time(), **facts})
+        self._write({"step": step, "event": kind, **facts})
 
     def _beat(self, step: int, phase: str) -> None:
         """Tell a watcher that the run lives: ``heartbeat.json``, at most every few seconds while it trains."""
@@ -97,7 +97,7 @@ class Metrics:
 
     def _write(self, record: Mapping[str, Any]) -> None:
         if self._file:
-            self._file.write(json.dumps(record) + "\n")
+            self._file.write(json.dumps({**record, "time": time.time()}) + "\n")
             self._file.flush()
         if self._wandb is not None:
             numbers = {k: v for k, v in _flatten(record).items() if isinstance(v, int | float) and k != "step"}
