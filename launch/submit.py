@@ -15,11 +15,12 @@ from omegaconf import OmegaConf
 
 from common.errors import ConfigError, HanseError
 from common.files import read_json, write_json
-from common.terminal import duration, next_step, say, table
+from common.terminal import duration, next_step, say
 from launch import slurm
 from launch.config import LaunchConfig
 from launch.job import Job, ranks_per_node, work_out
 from launch.local import run_ranks
+from launch.progress import look
 from launch.render import job_folders, next_folder, who, write_folder
 from launch.site import detect, resolve
 
@@ -93,6 +94,8 @@ def _leaves(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def _as_override(value: Any) -> str:
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)  # 2e9 tokens; a number without a fraction is taken for every key
     return value if isinstance(value, str) and value.replace("-", "").replace("_", "").isalnum() else json.dumps(value)
 
 
@@ -124,19 +127,43 @@ def refuse_if_in_use(run: Path) -> None:
 
 
 def _show(job: Job, folder: Path, why: str) -> None:
-    config = job.config
-    say(f"site {job.site.name} ({why}): {job.site.title}")
-    table(f"{job.name}: {folder}", ["what", "value"], [
-        ["queue", f"{config.queue or job.site.queue}, {duration(job.seconds)} a start, "
-                  f"then again until {job.train['tokens']:,} tokens"],
-        ["global batch", job.arithmetic],
-        ["GPU-hours a start", f"{job.seconds / 3600 * job.gpus_per_node * (config.nodes + config.spare_nodes):,.0f}"],
-        ["software", config.software.container or config.software.archive or config.software.venv or sys.prefix],
-    ])  # fmt: skip
-    if config.dry_run:
-        say((folder / "job.sbatch").read_text(encoding="utf-8"))
+    say(f"{job.site.title} (site={job.site.name}, {why})")
+    for what, value in summary(job, folder):
+        say(f"  {what:13s} {value}")
     for note in job.site.notes:
-        say(f"note: {note}")
+        say(f"  note          {note}")
+
+
+def summary(job: Job, folder: Path) -> Iterator[tuple[str, str]]:
+    """What a person should see before hours are spent, as (what, value)."""
+    config, train = job.config, job.train
+    nodes, software = config.nodes + config.spare_nodes, config.software
+    per_step = train["batch"]["global_batch_size"] * train["data"]["sequence_length"]
+    spare = f" + {config.spare_nodes} spare" if config.spare_nodes else ""
+    cpus = f", {job.cpus_per_rank} CPUs each" if job.cpus_per_rank else ""
+    queue = config.queue or job.site.queue
+    hours = job.seconds / 3600 * nodes * (job.gpus_per_node or 1)
+    unit = "GPU-hours" if job.gpus_per_node else "node-hours"
+    yield "run", f"{train['name']} in {_short(job.run, job)}"
+    yield "asks for", f"{config.nodes}{spare} nodes x {job.ranks_per_node} ranks{cpus}; queue {queue}"
+    yield "time", f"{duration(job.seconds)} and at most {hours:,.0f} {unit} a start, again until its tokens are used up"
+    yield "budget", f"{int(train['tokens']):,} tokens = {int(train['tokens']) // per_step:,} steps"
+    yield "a step", job.arithmetic
+    done = look(job.run)
+    if done.checkpoint_step:
+        left = f"; {duration(done.seconds_left)} left at its last speed" if done.seconds_left else ""
+        yield "goes on", f"after step {done.checkpoint_step:,}{left}"
+    yield "software", " in ".join(filter(None, (software.archive or software.venv or sys.prefix, software.container)))
+    yield "job folder", _short(folder, job)
+
+
+def _short(path: Path, job: Job) -> str:
+    return str(path.relative_to(job.work_folder)) if path.is_relative_to(job.work_folder) else str(path)
+
+
+def _head(script: Path) -> str:
+    lines = script.read_text(encoding="utf-8").splitlines()
+    return "\n".join(line for line in lines if line.startswith("#SBATCH"))
 
 
 def _submit(job: Job, folder: Path, *, here: bool) -> int:
@@ -146,8 +173,8 @@ def _submit(job: Job, folder: Path, *, here: bool) -> int:
         if against:
             raise HanseError(f"Slurm would not take this job: {against}; the script is {script}")
     if job.config.dry_run:
-        say(f"dry run: nothing was submitted; the job folder is {folder}")
-        next_step(f"the same command without dry_run=true, or: sbatch {script}")
+        say(f"\n{_head(script)}\n\ndry run: nothing was submitted; the whole script is {script}")
+        next_step("the same command without dry_run=true")
         return 0
     if not slurm.available():
         raise HanseError(f"there is no Slurm on this machine (no sbatch); the job folder is ready: {folder}. Copy it "
