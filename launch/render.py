@@ -79,6 +79,7 @@ def _values(job: Job, folder: Path) -> dict[str, Any]:
     return {
         "job": job, "life": life, "software": software, "folder": folder,
         "exit_go_on": EXIT_GO_ON, "check_seconds": CHECK_SECONDS,
+        "decide_seconds": min(30, life.signal_seconds // 2),
         "watch_seconds": max(1, min(10, int(life.hang_minutes * 60 / 4))),
         "setup": [*job.site.setup, *software.setup],
         "variables": {**job.site.environment, **software.environment},

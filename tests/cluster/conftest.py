@@ -80,7 +80,7 @@ class Cluster:
 
     def start_now(self, job: str) -> None:
         """Cut the two minutes that Slurm waits after a requeue, as soon as it waits."""
-        wait_until(f"job {job} waits again", lambda: self.state(job) == "PENDING", 60)
+        wait_until(f"job {job} waits again", lambda: self.state(job) == "PENDING")
         slurm("scontrol", "update", f"jobid={job}", "StartTime=now")
 
     def wait_for_progress(self, run: Run, start: int) -> None:
@@ -92,6 +92,7 @@ class Cluster:
                 assert self.state(run.number) != "GONE", run.log
                 return False
             assert not starts[start]["kind"], f"start {start} ended too soon\n{run.log}"
+            assert self.state(run.number) != "GONE", f"start {start} ended without a word\n{run.log}"
             return run.steps_made(start) >= 3
 
         wait_until(f"three steps of start {start} in {run.folder}", progressed)
@@ -101,8 +102,10 @@ class Cluster:
 
         def ended() -> str:
             kinds = run.kinds()
-            assert len(kinds) > start or self.state(run.number) != "GONE", run.log
-            return kinds[start] if len(kinds) > start else ""
+            if len(kinds) > start and kinds[start]:
+                return kinds[start]
+            assert self.state(run.number) != "GONE" or run.kinds() != kinds, run.log
+            return ""
 
         return str(wait_until(f"the end of start {start} in {run.folder}", ended))
 
