@@ -2,27 +2,22 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
-
-from hydra.core.hydra_config import HydraConfig
-from omegaconf import OmegaConf
 
 from common.errors import ConfigError, HanseError
 from common.files import read_json, write_json
 from common.terminal import duration, next_step, say
-from launch import slurm
+from launch import data_job, slurm
 from launch.config import LaunchConfig
 from launch.job import Job, ranks_per_node, work_out
 from launch.local import run_ranks
 from launch.progress import look
 from launch.render import job_folders, next_folder, who, write_folder
 from launch.site import detect, resolve
+from launch.verb import configuration_of
 
 
 def run(config: LaunchConfig) -> int:
@@ -37,7 +32,10 @@ def run(config: LaunchConfig) -> int:
     if problems:
         raise ConfigError(problems)
     here = site.scheduler == "none" or site.name in detect() or (site.name == "slurm" and slurm.available())
-    train, wrong = train_configuration(config)
+    if config.task == "corpus":
+        return data_job.run(config, why, here=here)
+    ranks = config.nodes * (ranks_per_node(config, site) or 1)
+    train, wrong = configuration_of("train", config.train, f"ranks={ranks}")
     job = work_out(config, site, train, wrong, Path.cwd(), here=here)
     refuse_if_in_use(job.run)
     folder = next_folder(job.run)
@@ -46,57 +44,6 @@ def run(config: LaunchConfig) -> int:
     if site.scheduler == "none":
         return 0 if config.dry_run else _start_here(job, folder)
     return _submit(job, folder, here=here)
-
-
-def train_configuration(config: LaunchConfig) -> tuple[dict[str, Any] | None, list[str]]:
-    """The resolved configuration of ``hanse train`` (None where it cannot be composed), and what is wrong with it.
-
-    Asked of the verb itself, in a process of its own: this package imports nothing of ``train``.
-    """
-    ranks = config.nodes * (ranks_per_node(config, config.site) or 1)
-    command = [sys.executable, "-m", "hanse", "train", *_train_overrides(config), f"ranks={ranks}"]
-    answer = subprocess.run([*command, "--check"], capture_output=True, text=True, check=False)
-    wrong = []
-    if answer.returncode:
-        lines = [line.strip() for line in answer.stderr.splitlines() if line.strip()]
-        head = lines[0].removeprefix("hanse train: ") if lines else "hanse train --check failed"
-        wrong = [
-            f"train.{line}".replace("must be set (", "must be set (train.")
-            for line in (lines[1:] if "problems in the configuration" in head else [head])
-        ]
-        # A wrong value does not keep us from looking at what the others mean for the site.
-        answer = subprocess.run([*command, "--cfg", "job", "--resolve"], capture_output=True, text=True, check=False)
-        if answer.returncode:
-            return None, wrong
-    train = OmegaConf.to_container(OmegaConf.create(answer.stdout))
-    assert isinstance(train, dict)
-    return {str(key): value for key, value in train.items()}, wrong
-
-
-def _train_overrides(config: LaunchConfig) -> list[str]:
-    """The experiment and every key under ``train``, as overrides of ``hanse train``."""
-    hydra = HydraConfig.get()
-    folders = [source.path for source in hydra.runtime.config_sources if source.provider == "command-line"]
-    flags = [flag for folder in folders for flag in ("--config-dir", folder)]
-    choice = str(hydra.runtime.choices.get("experiment") or "")
-    experiment = [f"experiment={choice.rpartition('/')[0]}"] if "/" in choice else []
-    # Groups (model=llama-8m) come before keys that change what they chose.
-    pairs = sorted(_leaves(OmegaConf.to_container(OmegaConf.create(config.train))), key=lambda pair: "." in pair[0])
-    return [*flags, *experiment, *(f"{key}={_as_override(value)}" for key, value in pairs)]
-
-
-def _leaves(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, inner in value.items():
-        if isinstance(inner, dict):
-            yield from _leaves(inner, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", inner
-
-
-def _as_override(value: Any) -> str:
-    if isinstance(value, float) and value.is_integer():
-        value = int(value)  # 2e9 tokens; a number without a fraction is taken for every key
-    return value if isinstance(value, str) and value.replace("-", "").replace("_", "").isalnum() else json.dumps(value)
 
 
 def refuse_if_in_use(run: Path) -> None:

@@ -93,7 +93,7 @@ class Cluster:
             self._ask_again = time.monotonic() + 5
             kinds = run.kinds()
             gone = self.state(run.number) == "GONE" and run.kinds() == kinds
-            assert not gone or kinds[start:] and kinds[start], f"job {run.number} ended without a word\n{run.log}"
+            assert not gone or any(kinds[start : start + 1]), f"job {run.number} ended without a word\n{run.log}"
 
     def start_now(self, job: str) -> None:
         """Cut the two minutes that Slurm waits after a requeue, as soon as it waits."""
