@@ -16,7 +16,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from common.errors import HanseError
-from common.files import read_json, write_json, write_text
+from common.files import read_json, room_for, write_json, write_text
 from train.config import TrainConfig
 
 # What may change between two starts of one run: how it is computed and watched, not what is computed.
@@ -57,9 +57,9 @@ class RunFolder:
                 self._clear_if_stale(lock, mine)
         else:
             raise HanseError(f"{self.path}: another run took this folder at the same moment; start again")
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            json.dump(mine, file)
         try:
+            with room_for(lock), os.fdopen(handle, "w", encoding="utf-8") as file:
+                json.dump(mine, file)
             yield
         finally:
             lock.unlink(missing_ok=True)
