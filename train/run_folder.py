@@ -98,8 +98,8 @@ class RunFolder:
                              f"name another folder with run=... (if that process is gone, delete {lock})")  # fmt: skip
         lock.unlink(missing_ok=True)
 
-    def keep_config(self, config: TrainConfig) -> None:
-        """Write ``config.yaml``, or hold a run to the one it was started with.
+    def check_config(self, config: TrainConfig) -> None:
+        """Hold a run to the configuration that it was started with.
 
         Raises:
             HanseError: a key that decides what is computed differs from the first start.
@@ -110,6 +110,9 @@ class RunFolder:
             if changed:
                 raise HanseError(f"{self.path} was started with another configuration: {'; '.join(changed)}; "
                                  "give it the same again, or name another folder with run=...")  # fmt: skip
+
+    def keep_config(self, config: TrainConfig) -> None:
+        """Write ``config.yaml``, once everything else about it was found to be right: later starts are held to it."""
         write_text(self.config, OmegaConf.to_yaml(OmegaConf.structured(config)))
 
     def read_config(self) -> TrainConfig:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import re
 import shutil
-import subprocess
 import tempfile
-from contextlib import contextmanager, suppress
+from contextlib import suppress
+from hashlib import sha256
 from itertools import pairwise
 from pathlib import Path
 
@@ -22,6 +21,7 @@ from safetensors.torch import load_file, save_file
 
 from common.errors import HanseError
 from common.files import sha256_file
+from tests.disk import small_disk
 from train import checkpoint
 from train.checkpoint import Checkpoint, complete_steps, folder_of, prune, save
 from train.engine import MOMENTS, Fragment
@@ -152,6 +152,21 @@ def test_saving_leaves_one_folder_with_the_files_its_manifest_lists(one_rank, tm
         (folder / "state.json").stat().st_mode & 0o777
     }
     assert json.loads((folder / "state.json").read_text()) == STATE
+
+
+def test_the_root_is_the_one_that_the_format_page_describes(tmp_path):
+    manifest = json.loads((write(tmp_path, SHAPES, HALVES) / "manifest.json").read_text())
+    said = json.dumps({key: manifest[key] for key in ("files", "tensors")}, sort_keys=True, ensure_ascii=False)
+    hashes = {name: entry["sha256"] for name, entry in manifest["files"].items()}
+    hashes["manifest.json"] = sha256(said.encode()).hexdigest()
+    leaves = [sha256(f"\0{name}\0{hashes[name]}".encode()).digest() for name in sorted(hashes)]
+
+    def node(left: bytes, right: bytes) -> bytes:
+        return sha256(b"\1" + left + right).digest()
+
+    assert len(leaves) == 6  # four and two
+    four = node(node(*leaves[:2]), node(*leaves[2:4]))
+    assert manifest["merkle_root"] == node(four, node(*leaves[4:])).hex()
 
 
 # --- damage ---------------------------------------------------------------------------------------------------------
@@ -391,22 +406,6 @@ def test_retention_keeps_the_last_ones_and_every_so_manieth(steps, keep_last, ev
         assert all(step in sorted(steps)[-keep_last:] or (every and step % every == 0) for step in kept)
         assert len(list(checkpoints.iterdir())) == len(kept) + len(unfinished)
         assert prune(checkpoints, keep_last, every) == []
-
-
-@contextmanager
-def small_disk(folder: Path):
-    """A disk of its own at ``folder``; gives a function that sets its size in kB."""
-    folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o"]
-    if (
-        os.geteuid()
-        or subprocess.run([*mount, "size=64k", "tmpfs", folder], check=False, capture_output=True).returncode
-    ):
-        pytest.skip("mounting a small disk needs root and the right to mount")
-    try:
-        yield lambda size: subprocess.run([*mount, f"remount,size={size}k", "tmpfs", folder], check=True)
-    finally:
-        subprocess.run(["umount", folder], check=True)
 
 
 def test_wherever_the_disk_gets_full_the_checkpoint_is_absent_and_the_one_before_is_whole(one_rank, tmp_path):
