@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -28,19 +29,35 @@ def fsync_folder(folder: Path) -> None:
 
 
 @contextmanager
-def atomic_file(path: Path) -> Iterator[Path]:
-    """Give a path to write to; on success it takes the place of ``path``, on an error nothing is left behind."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + PARTIAL)
+def room_for(path: Path) -> Iterator[None]:
+    """Make a full disk (or a used-up quota) a :class:`HanseError` that names ``path``."""
     try:
-        yield partial
-        with partial.open("rb+") as written:
-            os.fsync(written.fileno())
-        partial.replace(path)
-        fsync_folder(path.parent)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise HanseError(f"{path}: {error.strerror}; make room and run the same command again") from None
+
+
+@contextmanager
+def atomic_file(path: Path) -> Iterator[Path]:
+    """Give a path to write to; on success it takes the place of ``path``, on an error nothing is left behind.
+
+    Raises:
+        HanseError: the disk is full.
+    """
+    partial = path.with_name(path.name + PARTIAL)
+    with room_for(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            yield partial
+            with partial.open("rb+") as written:
+                os.fsync(written.fileno())
+            partial.replace(path)
+            fsync_folder(path.parent)
+        except BaseException:
+            partial.unlink(missing_ok=True)
+            raise
 
 
 def write_text(path: Path, text: str) -> None:
