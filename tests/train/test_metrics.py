@@ -7,6 +7,8 @@ from dataclasses import replace
 
 import pytest
 
+from common.errors import HanseError
+from tests.disk import fill, small_disk
 from train import metrics as metrics_module
 from train.config import TrackConfig
 from train.evaluate import LanguageLoss
@@ -54,6 +56,24 @@ def test_only_rank_0_writes_and_speaks(folder, tiny_config, capsys):
     metrics.close(12)
     assert list(folder.path.iterdir()) == []
     assert capsys.readouterr().out == ""
+
+
+def test_a_full_disk_is_one_clear_line_and_what_was_told_before_is_kept(folder, tiny_config, tmp_path, monkeypatch):
+    monkeypatch.setattr(metrics_module, "HEARTBEAT_SECONDS", 3600.0)
+    with small_disk(tmp_path / "disk"):
+        folder = RunFolder(tmp_path / "disk/run")
+        folder.path.mkdir()
+        metrics = Metrics(folder, tiny_config, first_step=0, speaks=True)
+        metrics.step(record(1))
+        filler = fill(tmp_path / "disk")
+        with pytest.raises(HanseError, match=r"metrics.jsonl: No space left on device; make room"):
+            list(map(metrics.step, map(record, range(2, 100))))  # the file's last page takes some
+        kept = read_metrics(folder.metrics)
+        assert kept == [record(number) for number in range(1, len(kept) + 1)]
+        filler.unlink()
+        folder.cut_metrics(1)
+        metrics.step(record(2))
+        assert read_metrics(folder.metrics) == [record(1), record(2)]
 
 
 def test_the_heart_beats_at_every_change_and_else_now_and_then(folder, tiny_config, monkeypatch):

@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 
 from common.errors import HanseError
+from tests.disk import fill, small_disk
 from train.config import BatchConfig, EngineConfig
 from train.run_folder import RunFolder, read_metrics
 
@@ -58,6 +59,19 @@ def test_an_unreadable_lock_and_a_stop_file_say_what_to_do(folder):
     folder.stop_file.touch()
     with pytest.raises(HanseError, match="keeps the run stopped; delete it to go on"):
         folder.check_free()
+
+
+def test_a_full_disk_leaves_no_lock_that_nobody_holds(tmp_path):
+    with small_disk(tmp_path / "disk"):
+        folder = RunFolder(tmp_path / "disk/run")
+        folder.path.mkdir()
+        filler = fill(tmp_path / "disk")
+        with pytest.raises(HanseError, match=r"in-use.json: No space left on device; make room"), folder.in_use():
+            pass
+        assert list(folder.path.iterdir()) == []
+        filler.unlink()
+        with folder.in_use():
+            pass
 
 
 def test_what_is_computed_is_held_and_how_it_is_computed_is_free(folder, tiny_config):
