@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import shutil
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,10 +29,14 @@ def fsync_folder(folder: Path) -> None:
 
 
 @contextmanager
-def atomic_file(path: Path) -> Iterator[Path]:
-    """Give a path to write to; on success it takes the place of ``path``, on an error nothing is left behind."""
+def atomic_file(path: Path, *, shared: bool = False) -> Iterator[Path]:
+    """Give a path to write to; on success it takes the place of ``path``, on an error nothing is left behind.
+
+    ``shared``: other processes, here or on other machines, may be writing the same file.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + PARTIAL)
+    own = f".{socket.gethostname()}-{os.getpid()}" if shared else ""
+    partial = path.with_name(path.name + own + PARTIAL)
     try:
         yield partial
         with partial.open("rb+") as written:
