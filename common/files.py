@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import shutil
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -40,13 +41,16 @@ def room_for(path: Path) -> Iterator[None]:
 
 
 @contextmanager
-def atomic_file(path: Path) -> Iterator[Path]:
+def atomic_file(path: Path, *, shared: bool = False) -> Iterator[Path]:
     """Give a path to write to; on success it takes the place of ``path``, on an error nothing is left behind.
+
+    ``shared``: other processes, here or on other machines, may be writing the same file.
 
     Raises:
         HanseError: the disk is full.
     """
-    partial = path.with_name(path.name + PARTIAL)
+    own = f".{socket.gethostname()}-{os.getpid()}" if shared else ""
+    partial = path.with_name(path.name + own + PARTIAL)
     with room_for(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:

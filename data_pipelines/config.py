@@ -13,6 +13,8 @@ from omegaconf import MISSING
 
 READERS = ("parquet", "jsonl", "text", "hub", "sqlite")
 ENCODERS = ("auto", "gigatoken", "tiktoken", "tokenizers")
+VERDICTS = ("allow", "deny", "unknown")
+WORKER = re.compile(r"\d{1,6}/[1-9]\d{0,5}")
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 LANGUAGE = re.compile(r"[a-z]{2,3}")
 SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -80,6 +82,7 @@ class SourceConfig:
     title_field: str | None = None
     url_field: str | None = None
     date_field: str | None = None
+    license_field: str | None = None
     split_field: str | None = None
     limit: int | None = None
     check_language: bool = True
@@ -125,18 +128,83 @@ def _name_problems(name: str) -> list[str]:
 
 
 @dataclass
+class AnnotateConfig:
+    """What is found out about each document. A change here looks at all documents again."""
+
+    language_characters: int = 1000
+    quality: bool = True
+    quality_folder: str | None = None
+    personal_data: bool = True
+    opt_out_snapshot: str | None = None
+    evaluation_sets: dict[str, SourceConfig] = field(default_factory=dict)
+    evaluation_words: int = 13
+    max_document_megabytes: int = 32
+
+    def problems(self, key: str) -> list[str]:
+        """Everything wrong with these settings, one line each."""
+        found = []
+        for name in ("language_characters", "max_document_megabytes"):
+            if getattr(self, name) < 1:
+                found.append(f"{key}.{name}: {getattr(self, name)}; give 1 or more")
+        if self.evaluation_words < 5:
+            found.append(f"{key}.evaluation_words: {self.evaluation_words}; give 5 or more: fewer are common phrases")
+        for name, source in self.evaluation_sets.items():
+            found += source.problems(f"{key}.evaluation_sets.{name}")
+        return found
+
+
+@dataclass
+class SelectConfig:
+    """What is removed because of what was found out. A change here looks at no document again."""
+
+    min_characters: int = 100
+    language_min_confidence: float = 0.5
+    quality: bool = False
+    licenses: list[str] = field(default_factory=list)
+    opt_out: list[str] = field(default_factory=lambda: ["deny"])
+    max_evaluation_matches: int = 0
+    near_duplicate_similarity: float | None = 0.8
+    earlier: list[str] = field(default_factory=list)
+
+    def problems(self, key: str) -> list[str]:
+        """Everything wrong with these settings, one line each."""
+        found = []
+        if self.min_characters < 1:
+            found.append(
+                f"{key}.min_characters: {self.min_characters}; give 1 or more (empty documents are always removed)"
+            )
+        if not 0 <= self.language_min_confidence <= 1:
+            found.append(
+                f"{key}.language_min_confidence: {self.language_min_confidence} is no probability; give 0 to 1"
+            )
+        if not set(self.opt_out) <= set(VERDICTS):
+            found.append(f"{key}.opt_out: {', '.join(self.opt_out)}; name verdicts out of {', '.join(VERDICTS)}")
+        if self.max_evaluation_matches < 0:
+            found.append(f"{key}.max_evaluation_matches: {self.max_evaluation_matches}; give 0 or more")
+        if self.near_duplicate_similarity is not None and not 0.5 <= self.near_duplicate_similarity <= 1:
+            found.append(
+                f"{key}.near_duplicate_similarity: {self.near_duplicate_similarity}; give 0.5 to 1, or null for exact "
+                "duplicates only"
+            )
+        return found
+
+
+@dataclass
 class CorpusConfig:
     """Configuration of ``hanse corpus``."""
 
     name: str = MISSING
     sources: dict[str, SourceConfig] = field(default_factory=dict)
     output: str = "data/${name}/corpus"
+    annotated: str = "data/${name}/annotated"
     downloads: str = "data/downloads"
-    min_characters: int = 100
-    language_characters: int = 1000
-    language_min_confidence: float = 0.5
+    worker: str | None = None
+    processes: int = 0
+    annotate: AnnotateConfig = field(default_factory=AnnotateConfig)
+    select: SelectConfig = field(default_factory=SelectConfig)
     validation_fraction: float = 0.01
     split_seed: int = 0
+    part_megabytes: int = 512
     batch_megabytes: int = 16
 
     def problems(self) -> list[str]:
@@ -148,17 +216,27 @@ class CorpusConfig:
             if not NAME.fullmatch(name):
                 found.append(f"sources.{name}: not a name; use letters, digits, '.', '_' and '-'")
             found += source.problems(f"sources.{name}")
-        if self.min_characters < 1:
-            found.append(f"min_characters: {self.min_characters}; give 1 or more (empty documents are always removed)")
-        if self.language_characters < 1:
-            found.append(f"language_characters: {self.language_characters}; give 1 or more, e.g. 1000")
-        if not 0 <= self.language_min_confidence <= 1:
-            found.append(f"language_min_confidence: {self.language_min_confidence} is no probability; give 0 to 1")
+        if self.worker is not None and not WORKER.fullmatch(self.worker):
+            found.append(f"worker: '{self.worker}'; write NUMBER/HOW_MANY, counted from 0, e.g. 3/16")
+        elif self.worker is not None and not self.share[0] < self.share[1]:
+            found.append(f"worker: '{self.worker}'; of {self.share[1]} workers the last is {self.share[1] - 1}")
+        if self.processes < 0:
+            found.append(f"processes: {self.processes}; give 1 or more, or 0 for one a core")
+        found += self.annotate.problems("annotate") + self.select.problems("select")
+        if self.select.quality and not self.annotate.quality:
+            found.append("select.quality: true, but annotate.quality is false: there is nothing to select by")
         if not 0 <= self.validation_fraction < 1:
             found.append(f"validation_fraction: {self.validation_fraction}; give at least 0 and less than 1")
-        if self.batch_megabytes < 1:
-            found.append(f"batch_megabytes: {self.batch_megabytes} MB; give 1 or more")
+        for key in ("part_megabytes", "batch_megabytes"):
+            if getattr(self, key) < 1:
+                found.append(f"{key}: {getattr(self, key)} MB; give 1 or more")
         return found
+
+    @property
+    def share(self) -> tuple[int, int]:
+        """(number, how many) of this worker; one does everything."""
+        number, _, workers = (self.worker or "0/1").partition("/")
+        return int(number), int(workers)
 
 
 @dataclass

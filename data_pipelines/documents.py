@@ -9,37 +9,26 @@ from dataclasses import dataclass
 from typing import Any
 
 from data_pipelines.config import SourceConfig
-from data_pipelines.sources import Record
+from data_pipelines.sources import LONGEST, Record
 
 LINE_ENDS = re.compile("\r\n?|[\x0b\x0c\x85\u2028\u2029]")
 CONTROLS = re.compile("[\x00-\x08\x0e-\x1f\x7f-\x9f\ufeff]")
 EMPTY_LINES = re.compile(r"\n{3,}")
 
 
-@dataclass
+@dataclass(frozen=True)
 class Document:
-    """A row of the curated corpus; ``reason`` and ``detail`` say why it was removed (empty: it was kept)."""
+    """What a record says. ``group``: its split goes by that; ``reason`` and ``detail``: why there is no text."""
 
-    id: str
+    key: str
     text: str
-    language: str
-    source: str
     title: str | None
     url: str | None
     license: str
     date: str | None
-    split: str
-    language_detected: str | None = None
-    language_score: float | None = None
-    duplicate_of: str | None = None
+    group: str | None
     reason: str = ""
     detail: str = ""
-    content: bytes = b""  # digest of the text without case and spacing: equal for exact duplicates
-
-    @property
-    def bytes(self) -> int:
-        """Size of the text in bytes of UTF-8."""
-        return len(self.text.encode("utf-8"))
 
 
 def normalise(text: str) -> str:
@@ -50,32 +39,33 @@ def normalise(text: str) -> str:
     return EMPTY_LINES.sub("\n\n", text).strip()
 
 
-def document(
-    record: Record, name: str, source: SourceConfig, *, validation_fraction: float, split_seed: int
-) -> Document:
-    """The document of a record of the source called ``name``.
-
-    Its id is the source, the record's key, and 48 bits of its text's SHA-256: the same text at the same place has the
-    same id in every run, and a text that changed has another.
-    """
-    problem = record.problem or _problem(record.fields, source)
-    text = "" if problem else normalise(record.fields[source.text_field])
-    content = hashlib.sha256(" ".join(text.casefold().split()).encode("utf-8")).digest()
-    group = _text(record.fields.get(source.split_field)) if source.split_field else None
+def document(record: Record, source: SourceConfig, longest: int = LONGEST) -> Document:
+    """The document of a record: its text normalised, or set aside with the reason; at most ``longest`` bytes of it."""
+    reason, detail = (record.reason, record.problem) if record.problem else _problem(record.fields, source, longest)
     return Document(
-        id=f"{name}:{_printable(record.key)}:{hashlib.sha256(text.encode('utf-8')).hexdigest()[:12]}",
-        text=text,
-        language=source.language,
-        source=name,
+        key=_printable(record.key),
+        text="" if reason else normalise(record.fields[source.text_field]),
         title=_optional(record, source.title_field),
         url=_optional(record, source.url_field) or source.url or None,
-        license=source.license,
+        license=_optional(record, source.license_field) or source.license,
         date=_optional(record, source.date_field) or source.snapshot_date or None,
-        split=split_of(group.encode() if group else content, validation_fraction, split_seed),
-        reason="malformed" if problem else "",
-        detail=problem,
-        content=content,
+        group=_optional(record, source.split_field),
+        reason=reason,
+        detail=detail,
     )
+
+
+def id_of(source: str, key: str, text: str) -> str:
+    """The source, the record's key, and 48 bits of the text's SHA-256.
+
+    The same text at the same place has the same id in every run, and a text that changed has another.
+    """
+    return f"{source}:{key}:{hashlib.sha256(text.encode('utf-8')).hexdigest()[:12]}"
+
+
+def content_of(text: str) -> bytes:
+    """Digest of a text without case and spacing, 32 bytes: equal for exact duplicates."""
+    return hashlib.sha256(" ".join(text.casefold().split()).encode("utf-8")).digest()
 
 
 def split_of(key: bytes, validation_fraction: float, seed: int) -> str:
@@ -84,15 +74,18 @@ def split_of(key: bytes, validation_fraction: float, seed: int) -> str:
     return "validation" if drawn < validation_fraction * 2**64 else "train"
 
 
-def _problem(fields: Any, source: SourceConfig) -> str:
+def _problem(fields: Any, source: SourceConfig, longest: int) -> tuple[str, str]:
+    """(reason, detail) for a record without a usable text; ("", "") for any other."""
     value = fields.get(source.text_field)
     if value is None:
-        return f"no '{source.text_field}'"
+        return "malformed", f"no '{source.text_field}'"
     if isinstance(value, bytes):
-        return "not UTF-8"
+        return "malformed", "not UTF-8"
     if not isinstance(value, str):
-        return f"'{source.text_field}' is {type(value).__name__}, not text"
-    return "" if _text(value) is not None else "not Unicode (half of a surrogate pair)"
+        return "malformed", f"'{source.text_field}' is {type(value).__name__}, not text"
+    if 4 * len(value) > longest and (size := len(value.encode("utf-8", "surrogatepass"))) > longest:
+        return "too_long", f"{size} bytes, more than {longest}"
+    return ("", "") if _text(value) is not None else ("malformed", "not Unicode (half of a surrogate pair)")
 
 
 def _optional(record: Record, field: str | None) -> str | None:

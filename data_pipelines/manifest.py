@@ -106,7 +106,16 @@ class CorpusManifest:
         Raises:
             HanseError: it is missing or another.
         """
-        name = f"documents/{language}.parquet"
+        return self.file(f"documents/{language}.parquet", hashes=hashes)
+
+    def file(self, name: str, *, hashes: bool = True) -> Path:
+        """A file of the corpus, after checking that it is the one described here.
+
+        Raises:
+            HanseError: it is missing or another.
+        """
+        if name not in self.files:
+            raise HanseError(f"{self.folder}: has no {name}; make the corpus again with 'hanse corpus'")
         path, entry = inside(self.folder, name), self.files[name]
         again = "make the corpus again with 'hanse corpus'"
         if not path.is_file():

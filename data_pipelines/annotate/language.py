@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+
+import pyarrow as pa
 
 # The labels of lid.176.ftz: ISO 639 codes, two letters where there are two.
 LANGUAGES = frozenset(
@@ -17,12 +20,24 @@ LANGUAGES = frozenset(
 )
 
 
+SCHEMA = pa.schema(
+    [
+        ("language_detected", pa.string()),
+        ("language_score", pa.float32()),
+        ("language_runner_up", pa.string()),
+        ("language_runner_up_score", pa.float32()),
+    ]
+)
+
+
 @dataclass(frozen=True)
 class Detected:
-    """An ISO 639 code and the model's probability for it."""
+    """The likeliest language (ISO 639) with the model's probability for it, and the next likeliest, if any."""
 
     language: str
     score: float
+    runner_up: str | None = None
+    runner_up_score: float | None = None
 
 
 class LanguageIdentifier:
@@ -43,5 +58,14 @@ class LanguageIdentifier:
         start = text[: self.characters]
         if not any(map(str.isalpha, start)):
             return None
-        best = self._detector.detect(start, model="lite")
-        return Detected(best[0]["lang"], best[0]["score"]) if best else None
+        best = [(found["lang"], found["score"]) for found in self._detector.detect(start, model="lite", k=2)]
+        return Detected(*best[0], *(best[1] if len(best) > 1 else ())) if best else None
+
+    def columns(self, texts: Sequence[str]) -> pa.RecordBatch:
+        """The columns of :data:`SCHEMA`: a row a text, empty for a text without a letter."""
+        found = [self(text) for text in texts]
+        values = [
+            [getattr(one, name) if one else None for one in found]
+            for name in ("language", "score", "runner_up", "runner_up_score")
+        ]
+        return pa.RecordBatch.from_arrays(list(map(pa.array, values, SCHEMA.types)), schema=SCHEMA)

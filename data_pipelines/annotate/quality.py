@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from common.errors import ConfigError, HanseError
 from data_pipelines.annotate.quality_signals import PREFIX, SCHEMA, SIGNALS, Vocabulary, signals_of
@@ -90,13 +91,19 @@ class Quality:
     def signals(self, texts: Sequence[str] | pa.Array | pa.ChunkedArray) -> pa.RecordBatch:
         """The signals of texts: a row a text, the columns of :data:`SCHEMA`. Missing texts are as empty ones."""
         given = texts.to_pylist() if isinstance(texts, (pa.Array, pa.ChunkedArray)) else texts
-        vocabulary = Vocabulary(self.stop_words, self.policy_phrases)
-        parts = [
-            signals_of(TextArrays.of(part), vocabulary)
-            for part in batches([text or "" for text in given], BATCH_CHARACTERS, LONGEST)
-        ]
+        filled = [text or "" for text in given]
+        parts = [self.signals_of(TextArrays.of(part)) for part in batches(filled, BATCH_CHARACTERS, LONGEST)]
+        return self.columns(parts, filled)
+
+    def signals_of(self, arrays: TextArrays) -> dict[str, NDArray[Any]]:
+        """The signals of texts that are arrays already."""
+        return signals_of(arrays, Vocabulary(self.stop_words, self.policy_phrases))
+
+    @staticmethod
+    def columns(parts: Sequence[Mapping[str, NDArray[Any]]], texts: Sequence[str]) -> pa.RecordBatch:
+        """What :meth:`signals_of` gave for batches of ``texts``, as columns."""
         columns = {name: np.concatenate([np.zeros(0), *(part[name] for part in parts)]) for name in SIGNALS}
-        columns["characters"] = np.array([len(text or "") for text in given], np.int64)  # of cut texts, too
+        columns["characters"] = np.array([len(text) for text in texts], np.int64)  # of cut texts, too
         return pa.RecordBatch.from_arrays(
             [pa.array(columns[name].astype(kind.to_pandas_dtype())) for name, (kind, _) in SIGNALS.items()],
             schema=SCHEMA,

@@ -38,7 +38,7 @@ def process(command, folder):
 def test_the_console_command_exits_with_2_and_one_line(tmp_path):
     done = process([*HANSE, "corpus", "experiment=demo", "min_charcters=3"], tmp_path)
     assert (done.returncode, done.stdout) == (EXIT_USER_ERROR, "")
-    assert done.stderr == "hanse corpus: min_charcters: no such key; did you mean 'min_characters'?\n"
+    assert done.stderr == "hanse corpus: min_charcters: no such key; did you mean 'select.min_characters'?\n"
     assert os.listdir(tmp_path) == []  # Hydra would leave folders of its own
 
 
@@ -94,18 +94,18 @@ def test_all_problems_of_the_arguments_come_at_once(fails):
     assert lines == [
         "hanse corpus: 4 problems in the configuration",
         "  experiment=dmeo: no such choice; did you mean 'demo'?",
-        "  min_charcters: no such key; did you mean 'min_characters'?",
+        "  min_charcters: no such key; did you mean 'select.min_characters'?",
         "  validation_fraction=much: validation_fraction: Value 'much' of type 'str' could not be converted to Float",
         "  source=bible_xx: no such choice; did you mean 'bible_it'?",
     ]
 
 
 def test_all_problems_of_the_values_come_at_once(fails):
-    lines = fails("corpus", "experiment=demo", "name=../x", "min_characters=0", "validation_fraction=1",
+    lines = fails("corpus", "experiment=demo", "name=../x", "select.min_characters=0", "validation_fraction=1",
                   "sources.bible_fr.language=French", "sources.bible_de.license=''")  # fmt: skip
     assert lines[0] == "hanse corpus: 5 problems in the configuration"
     assert [line.split(":")[0].strip() for line in lines[1:]] == [
-        "name", "sources.bible_fr.language", "sources.bible_de.license", "min_characters", "validation_fraction",
+        "name", "sources.bible_fr.language", "sources.bible_de.license", "select.min_characters", "validation_fraction",
     ]  # fmt: skip
 
 
@@ -140,15 +140,15 @@ def test_one_problem_is_one_line(fails, arguments, message):
 @pytest.mark.parametrize(
     "arguments",
     [
-        ["--cfg", "job", "name=x", "min_characters=7"],
-        ["name=x", "--cfg", "job", "min_characters=7"],
-        ["name=x", "min_characters=7", "--cfg=job"],
+        ["--cfg", "job", "name=x", "select.min_characters=7"],
+        ["name=x", "--cfg", "job", "select.min_characters=7"],
+        ["name=x", "select.min_characters=7", "--cfg=job"],
     ],
 )
 def test_flags_and_keys_may_stand_in_any_order(hanse, capsys, arguments):
     assert hanse("corpus", *arguments) == EXIT_DONE
     lines = capsys.readouterr().out.splitlines()
-    assert {"name: x", "min_characters: 7"} <= set(lines)
+    assert {"name: x", "  min_characters: 7"} <= set(lines)
 
 
 def test_checking_prints_what_would_run_or_all_that_is_wrong_and_runs_nothing(
@@ -157,7 +157,7 @@ def test_checking_prints_what_would_run_or_all_that_is_wrong_and_runs_nothing(
     monkeypatch.chdir(tmp_path)
     assert hanse("corpus", "--check", "experiment=demo", "name=x") == EXIT_DONE
     assert "output: data/x/corpus" in capfd.readouterr().out.splitlines()
-    assert len(fails("corpus", "experiment=demo", "--check", "min_characters=0", "batch_megabytes=0")) == 3
+    assert len(fails("corpus", "experiment=demo", "--check", "select.min_characters=0", "batch_megabytes=0")) == 3
     assert os.listdir(tmp_path) == []
 
 

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from data_pipelines import corpus
-from data_pipelines.config import CorpusConfig, SourceConfig
+from data_pipelines.config import AnnotateConfig, CorpusConfig, SelectConfig, SourceConfig
 from data_pipelines.manifest import CorpusManifest
 
 TEXTS = Path(__file__).parents[1] / "data"
@@ -49,11 +49,18 @@ def local() -> Callable[..., SourceConfig]:
 
 @pytest.fixture
 def make_corpus(tmp_path: Path) -> Callable[..., CorpusManifest]:
-    """``make_corpus({"web": source}, min_characters=1)``: run the verb; its manifest, read back from the disk."""
+    """``make_corpus({"web": source}, select={"min_characters": 1})``: run the verb; its manifest, read back."""
 
-    def make(sources: dict[str, SourceConfig], **settings: Any) -> CorpusManifest:
-        values = {"name": "test", "output": str(tmp_path / "corpus"), "downloads": str(tmp_path / "downloads")}
-        config = CorpusConfig(sources=sources, **{**values, **settings})
+    def make(
+        sources: dict[str, SourceConfig], select: dict[str, Any] | None = None, annotate: dict[str, Any] | None = None,
+        **settings: Any,
+    ) -> CorpusManifest:  # fmt: skip
+        values = {key: str(tmp_path / key) for key in ("corpus", "annotated", "downloads")}
+        values = {"name": "test", "processes": 1, "output": values.pop("corpus"), **values}
+        config = CorpusConfig(
+            sources=sources, select=SelectConfig(**select or {}), annotate=AnnotateConfig(**annotate or {}),
+            **{**values, **settings},
+        )  # fmt: skip
         assert config.problems() == []
         corpus.run(config)
         return CorpusManifest.read(Path(config.output))

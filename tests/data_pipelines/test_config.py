@@ -4,7 +4,15 @@ import dataclasses
 
 import pytest
 
-from data_pipelines.config import CorpusConfig, HubConfig, SourceConfig, TokenizeConfig, TokenizerConfig
+from data_pipelines.config import (
+    AnnotateConfig,
+    CorpusConfig,
+    HubConfig,
+    SelectConfig,
+    SourceConfig,
+    TokenizeConfig,
+    TokenizerConfig,
+)
 
 SOURCE = SourceConfig(reader="jsonl", language="fr", license="CC0-1.0", path="x")
 CORPUS = CorpusConfig(name="x", sources={"web": SOURCE})
@@ -20,9 +28,9 @@ def test_defaults_are_right():
     ("config", "key", "value"),
     [
         *((CORPUS, key, value) for key, value in [
-            ("name", "a/b"), ("name", ""), ("name", ".hidden"), ("sources", {}), ("min_characters", 0),
-            ("language_characters", 0), ("language_min_confidence", 1.5), ("language_min_confidence", float("nan")),
-            ("validation_fraction", 1.0), ("validation_fraction", -0.1), ("batch_megabytes", 0)]),
+            ("name", "a/b"), ("name", ""), ("name", ".hidden"), ("sources", {}), ("validation_fraction", 1.0),
+            ("validation_fraction", -0.1), ("batch_megabytes", 0), ("part_megabytes", 0), ("processes", -1),
+            ("worker", "1"), ("worker", "0/0"), ("worker", "4/4"), ("worker", "-1/4")]),
         *((TOKENIZER, key, value) for key, value in [
             ("name", "a b"), ("vocabulary_size", 263), ("vocabulary_size", 2**21), ("reserved_tokens", -1),
             ("max_megabytes_per_language", 0), ("min_frequency", 0), ("pattern", "")]),
@@ -35,6 +43,31 @@ def test_a_wrong_value_is_one_line_that_begins_with_its_key(config, key, value):
     problems = dataclasses.replace(config, **{key: value}).problems()
     assert [problem.split(":")[0] for problem in problems] == [key]
     assert "\n" not in problems[0]
+
+
+@pytest.mark.parametrize(
+    ("part", "key", "value"),
+    [
+        *(("annotate", key, value) for key, value in [
+            ("language_characters", 0), ("max_document_megabytes", 0), ("evaluation_words", 4)]),
+        *(("select", key, value) for key, value in [
+            ("min_characters", 0), ("language_min_confidence", 1.5), ("language_min_confidence", float("nan")),
+            ("opt_out", ["denied"]), ("max_evaluation_matches", -1), ("near_duplicate_similarity", 0.3)]),
+    ],
+)  # fmt: skip
+def test_a_wrong_value_of_annotate_and_select_too(part, key, value):
+    settings = {"annotate": AnnotateConfig, "select": SelectConfig}[part](**{key: value})
+    problems = dataclasses.replace(CORPUS, **{part: settings}).problems()
+    assert [problem.split(":")[0] for problem in problems] == [f"{part}.{key}"]
+    assert "\n" not in problems[0]
+
+
+def test_what_is_not_annotated_cannot_be_selected_by():
+    config = dataclasses.replace(CORPUS, annotate=AnnotateConfig(quality=False), select=SelectConfig(quality=True))
+    assert [problem.split(":")[0] for problem in config.problems()] == ["select.quality"]
+    sets = {"exam": dataclasses.replace(SOURCE, license="")}
+    config = dataclasses.replace(CORPUS, annotate=AnnotateConfig(evaluation_sets=sets))
+    assert [problem.split(":")[0] for problem in config.problems()] == ["annotate.evaluation_sets.exam.license"]
 
 
 @pytest.mark.parametrize(

@@ -65,9 +65,10 @@ def test_everything_that_goes_in_is_kept_or_removed_with_its_reason(both, make_c
     assert manifest.sources["press"].removed == {}
     assert {name: (entry.rows, entry.bytes, entry.sha256) for name, entry in manifest.files.items()} == {
         name: (pq.read_metadata(path).num_rows, path.stat().st_size, sha256_file(path))
-        for name in ("documents/de.parquet", "documents/fr.parquet", "removed/fr.parquet")
+        for name in ("documents/de.parquet", "documents/fr.parquet", "removed/fr.parquet",
+                     "signatures/de.parquet", "signatures/fr.parquet")
         for path in [manifest.folder / name]
-    }
+    }  # fmt: skip
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert ["fr", "54", "20.3", "kB", "45", "19.4", "kB", str(tally.validation_documents), "9"] in lines
     assert ["language", "malformed", "empty", "too", "short", "wrong", "language", "duplicate"] in lines
@@ -96,10 +97,114 @@ def test_a_rerun_does_nothing(both, make_corpus, capsys):
 
 def test_another_configuration_or_input_makes_it_again(both, make_corpus, write_jsonl, prose, records):
     first = make_corpus(both)
-    shorter = make_corpus(both, min_characters=200)
+    shorter = make_corpus(both, {"min_characters": 200})
     assert shorter.sources["web"].removed["too_short"] > first.sources["web"].removed["too_short"]
     write_jsonl("in/fr.jsonl", [*records, {"text": prose("fr")[28] + " Et puis encore une phrase bien française."}])
     assert make_corpus(both).sources["web"].documents_kept == first.sources["web"].documents_kept + 1
+
+
+def states(folder: Path) -> dict[Path, int]:
+    return {file: file.stat().st_mtime_ns for file in folder.rglob("*") if file.is_file()}
+
+
+def test_other_thresholds_look_at_no_document_again(both, make_corpus, tmp_path, monkeypatch):
+    """Every kind of threshold; what was annotated is neither made again nor even touched."""
+    from data_pipelines import dedup, parts
+
+    first = make_corpus(both)
+    before = states(tmp_path / "annotated")
+    clusters = {path for path in before if path.name.startswith("clusters-")}
+    assert len(clusters) == 2
+
+    def untouched():
+        return before.items() <= states(tmp_path / "annotated").items()
+
+    monkeypatch.setattr(parts, "annotate", print)
+    monkeypatch.setattr(dedup, "cluster", None)
+    for reason, select in {"too_short": {"min_characters": 300}, "quality": {"quality": True}}.items():
+        tally = make_corpus(both, select).sources["web"]
+        assert tally.removed[reason] > first.sources["web"].removed.get(reason, 0)
+        assert untouched()
+    with pytest.raises(HanseError, match=r"no document is left .*license 6"):
+        make_corpus(both, {"licenses": ["MIT"]})
+    assert make_corpus(both, validation_fraction=0.5).sources["web"].validation_documents > 5
+    assert untouched()
+    assert make_corpus(both).merkle_root == first.merkle_root
+
+
+def test_a_file_more_leaves_the_annotated_ones_as_they_are(both, make_corpus, write_jsonl, tmp_path, prose):
+    both["web"].path = str(tmp_path / "in")
+    sources = {"web": both["web"]}
+    make_corpus(sources, part_megabytes=1)
+    (annotated,) = states(tmp_path / "annotated/web")
+    # Files are taken together up to a megabyte, so a large one starts a part of its own.
+    write_jsonl("in/more.jsonl", [{"text": " ".join(prose("fr"))}] * 60)
+    make_corpus(sources, part_megabytes=1)
+    assert annotated in states(tmp_path / "annotated/web")
+
+
+def test_workers_share_the_files_and_one_more_call_finishes(both, make_corpus, tmp_path, local, capsys):
+    for number in range(3):
+        shutil.copy(tmp_path / "in/fr.jsonl", tmp_path / f"in/fr{number}.jsonl")
+    for number in range(3):
+        both[f"copy{number}"] = local(tmp_path / f"in/fr{number}.jsonl")
+    expected = make_corpus(both, output=str(tmp_path / "alone"))
+    shutil.rmtree(tmp_path / "annotated")
+    capsys.readouterr()
+    for number in range(2):
+        with pytest.raises(HanseError, match="no corpus manifest"):  # a worker writes none
+            make_corpus(both, worker=f"{number}/2")
+        out = capsys.readouterr().out
+        assert "files annotated, 0 were there" in out
+        assert "without worker=" in out
+    assert len(states(tmp_path / "annotated")) == len(both)
+    before = states(tmp_path / "annotated")
+    finished = make_corpus(both)
+    assert before.items() <= states(tmp_path / "annotated").items()
+    assert finished.merkle_root == expected.merkle_root
+
+
+def test_a_damaged_annotated_file_is_named(both, make_corpus, tmp_path):
+    make_corpus(both)
+    path = next((tmp_path / "annotated/web").iterdir())
+    data = bytearray(path.read_bytes())
+    data[: len(data) // 2] = bytes(len(data) // 2)
+    path.write_bytes(data)
+    with pytest.raises(HanseError, match=f"{path.name}: damaged .*delete it and run the same command again"):
+        make_corpus(both, {"min_characters": 50})
+    path.unlink()
+    assert make_corpus(both, {"min_characters": 50}).sources["web"].documents_kept
+
+
+def test_texts_of_an_evaluation_set_are_removed(both, make_corpus, write_jsonl, local, french, rows_of):
+    exam = write_jsonl("exam.jsonl", [{"question": f"Question : {french[5][:200].upper()} ?"}])
+    sets = {"exam": local(exam, text_field="question")}
+    removed = rows_of(make_corpus(both, annotate={"evaluation_sets": sets}), "removed")
+    (row,) = (row for row in removed if row["reason"] == "evaluation")
+    assert row["text"] == french[5]
+    assert row["detail"].endswith(" in exam")
+    with pytest.raises(HanseError, match=r"annotate\.evaluation_sets\.exam: holds no text"):
+        make_corpus(both, annotate={"evaluation_sets": {"exam": local(exam)}})
+
+
+def test_near_duplicates_go_within_a_corpus_and_against_an_earlier_one(both, make_corpus, write_jsonl, local, tmp_path,
+                                                                       french, rows_of):  # fmt: skip
+    pages = [" ".join(french[start : start + 9]) for start in (0, 9, 18, 27)]
+    altered = [page.replace(" de ", " du ", 1) for page in pages]
+    first = make_corpus({"web": local(write_jsonl("a.jsonl", [{"text": text} for text in (pages[0], altered[0])]))})
+    assert first.sources["web"].removed == {"near_duplicate": 1}
+    (kept,), (removed,) = rows_of(first, "documents"), rows_of(first, "removed")
+    assert kept["id"] == removed["duplicate_of"] == removed["detail"]
+    assert kept["cluster_size"] == removed["cluster_size"] == 2
+    later = write_jsonl("b.jsonl", [{"text": text} for text in (altered[1], pages[1], pages[0], altered[0], pages[2])])
+    second = make_corpus({"news": local(later)}, {"earlier": [str(first.folder)]}, output=str(tmp_path / "second"))
+    assert [row["text"] for row in rows_of(second, "documents")] == [altered[1], pages[2]]
+    assert [(row["reason"], row["duplicate_of"]) for row in rows_of(second, "removed")] == [
+        ("near_duplicate", rows_of(second, "documents")[0]["id"]), ("duplicate", kept["id"]),
+        ("near_duplicate", kept["id"]),
+    ]  # fmt: skip
+    off = make_corpus({"news": local(later)}, {"near_duplicate_similarity": None}, output=str(tmp_path / "third"))
+    assert off.sources["news"].removed == {}
 
 
 @pytest.mark.parametrize("damage", ["flip", "truncate", "delete", "manifest"])
@@ -130,36 +235,36 @@ def test_output_does_not_depend_on_how_much_is_held_in_memory(both, make_corpus,
 KILLED = """
 import json, sys, time
 from data_pipelines import corpus
-from data_pipelines.config import CorpusConfig, SourceConfig
+from data_pipelines.config import CorpusConfig, SelectConfig, SourceConfig
 config = json.loads(sys.argv[1])
 config["sources"] = {name: SourceConfig(**source) for name, source in config["sources"].items()}
 seen, count = 0, corpus._count
-def slow(tally, item):
+def slow(*arguments):
     global seen
-    count(tally, item)
+    count(*arguments)
     seen += 1
-    if seen == 60:
+    if seen == 2:
         print("in the middle", flush=True)
         time.sleep(600)
 corpus._count = slow
-corpus.run(CorpusConfig(**config))
+corpus.run(CorpusConfig(**config, processes=1, select=SelectConfig(min_characters=50)))
 """
 
 
 def test_two_writers_are_refused_and_kill_9_leaves_the_old_corpus(both, make_corpus, tmp_path):
     """Killed in the middle of the second source; meanwhile another process is refused; the rerun is byte-identical."""
-    expected = contents(make_corpus(both, min_characters=50).folder)
+    expected = contents(make_corpus(both, {"min_characters": 50}).folder)
     shutil.rmtree(tmp_path / "corpus")
     old = make_corpus(both)
     before = contents(old.folder)
-    config = {"name": "test", "output": str(old.folder), "downloads": str(tmp_path / "downloads"), "min_characters": 50,
+    config = {"name": "test", "output": str(old.folder), "annotated": str(tmp_path / "annotated"),
               "sources": {name: vars(source) for name, source in both.items()}}  # fmt: skip
     command = [sys.executable, "-c", KILLED, json.dumps(config)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as writer:
         try:
             assert "in the middle\n" in iter(writer.stdout.readline, "")
             with pytest.raises(HanseError, match="another process is writing it"):
-                make_corpus(both, min_characters=50)
+                make_corpus(both, {"min_characters": 50})
             assert contents(old.folder) == before
         finally:
             writer.kill()
@@ -167,27 +272,24 @@ def test_two_writers_are_refused_and_kill_9_leaves_the_old_corpus(both, make_cor
     assert contents(old.folder) == before
     assert CorpusManifest.read(old.folder).is_intact()
     assert (tmp_path / "corpus.partial/removed/fr.parquet").exists()
-    make_corpus(both, min_characters=50)
+    make_corpus(both, {"min_characters": 50})
     assert contents(old.folder) == expected
     assert not (tmp_path / "corpus.partial").exists()
 
 
-def test_a_source_that_breaks_off_leaves_the_old_corpus_and_one_clear_line(both, make_corpus, hanse, tmp_path, capsys):
+def test_a_file_that_breaks_off_is_set_aside_and_told_of(both, make_corpus, tmp_path, capsys, rows_of):
     import gzip
 
-    folder = make_corpus(both).folder
-    before = contents(folder)
-    (tmp_path / "in/z.jsonl.gz").write_bytes(gzip.compress((tmp_path / "in/fr.jsonl").read_bytes())[:-2000])
-    capsys.readouterr()
-    values = {"reader": "jsonl", "path": tmp_path / "in", "language": "fr", "license": "CC0-1.0"}
-    arguments = [f"sources.local.{key}={value}" for key, value in values.items()]
-    code = hanse("corpus", "name=test", f"output={folder}", "source=local", *arguments)
-    err = capsys.readouterr().err
-    assert code == 2
-    assert err.startswith(f"hanse corpus: {tmp_path}/in/z.jsonl.gz: cannot be read")
-    assert err.count("\n") == 1
-    assert contents(folder) == before
-    assert not (tmp_path / "corpus.partial").exists()
+    packed = gzip.compress((tmp_path / "in/fr.jsonl").read_bytes())
+    (tmp_path / "in/broken.jsonl.gz").write_bytes(packed[:-2000])
+    both["web"].path = str(tmp_path / "in")
+    both["web"].check_language = False
+    manifest = make_corpus({"web": both["web"]})
+    assert manifest.sources["web"].removed["broken_file"] == 1
+    (row,) = (row for row in rows_of(manifest, "removed") if row["reason"] == "broken_file")
+    assert row["id"].startswith("web:broken.jsonl.gz:broken:")
+    assert "can be read" in row["detail"]
+    assert "note: 1 file breaks off before the end, of web;" in capsys.readouterr().out
 
 
 def test_a_folder_that_is_not_ours_is_refused(both, make_corpus, tmp_path):
@@ -239,7 +341,7 @@ def test_translations_of_a_passage_share_a_split(make_corpus, local, write_jsonl
                         language, id_field="n", split_field="n", check_language=False)
         for language in ("fr", "de", "es", "it")
     }  # fmt: skip
-    manifest = make_corpus(sources, validation_fraction=0.3, min_characters=1)
+    manifest = make_corpus(sources, {"min_characters": 1}, validation_fraction=0.3)
     sides = [
         {row["id"].split(":")[1] for row in rows_of(manifest, "documents", language) if row["split"] == "validation"}
         for language in sources

@@ -193,9 +193,9 @@ def test_nothing_to_read_is_said(tmp_path, local):
 
 
 @pytest.mark.parametrize("ending", ["jsonl.gz", "jsonl.zst", "txt.gz", "txt.zst", "parquet", "db"])
-def test_a_truncated_file_is_one_clear_error_that_names_it(tmp_path, local, ending):
+def test_a_truncated_file_gives_what_can_be_read_and_a_record_that_tells_of_it(tmp_path, local, ending):
     whole, path = tmp_path / f"whole.{ending}", tmp_path / f"cut.{ending}"
-    reader, settings = {"jsonl": ("jsonl", {}), "txt": ("text", {}), "parquet": ("parquet", {}),
+    reader, settings = {"jsonl": ("jsonl", {}), "txt": ("text", {"document_is": "line"}), "parquet": ("parquet", {}),
                         "db": ("sqlite", {"query": "SELECT body AS text FROM t"})}[ending.split(".")[0]]  # fmt: skip
     if reader == "parquet":
         pq.write_table(pa.table({"text": [record["text"] for record in RECORDS]}), whole)
@@ -203,12 +203,54 @@ def test_a_truncated_file_is_one_clear_error_that_names_it(tmp_path, local, endi
         database(whole, [("l", number, record["text"] * 20) for number, record in enumerate(RECORDS)])
     else:
         whole.write_bytes(PACKERS["jsonl.gz" if ending.endswith("gz") else "jsonl.zst"](b"".join(LINES)))
-    assert len(records(local(whole, reader=reader, **settings))) in (len(RECORDS), 1)
+    expected = texts(local(whole, reader=reader, **settings))
     data = whole.read_bytes()
     path.write_bytes(data[: len(data) // 2])
-    with pytest.raises(HanseError, match=rf"cut\.{ending}: cannot be read") as error:
-        records(local(path, reader=reader, **settings))
+    *before, last = records(local(path, reader=reader, **settings))
+    assert [record.fields["text"] for record in before] == expected[: len(before)]
+    assert not any(record.problem for record in before)
+    assert (last.reason, last.key, last.fields) == ("broken_file", f"cut.{ending}:broken", {})
+    assert last.problem.startswith(f"nothing behind record {len(before)} can be read" if before else "nothing of it")
+    assert "\n" not in last.problem
+
+
+def test_a_file_that_may_not_be_opened_is_one_clear_error(tmp_path, write_jsonl, local):
+    path = write_jsonl("in.jsonl", [{"text": "x"}])
+    with pytest.raises(HanseError, match=r"absent\.jsonl: cannot be read .*No such file") as error:
+        list(read(local(path), tmp_path, [tmp_path / "absent.jsonl"]))
     assert "\n" not in str(error.value)
+
+
+def test_what_is_too_long_is_passed_over_in_bounded_memory(tmp_path, local):
+    """A line of 40 MB, of which no more than the limit is ever held."""
+    import tracemalloc
+
+    with (tmp_path / "long.jsonl").open("wb") as file:
+        file.write(LINES[0] + b'{"text": "')
+        for _ in range(40):
+            file.write(b"x" * 1_000_000)
+        file.write(b'"}\n' + b" " * 3000 + b"\n" + LINES[1])
+    tracemalloc.start()
+    found = list(read(local(tmp_path / "long.jsonl"), tmp_path, longest=2000))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert [(record.key, record.reason if record.problem else "") for record in found] == [
+        ("long.jsonl:0", ""), ("long.jsonl:1", "too_long"), ("long.jsonl:2", "too_long"), ("long.jsonl:3", ""),
+    ]  # fmt: skip
+    assert found[1].problem == "40000013 bytes, more than 2000"
+    assert peak < 8e6
+    (tmp_path / "long.txt").write_bytes(b"y" * 3000)
+    (record,) = read(local(tmp_path / "long.txt", reader="text"), tmp_path, longest=2999)
+    assert (record.reason, record.problem) == ("too_long", "3000 bytes, more than 2999")
+    (record,) = read(local(tmp_path / "long.txt", reader="text"), tmp_path, longest=3000)
+    assert record.problem == ""
+
+
+@pytest.mark.parametrize("end", [b"\n", b"\r\n", b""])
+def test_a_line_of_just_the_greatest_length_is_read(tmp_path, local, end):
+    (tmp_path / "a.jsonl").write_bytes(b'{"text": "abc"}' + end)
+    assert [record.problem for record in read(local(tmp_path / "a.jsonl"), tmp_path, longest=15)] == [""]
+    assert [record.reason for record in read(local(tmp_path / "a.jsonl"), tmp_path, longest=14)] == ["too_long"]
 
 
 def test_a_missing_column_is_refused_and_named(tmp_path, local):

