@@ -96,8 +96,11 @@ class Cluster:
             assert not gone or any(kinds[start : start + 1]), f"job {run.number} ended without a word\n{run.log}"
 
     def start_now(self, job: str) -> None:
-        """Cut the two minutes that Slurm waits after a requeue, as soon as it waits."""
+        """Cut the two minutes that Slurm waits after a requeue to some seconds, without which it kills what it started:
+        ``Job credential revoked``, for it tells the old start from the new one by the second.
+        """
         wait_until(f"job {job} waits again", lambda: self.state(job) == "PENDING")
+        time.sleep(3)
         slurm("scontrol", "update", f"jobid={job}", "StartTime=now")
 
     def wait_for_progress(self, run: Run, start: int) -> None:

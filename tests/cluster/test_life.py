@@ -68,7 +68,7 @@ def test_a_run_goes_through_three_real_time_limits_to_its_last_token(
     run = cluster.run(tmp_path / "run")
     # Slurm counts in minutes, and its signal comes half a minute early and more: leave a slow machine time to begin.
     startup = undisturbed.records()[0]["time"] - undisturbed.starts()[0]["begun"]
-    minutes = 1 + int(startup) // 15
+    minutes = 1 + int(startup) // 20
     assert hanse("launch", *settings, f"train.run={run.folder}", f"hours={minutes / 60 + 1e-4:.4f}",
                  "life.signal_seconds=20", "life.max_failures=10") == 0  # fmt: skip
     for start in range(3):
@@ -86,7 +86,7 @@ def test_ranks_that_hang_when_the_limit_comes_are_ended_in_time_for_a_successor(
 ) -> None:
     run = cluster.run(tmp_path / "run")
     startup = undisturbed.records()[0]["time"] - undisturbed.starts()[0]["begun"]
-    assert hanse("launch", *settings, f"train.run={run.folder}", f"hours={(1 + int(startup) // 15) / 60 + 1e-4:.4f}",
+    assert hanse("launch", *settings, f"train.run={run.folder}", f"hours={(1 + int(startup) // 20) / 60 + 1e-4:.4f}",
                  "life.signal_seconds=20", "train.tokens=10240") == 0  # fmt: skip
     with cluster.in_the_middle(run, 0):
         assert cluster.wait_for_end(run, 0) == "limit", run.log
