@@ -30,6 +30,7 @@ demo: $(VENV)/.installed
 	hanse export experiment=demo
 	hanse generate experiment=demo
 	hanse report experiment=demo
+	@echo "      (hanse is in $(VENV)/bin: source $(VENV)/bin/activate)"
 
 test: $(VENV)/.installed-dev
 	python -m pytest

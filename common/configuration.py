@@ -19,7 +19,8 @@ HELP = """hanse {name} [group=choice] [key=value]: {line}
 --cfg job            show what would run
 --check              look for everything that is wrong with it, and show it with all references resolved
 --config-dir FOLDER  your own configs beside the shipped ones, e.g. FOLDER/experiment/NAME/{name}.yaml
---multirun           run once for each of several values: key=1,2,3"""
+--multirun           run once for each of several values: key=1,2,3
+--KEY                short for KEY=true"""
 
 
 def sort_arguments(name: str, arguments: list[str]) -> tuple[list[str], list[str], list[Path]]:
@@ -37,7 +38,9 @@ def sort_arguments(name: str, arguments: list[str]) -> tuple[list[str], list[str
     before = ""
     for argument in arguments:
         key, equals, value = argument.partition("=")
-        if argument.startswith("-") or (before.startswith("-") and not equals):
+        if argument.startswith("--") and argument[2:].replace("-", "_") in switches(name):
+            overrides.append(f"{argument[2:].replace('-', '_')}=true")
+        elif argument.startswith("-") or (before.startswith("-") and not equals):
             flags.append(argument)
         elif equals or argument.startswith("~"):
             shorthand = key in ("experiment", "+experiment") and value and "/" not in value
@@ -55,6 +58,11 @@ def sort_arguments(name: str, arguments: list[str]) -> tuple[list[str], list[str
     if problems:
         raise ConfigError(problems)
     return flags, overrides, folders
+
+
+def switches(name: str) -> list[str]:
+    """The keys of a verb that are off by default: ``--watch`` is short for ``watch=true``."""
+    return re.findall(r"^(\w+): false\b", (CONFIGS / f"{name}.yaml").read_text(encoding="utf-8"), re.MULTILINE)
 
 
 def explanation(name: str, line: str, folders: list[Path]) -> str:

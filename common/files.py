@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -29,23 +30,38 @@ def fsync_folder(folder: Path) -> None:
 
 
 @contextmanager
+def room_for(path: Path) -> Iterator[None]:
+    """Make a full disk (or a used-up quota) a :class:`HanseError` that names ``path``."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise HanseError(f"{path}: {error.strerror}; make room and run the same command again") from None
+
+
+@contextmanager
 def atomic_file(path: Path, *, shared: bool = False) -> Iterator[Path]:
     """Give a path to write to; on success it takes the place of ``path``, on an error nothing is left behind.
 
     ``shared``: other processes, here or on other machines, may be writing the same file.
+
+    Raises:
+        HanseError: the disk is full.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     own = f".{socket.gethostname()}-{os.getpid()}" if shared else ""
     partial = path.with_name(path.name + own + PARTIAL)
-    try:
-        yield partial
-        with partial.open("rb+") as written:
-            os.fsync(written.fileno())
-        partial.replace(path)
-        fsync_folder(path.parent)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
+    with room_for(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            yield partial
+            with partial.open("rb+") as written:
+                os.fsync(written.fileno())
+            partial.replace(path)
+            fsync_folder(path.parent)
+        except BaseException:
+            partial.unlink(missing_ok=True)
+            raise
 
 
 def write_text(path: Path, text: str) -> None:

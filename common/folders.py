@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import os
 import shutil
@@ -11,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from common.errors import HanseError
-from common.files import PARTIAL, fsync_folder, read_json
+from common.files import PARTIAL, fsync_folder, read_json, room_for
 
 PREVIOUS = ".previous"  # a finished folder on its way out, for the instant between two renames
 
@@ -35,15 +34,13 @@ def replaced_folder(folder: Path, kind: str, manifest: str = "manifest.json") ->
         partial.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise HanseError(f"{partial}: cannot be created ({error.strerror}); set another output") from None
-    with _locked(partial, folder):
+    with _locked(partial, folder), room_for(folder):
         _clear(partial)
         try:
             yield partial
             _exchange(partial, folder)
-        except BaseException as error:
+        except BaseException:
             shutil.rmtree(partial, ignore_errors=True)
-            if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-                raise HanseError(f"{folder}: {error.strerror}; make room and run the same command again") from None
             raise
 
 

@@ -67,6 +67,9 @@ def main(verbs: Mapping[str, Verb], arguments: list[str]) -> int:  # noqa: PLR09
     except KeyboardInterrupt:
         print(f"hanse {verb.name}: interrupted", file=sys.stderr)
         return 130
+    except BrokenPipeError:  # whoever read our output (head, less) has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_CRASH
     except SystemExit as stop:  # Hydra's argument parser
         return stop.code if isinstance(stop.code, int) else EXIT_CRASH
     except Exception:

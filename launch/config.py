@@ -10,6 +10,7 @@ from omegaconf import MISSING, OmegaConf
 from launch.site import Site, detect, host_names
 
 LAUNCHERS = ("srun", "torchrun")
+TASKS = ("train", "corpus")
 
 
 def _open_dictionary() -> Any:
@@ -49,7 +50,9 @@ class LaunchConfig:
     """Everything ``hanse launch`` takes."""
 
     site: Site = field(default_factory=Site)
+    task: str = "train"
     train: Any = field(default_factory=_open_dictionary)
+    corpus: Any = field(default_factory=_open_dictionary)
     nodes: int = 1
     spare_nodes: int = 0
     ranks_per_node: int | None = None
@@ -91,6 +94,8 @@ class LaunchConfig:
             found.append(f"hours={self.hours}: must be above 0")
         if min(self.life.start_minutes, self.life.hang_minutes) <= 0:
             found.append("life.start_minutes, life.hang_minutes: must be above 0")
+        if self.task not in TASKS:
+            found.append(f"task={self.task}: one of {', '.join(TASKS)}")
         if self.launcher not in LAUNCHERS:
             found.append(f"launcher={self.launcher}: one of {', '.join(LAUNCHERS)}")
         return found

@@ -109,8 +109,7 @@ def work_out(
     ranks = ranks_per_node(config, site)
     hours = config.hours if config.hours is not None else queue.max_hours
     gpus = site.node.gpus if queue.gpus is None else queue.gpus
-    problems = [*wrong, *_queue(config, site, queue), *_time(config, site, hours, queue), *_account(config, site),
-                *_nodes(config, site, ranks, gpus), *_software(config, site, here=here)]  # fmt: skip
+    problems = [*wrong, *request_problems(config, site, queue, hours=hours, ranks=ranks, gpus=gpus, here=here)]
     if train is not None:
         problems += [*_memory(config, site, queue, train, ranks or 1), *_data(train, work_folder, here=here)]
     if problems or train is None or ranks is None:
@@ -121,6 +120,24 @@ def work_out(
         ranks_per_node=ranks, gpus_per_node=ranks if gpus or gpus is None else 0, cpus_per_rank=cpus,
         work_folder=work_folder, run=work_folder / train["run"],
     )  # fmt: skip
+
+
+def request_problems(
+    config: LaunchConfig,
+    site: Site,
+    queue: Queue,
+    *,
+    hours: float | None,
+    ranks: int | None,
+    gpus: int | None,
+    here: bool,
+) -> Iterator[str]:
+    """What speaks against a request at a site, whatever will run there, one line each."""
+    yield from _queue(config, site, queue)
+    yield from _time(config, site, hours, queue)
+    yield from _account(config, site)
+    yield from _nodes(config, site, ranks, gpus)
+    yield from _software(config, site, here=here)
 
 
 def _queue(config: LaunchConfig, site: Site, queue: Queue) -> Iterator[str]:

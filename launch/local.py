@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
 
-from common.errors import EXIT_CRASH, EXIT_DONE, EXIT_GO_ON
+from common.errors import EXIT_CRASH, EXIT_DONE, EXIT_GO_ON, EXIT_USER_ERROR
 from common.terminal import say
 
 GRACE_SECONDS = 10.0  # between one rank's failure and the end of the others
@@ -93,14 +93,16 @@ def _wait(processes: list[subprocess.Popen[bytes]]) -> set[int]:
 
 def _judge(codes: Sequence[int], ended_here: set[int], log_folder: Path) -> int:
     """The exit code of the whole; of the ranks that failed, the one that failed by itself is shown."""
-    crashed = [rank for rank, code in enumerate(codes) if code < 0 or code == EXIT_CRASH]
-    if not crashed:
+    failed = [rank for rank, code in enumerate(codes) if code not in (EXIT_DONE, EXIT_GO_ON) and rank not in ended_here]
+    if not failed:
         return max(codes)
-    # One that was killed from outside comes first: the others' collectives failed because of it, or we ended them.
-    outside = [rank for rank in crashed if codes[rank] < 0 and rank not in ended_here]
-    culprit = (outside or crashed)[0]
-    _last_words(culprit, codes[culprit], log_folder)
-    return EXIT_CRASH
+    # One that was killed from outside comes first, then one that says what is wrong with the input: when a rank
+    # leaves, the others' collectives fail.
+    culprit = min(failed, key=lambda rank: (codes[rank] >= 0, codes[rank] != EXIT_USER_ERROR, rank))
+    code = codes[culprit]
+    if code != EXIT_USER_ERROR or culprit > 0:  # rank 0 has said it on this terminal
+        _last_words(culprit, code, log_folder)
+    return code if code == EXIT_USER_ERROR else EXIT_CRASH
 
 
 def _last_words(rank: int, code: int, log_folder: Path) -> None:

@@ -49,6 +49,8 @@ def look_at_node(checks: Path, gpus: int, vendor: str | None) -> dict[str, Any]:
     problems += infiniband_problems(Path("/sys/class/infiniband"))
     problems += mount_problems(Path("/proc/mounts").read_text(encoding="utf-8"))
     report["write_seconds"], report["clock_ahead_seconds"] = _write_test(checks, problems)
+    if "HANSE_LOCAL" in os.environ:  # the node's own disk, full or read-only
+        _write_test(Path(os.environ["HANSE_LOCAL"]), problems)
     report["speed"] = _speed(gpus, problems) if not problems else None
     return report
 

@@ -15,6 +15,7 @@ import getpass
 import re
 import shlex
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -53,14 +54,19 @@ def write_folder(job: Job, folder: Path) -> None:
 
 
 def scripts(job: Job, folder: Path) -> dict[str, str]:
-    """{file name: text} of the scripts of a job in ``folder``."""
+    """{file name: text} of the scripts of a training job in ``folder``."""
+    return render(job, folder, SCRIPTS)
+
+
+def render(job: Job, folder: Path, names: Iterable[str], **more: Any) -> dict[str, str]:
+    """{file name: text} of templates; ``more``: values that only some of them need."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES), undefined=jinja2.StrictUndefined, keep_trailing_newline=True,
         autoescape=False,  # noqa: S701  (shell, not HTML: the filters below quote)
     )  # fmt: skip
     environment.filters |= {"q": lambda value: shlex.quote(str(value)), "qq": double_quoted}
-    values = _values(job, folder)
-    return {name: environment.get_template(f"{name}.j2").render(values) for name in SCRIPTS}
+    values = {**_values(job, folder), **more}
+    return {name: environment.get_template(f"{name}.j2").render(values) for name in names}
 
 
 def double_quoted(value: object) -> str:
@@ -79,6 +85,7 @@ def _values(job: Job, folder: Path) -> dict[str, Any]:
     return {
         "job": job, "life": life, "software": software, "folder": folder,
         "exit_go_on": EXIT_GO_ON, "check_seconds": CHECK_SECONDS,
+        "decide_seconds": min(30, life.signal_seconds // 2),
         "watch_seconds": max(1, min(10, int(life.hang_minutes * 60 / 4))),
         "setup": [*job.site.setup, *software.setup],
         "variables": {**job.site.environment, **software.environment},

@@ -1,7 +1,7 @@
 """What a site may say of itself: one YAML a site in ``configs/site/``, and which of them this machine is.
 
 Every value is a fact with its source and date in a comment beside it, or ``null`` with the comment "unknown": a guess
-costs more than a question. ``docs/launch/sites.md`` says how to add a site.
+costs more than a question. ``docs/sites/adding.md`` says how to add a site.
 """
 
 from __future__ import annotations
@@ -175,7 +175,7 @@ def resolve(site: Site) -> tuple[Site, str]:
     if len(found) != 1:
         which = f"could be {' or '.join(found)}" if found else "is none of the sites there are profiles for"
         raise HanseError(f"site: this machine ({host_names()[-1]}) {which}; say site=NAME ({', '.join(site_names())}; "
-                         "site=slurm fits any Slurm), see docs/launch/sites.md for adding one")  # fmt: skip
+                         "site=slurm fits any Slurm), see docs/sites/adding.md for adding one")  # fmt: skip
     given, default = (OmegaConf.to_container(OmegaConf.structured(one)) for one in (site, Site))
     by_hand = _differences(given, default)
     by_hand.pop("name")

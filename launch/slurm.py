@@ -103,19 +103,19 @@ def explain(reason: str) -> str:
     return reason
 
 
-def test_only(script: Path) -> str | None:
+def test_only(script: Path, *options: str) -> str | None:
     """What ``sbatch --test-only`` has against a script; None where it would take it."""
-    answer = _run(["sbatch", "--test-only", str(script)])
+    answer = _run(["sbatch", "--test-only", *options, str(script)])
     return None if answer.returncode == 0 else _said(answer)
 
 
-def submit(script: Path) -> str:
+def submit(script: Path, *options: str) -> str:
     """Submit a script; the number of the job.
 
     Raises:
         HanseError: Slurm refused it.
     """
-    answer = _run(["sbatch", "--parsable", str(script)])
+    answer = _run(["sbatch", "--parsable", *options, str(script)])
     if answer.returncode:
         raise HanseError(f"sbatch refused the job: {_said(answer)}")
     return answer.stdout.strip().split(";")[0]

@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
-
-from hydra.core.hydra_config import HydraConfig
-from omegaconf import OmegaConf
 
 from common.errors import ConfigError, HanseError
 from common.files import read_json, write_json
-from common.terminal import duration, next_step, say, table
-from launch import slurm
+from common.terminal import duration, next_step, say
+from launch import data_job, slurm
 from launch.config import LaunchConfig
 from launch.job import Job, ranks_per_node, work_out
 from launch.local import run_ranks
+from launch.progress import look
 from launch.render import job_folders, next_folder, who, write_folder
 from launch.site import detect, resolve
+from launch.verb import configuration_of
 
 
 def run(config: LaunchConfig) -> int:
@@ -36,7 +32,10 @@ def run(config: LaunchConfig) -> int:
     if problems:
         raise ConfigError(problems)
     here = site.scheduler == "none" or site.name in detect() or (site.name == "slurm" and slurm.available())
-    train, wrong = train_configuration(config)
+    if config.task == "corpus":
+        return data_job.run(config, why, here=here)
+    ranks = config.nodes * (ranks_per_node(config, site) or 1)
+    train, wrong = configuration_of("train", config.train, f"ranks={ranks}")
     job = work_out(config, site, train, wrong, Path.cwd(), here=here)
     refuse_if_in_use(job.run)
     folder = next_folder(job.run)
@@ -45,55 +44,6 @@ def run(config: LaunchConfig) -> int:
     if site.scheduler == "none":
         return 0 if config.dry_run else _start_here(job, folder)
     return _submit(job, folder, here=here)
-
-
-def train_configuration(config: LaunchConfig) -> tuple[dict[str, Any] | None, list[str]]:
-    """The resolved configuration of ``hanse train`` (None where it cannot be composed), and what is wrong with it.
-
-    Asked of the verb itself, in a process of its own: this package imports nothing of ``train``.
-    """
-    ranks = config.nodes * (ranks_per_node(config, config.site) or 1)
-    command = [sys.executable, "-m", "hanse", "train", *_train_overrides(config), f"ranks={ranks}"]
-    answer = subprocess.run([*command, "--check"], capture_output=True, text=True, check=False)
-    wrong = []
-    if answer.returncode:
-        lines = [line.strip() for line in answer.stderr.splitlines() if line.strip()]
-        head = lines[0].removeprefix("hanse train: ") if lines else "hanse train --check failed"
-        wrong = [
-            f"train.{line}".replace("must be set (", "must be set (train.")
-            for line in (lines[1:] if "problems in the configuration" in head else [head])
-        ]
-        # A wrong value does not keep us from looking at what the others mean for the site.
-        answer = subprocess.run([*command, "--cfg", "job", "--resolve"], capture_output=True, text=True, check=False)
-        if answer.returncode:
-            return None, wrong
-    train = OmegaConf.to_container(OmegaConf.create(answer.stdout))
-    assert isinstance(train, dict)
-    return {str(key): value for key, value in train.items()}, wrong
-
-
-def _train_overrides(config: LaunchConfig) -> list[str]:
-    """The experiment and every key under ``train``, as overrides of ``hanse train``."""
-    hydra = HydraConfig.get()
-    folders = [source.path for source in hydra.runtime.config_sources if source.provider == "command-line"]
-    flags = [flag for folder in folders for flag in ("--config-dir", folder)]
-    choice = str(hydra.runtime.choices.get("experiment") or "")
-    experiment = [f"experiment={choice.rpartition('/')[0]}"] if "/" in choice else []
-    # Groups (model=llama-8m) come before keys that change what they chose.
-    pairs = sorted(_leaves(OmegaConf.to_container(OmegaConf.create(config.train))), key=lambda pair: "." in pair[0])
-    return [*flags, *experiment, *(f"{key}={_as_override(value)}" for key, value in pairs)]
-
-
-def _leaves(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, inner in value.items():
-        if isinstance(inner, dict):
-            yield from _leaves(inner, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", inner
-
-
-def _as_override(value: Any) -> str:
-    return value if isinstance(value, str) and value.replace("-", "").replace("_", "").isalnum() else json.dumps(value)
 
 
 def refuse_if_in_use(run: Path) -> None:
@@ -124,19 +74,43 @@ def refuse_if_in_use(run: Path) -> None:
 
 
 def _show(job: Job, folder: Path, why: str) -> None:
-    config = job.config
-    say(f"site {job.site.name} ({why}): {job.site.title}")
-    table(f"{job.name}: {folder}", ["what", "value"], [
-        ["queue", f"{config.queue or job.site.queue}, {duration(job.seconds)} a start, "
-                  f"then again until {job.train['tokens']:,} tokens"],
-        ["global batch", job.arithmetic],
-        ["GPU-hours a start", f"{job.seconds / 3600 * job.gpus_per_node * (config.nodes + config.spare_nodes):,.0f}"],
-        ["software", config.software.container or config.software.archive or config.software.venv or sys.prefix],
-    ])  # fmt: skip
-    if config.dry_run:
-        say((folder / "job.sbatch").read_text(encoding="utf-8"))
+    say(f"{job.site.title} (site={job.site.name}, {why})")
+    for what, value in summary(job, folder):
+        say(f"  {what:13s} {value}")
     for note in job.site.notes:
-        say(f"note: {note}")
+        say(f"  note          {note}")
+
+
+def summary(job: Job, folder: Path) -> Iterator[tuple[str, str]]:
+    """What a person should see before hours are spent, as (what, value)."""
+    config, train = job.config, job.train
+    nodes, software = config.nodes + config.spare_nodes, config.software
+    per_step = train["batch"]["global_batch_size"] * train["data"]["sequence_length"]
+    spare = f" + {config.spare_nodes} spare" if config.spare_nodes else ""
+    cpus = f", {job.cpus_per_rank} CPUs each" if job.cpus_per_rank else ""
+    queue = config.queue or job.site.queue
+    hours = job.seconds / 3600 * nodes * (job.gpus_per_node or 1)
+    unit = "GPU-hours" if job.gpus_per_node else "node-hours"
+    yield "run", f"{train['name']} in {_short(job.run, job)}"
+    yield "asks for", f"{config.nodes}{spare} nodes x {job.ranks_per_node} ranks{cpus}; queue {queue}"
+    yield "time", f"{duration(job.seconds)} and at most {hours:,.0f} {unit} a start, again until its tokens are used up"
+    yield "budget", f"{int(train['tokens']):,} tokens = {int(train['tokens']) // per_step:,} steps"
+    yield "a step", job.arithmetic
+    done = look(job.run)
+    if done.checkpoint_step:
+        left = f"; {duration(done.seconds_left)} left at its last speed" if done.seconds_left else ""
+        yield "goes on", f"after step {done.checkpoint_step:,}{left}"
+    yield "software", " in ".join(filter(None, (software.archive or software.venv or sys.prefix, software.container)))
+    yield "job folder", _short(folder, job)
+
+
+def _short(path: Path, job: Job) -> str:
+    return str(path.relative_to(job.work_folder)) if path.is_relative_to(job.work_folder) else str(path)
+
+
+def _head(script: Path) -> str:
+    lines = script.read_text(encoding="utf-8").splitlines()
+    return "\n".join(line for line in lines if line.startswith("#SBATCH"))
 
 
 def _submit(job: Job, folder: Path, *, here: bool) -> int:
@@ -146,8 +120,8 @@ def _submit(job: Job, folder: Path, *, here: bool) -> int:
         if against:
             raise HanseError(f"Slurm would not take this job: {against}; the script is {script}")
     if job.config.dry_run:
-        say(f"dry run: nothing was submitted; the job folder is {folder}")
-        next_step(f"the same command without dry_run=true, or: sbatch {script}")
+        say(f"\n{_head(script)}\n\ndry run: nothing was submitted; the whole script is {script}")
+        next_step("the same command without dry_run=true")
         return 0
     if not slurm.available():
         raise HanseError(f"there is no Slurm on this machine (no sbatch); the job folder is ready: {folder}. Copy it "

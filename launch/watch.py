@@ -14,31 +14,42 @@ from launch.life import KINDS
 from launch.progress import Progress, launched, look
 from launch.slurm import QueuedJob
 
-COLUMNS = ("run", "job", "state", "start", "step", "loss", "tokens/s", "MFU", "left", "checkpoint", "next stop")
+COLUMNS = ("run", "job", "state", "starts", "step", "loss", "tokens/s", "MFU", "left", "checkpoint", "next stop")
 
 
 def run(config: StatusConfig) -> int:
     """Show the state of all launched runs, or of one; with ``watch`` until interrupted.
 
     Raises:
-        HanseError: there is nothing to show, or Slurm does not answer.
+        HanseError: there is nothing to show, or Slurm does not answer (while watching, it is asked again).
     """
     requeued: set[str] = set()
-    while True:
-        seen = [look(path) for path in _folders(config)]
-        live = slurm.queued(one.job for one in seen if one.job) if slurm.available() else {}
-        if config.watch:
-            console.clear()
-            say(time.strftime("%F %T"))
-        show(seen, live, config)
-        for one in hung(seen, live, config.hang_minutes * 60):
-            if config.requeue_hung and one.job and f"{one.job}/{len(one.starts)}" not in requeued:
-                requeued.add(f"{one.job}/{len(one.starts)}")  # once a start, whatever Slurm makes of it
-                slurm.requeue(one.job)
-                say(f"{one.run.name}: job {one.job} was put back into the queue")
+    try:
+        _look_once(config, requeued)
+        while config.watch:
+            time.sleep(config.every_seconds)
+            try:
+                _look_once(config, requeued)
+            except HanseError as error:
+                say(str(error))
+    except KeyboardInterrupt:
         if not config.watch:
-            return 0
-        time.sleep(config.every_seconds)
+            raise
+    return 0
+
+
+def _look_once(config: StatusConfig, requeued: set[str]) -> None:
+    seen = [look(path) for path in _folders(config)]
+    live = slurm.queued(one.job for one in seen if one.job) if slurm.available() else {}
+    if config.watch:
+        console.clear()
+        say(f"{time.strftime('%F %T')}, every {duration(config.every_seconds)}; Ctrl+C ends this, not the jobs\n")
+    show(seen, live, config)
+    for one in hung(seen, live, config.hang_minutes * 60):
+        if config.requeue_hung and one.job and f"{one.job}/{len(one.starts)}" not in requeued:
+            requeued.add(f"{one.job}/{len(one.starts)}")  # once a start, whatever Slurm makes of it
+            slurm.requeue(one.job)
+            say(f"{one.run.name}: job {one.job} was put back into the queue")
 
 
 def _folders(config: StatusConfig) -> list[Path]:
@@ -72,10 +83,10 @@ def row(one: Progress, job: QueuedJob | None) -> list[str]:
     speed = one.tokens_per_second
     return [
         one.run.name, one.job or "", state(one, job), str(len(one.starts) or ""),
-        known(one.step, "{}") + known(one.steps, "/{}"), known(one.loss, "{:.3f}"),
+        "" if one.step is None else f"{one.step:,}" + known(one.steps, " of {:,}"), known(one.loss, "{:.3f}"),
         count(speed) if speed else "", known(one.mfu, "{:.0%}"),
-        "" if one.seconds_left is None else duration(one.seconds_left),
-        str(one.checkpoint_step or ""), job.left if job and job.state == "RUNNING" else "",
+        duration(one.seconds_left) if one.seconds_left else "",
+        f"{one.checkpoint_step:,}" if one.checkpoint_step else "", job.left if job and job.state == "RUNNING" else "",
     ]  # fmt: skip
 
 
@@ -112,7 +123,7 @@ def remarks(one: Progress, job: QueuedJob | None, limit_seconds: float) -> Itera
         yield (f"hung: no sign of life for {duration(one.silent_seconds or 0)}; 'scontrol requeue {one.job}', or "
                "'hanse status requeue_hung=true'")  # fmt: skip
     last = one.starts[-1] if one.starts else None
-    if last is not None and last.kind:
+    if last is not None and last.kind not in ("", "done"):
         blamed = f", first on {last.blamed}" if last.blamed else ""
         yield f"start {last.life} ended: {KINDS.get(last.kind, last.kind)}{blamed}"
     if one.failures > 1:

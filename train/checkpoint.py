@@ -13,10 +13,11 @@ flushed and renamed, so "the latest" is derived from what is complete.
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,12 +30,14 @@ from torch import Tensor
 
 from common.errors import HanseError
 from common.files import PARTIAL, fsync_folder, inside, merkle_root, read_json, sha256_file, sweep_partial, write_json
+from data_pipelines.manifest import COUNTS, fingerprint
 from train.engine import MOMENTS, Engine, Fragment
 from train.ranks import Place, together
 
 FORMAT = "hanse.checkpoint/1"
-NEEDED = {"step", "consumed_samples", "data_merkle_root", "tokenizer_sha256", "model", "precision", "wall_seconds"}
-KEY = re.compile(r"(?P<name>.+)\[(?P<start>\d+):(?P<stop>\d+)\]")
+NEEDED = {"step": int, "consumed_samples": int, "data_merkle_root": str, "tokenizer_sha256": str, "model": dict,
+          "precision": str, "wall_seconds": int | float}  # fmt: skip
+KEY = re.compile(r"(?P<name>.+)\[(?P<start>[0-9]{1,18}):(?P<stop>[0-9]{1,18})\]")
 
 
 def folder_of(checkpoints: Path, step: int) -> Path:
@@ -115,7 +118,7 @@ def _finish(partial: Path, final: Path, files: dict[str, Any], shapes: Mapping[s
         files["state.json"] = {"bytes": path.stat().st_size, "sha256": sha256_file(path)}
         write_json(partial / "manifest.json", {
             "format": FORMAT,
-            "merkle_root": merkle_root({name: entry["sha256"] for name, entry in files.items()}),
+            "merkle_root": _root(shapes, files),
             "tensors": {name: list(shape) for name, shape in shapes.items()},
             "files": dict(sorted(files.items())),
         })  # fmt: skip
@@ -127,6 +130,12 @@ def _finish(partial: Path, final: Path, files: dict[str, Any], shapes: Mapping[s
         fsync_folder(final.parent)
     except OSError as error:
         raise _cannot_write(partial, error) from None
+
+
+def _root(shapes: Mapping[str, Iterable[int]], files: Mapping[str, Mapping[str, Any]]) -> str:
+    """One hash for all files and for what the manifest says of them; see :func:`common.files.merkle_root`."""
+    facts = {"tensors": {name: list(shape) for name, shape in shapes.items()}, "files": files}
+    return merkle_root({name: entry["sha256"] for name, entry in files.items()} | {COUNTS: fingerprint(facts)})
 
 
 def _cannot_write(path: Path, error: Exception) -> HanseError:
@@ -161,32 +170,41 @@ class Checkpoint:
     """A complete checkpoint, opened for reading.
 
     Raises:
-        HanseError: a file is missing, has another size, or is not readable as what it claims to be; ranges that do
-            not cover a tensor exactly. ``verify`` compares the hashes.
+        HanseError: a file is missing, is a link, has another size, or is not readable as what it claims to be.
+            ``verify`` compares the hashes.
     """
 
     def __init__(self, folder: Path):
         self.folder = folder
+        if (folder / "manifest.json").is_symlink():
+            raise self._bad("manifest.json", "is a link")
         self.manifest = read_json(folder / "manifest.json", "checkpoint manifest")
         if not isinstance(self.manifest, dict) or self.manifest.get("format") != FORMAT:
             raise self._bad("manifest.json", f"is not of format {FORMAT}")
         try:
             self.files: dict[str, dict[str, Any]] = self.manifest["files"]
             self.shapes = {name: tuple(shape) for name, shape in self.manifest["tensors"].items()}
-            root = merkle_root({name: entry["sha256"] for name, entry in self.files.items()})
-            sizes = {name: int(entry["bytes"]) for name, entry in self.files.items()}
+            whole = all(type(size) is int for shape in self.shapes.values() for size in shape)
+            whole = whole and "state.json" in self.files and all("bytes" in entry for entry in self.files.values())
+            root = _root(self.shapes, self.files)
         except (KeyError, TypeError, AttributeError, ValueError):
-            raise self._bad("manifest.json", "is incomplete") from None
+            whole = False
+        if not whole:
+            raise self._bad("manifest.json", "is incomplete")
         if root != self.manifest.get("merkle_root"):
-            raise self._bad("manifest.json", "was edited: its Merkle root does not match its hashes")
-        for name, size in sizes.items():
+            raise self._bad("manifest.json", "was edited: its Merkle root is not the one of what it says")
+        for name, entry in self.files.items():
             path = inside(folder, name)
-            if path.is_symlink() or not path.is_file():
+            if path.is_symlink():
+                raise self._bad(name, "is a link")
+            if not path.is_file():
                 raise self._bad(name, "is missing")
-            if path.stat().st_size != size:
-                raise self._bad(name, f"has {path.stat().st_size} bytes instead of {size}")
+            if path.stat().st_size != entry["bytes"]:
+                raise self._bad(name, f"has {path.stat().st_size} bytes instead of {entry['bytes']}")
         self.state: dict[str, Any] = read_json(folder / "state.json", "checkpoint state")
-        if not isinstance(self.state, dict) or not self.state.keys() >= NEEDED:
+        if not isinstance(self.state, dict) or not all(
+            isinstance(self.state.get(key), kind) for key, kind in NEEDED.items()
+        ):
             raise self._bad("state.json", "is incomplete")
 
     def _bad(self, name: str, what: str) -> HanseError:
@@ -203,23 +221,42 @@ class Checkpoint:
                 raise self._bad(name, "is damaged: its sha256 is not the one in manifest.json")
 
     def slices(self, part: str) -> dict[str, list[Slice]]:
-        """{tensor name: its ranges in order} of ``model`` or ``optimizer``."""
-        found: dict[str, list[Slice]] = {}
+        """{tensor name: its ranges in order} of ``model`` or ``optimizer``.
+
+        Raises:
+            HanseError: the ranges of a tensor do not lie side by side from its first element to its last.
+        """
+        endings = [""] if part == "model" else [f".{key}" for key in MOMENTS]
+        sizes = {name + ending: math.prod(shape) for name, shape in self.shapes.items() for ending in endings}
+        found: dict[str, list[Slice]] = {name: [] for name in sizes}
         for file in self.files:
             if not file.startswith(f"{part}/"):
                 continue
-            try:
-                with safe_open(self.folder / file, framework="pt") as tensors:
-                    keys = list(tensors.keys())
-            except (SafetensorError, OSError):
-                raise self._bad(file, "is not a safetensors file") from None
-            for key in keys:
-                match = KEY.fullmatch(key)
-                if match is None:
-                    raise self._bad(file, f"holds a tensor named '{key}', which is no NAME[START:STOP]")
-                span = Slice(int(match["start"]), int(match["stop"]), file, key)
-                found.setdefault(match["name"], []).append(span)
-        return {name: sorted(spans, key=lambda span: span.start) for name, spans in found.items()}
+            for span, name in self._spans(file):
+                if name not in sizes:
+                    raise self._bad(file, f"holds '{span.key}', but the manifest knows no such tensor")
+                found[name].append(span)
+        for name, spans in found.items():
+            spans.sort(key=lambda span: (span.start, span.stop))
+            edges = [0, *(span.stop for span in spans)]
+            if [span.start for span in spans] != edges[:-1] or edges[-1] != sizes[name]:
+                raise self._bad(part, f"does not hold every element of {name} once")
+        return found
+
+    def _spans(self, file: str) -> Iterator[tuple[Slice, str]]:
+        """(range, tensor name) of everything in a file."""
+        try:
+            with safe_open(self.folder / file, framework="pt") as tensors:
+                kinds = {key: tensors.get_slice(key) for key in tensors.keys()}  # noqa: SIM118 (no dictionary)
+                held = {key: (kind.get_dtype(), kind.get_shape()) for key, kind in kinds.items()}
+        except (SafetensorError, OSError):
+            raise self._bad(file, "is not a safetensors file") from None
+        for key, (dtype, shape) in held.items():
+            match = KEY.fullmatch(key)
+            start, stop = (int(match["start"]), int(match["stop"])) if match else (0, 0)
+            if match is None or dtype != "F32" or shape != [stop - start]:
+                raise self._bad(file, f"holds '{key}' ({dtype}, {shape}), which is no NAME[START:STOP] in fp32")
+            yield Slice(start, stop, file, key), match["name"]
 
     def check_model(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
         """Refuse a checkpoint of another model.
@@ -238,18 +275,12 @@ class Checkpoint:
 
     def read(self, spans: list[Slice], start: int, stop: int, out: Tensor) -> None:
         """Copy elements ``start..stop`` of a flattened tensor into ``out``, of shape (stop - start,)."""
-        at = start
         for span in spans:
-            if span.stop <= at or span.start >= stop:
-                continue
-            if span.start > at:
-                break
-            end = min(span.stop, stop)
-            with safe_open(self.folder / span.file, framework="pt") as tensors:
-                out[at - start : end - start] = tensors.get_slice(span.key)[at - span.start : end - span.start]
-            at = end
-        if at != stop:
-            raise self._bad("manifest.json", f"lists files that miss elements {at}..{stop} of a tensor")
+            first, end = max(start, span.start), min(stop, span.stop)
+            if first < end:
+                with safe_open(self.folder / span.file, framework="pt") as tensors:
+                    values = tensors.get_slice(span.key)[first - span.start : end - span.start]
+                out[first - start : end - start] = values
 
     def weights(self) -> dict[str, Tensor]:
         """All fp32 weights by parameter name."""
@@ -257,7 +288,7 @@ class Checkpoint:
         out = {}
         for name, shape in self.shapes.items():
             out[name] = torch.empty(shape, dtype=torch.float32)
-            self.read(spans.get(name, []), 0, out[name].numel(), out[name].view(-1))
+            self.read(spans[name], 0, out[name].numel(), out[name].view(-1))
         return out
 
     def restore(self, engine: Engine) -> None:
@@ -268,8 +299,8 @@ class Checkpoint:
         """
         model, optimizer = self.slices("model"), self.slices("optimizer")
         for fragment in engine.fragments():
-            self.read(model.get(fragment.name, []), fragment.start, fragment.stop, fragment.master)
+            self.read(model[fragment.name], fragment.start, fragment.stop, fragment.master)
             for key in MOMENTS:
-                spans = optimizer.get(f"{fragment.name}.{key}", [])
+                spans = optimizer[f"{fragment.name}.{key}"]
                 self.read(spans, fragment.start, fragment.stop, fragment.moments[key])
         engine.set_optimizer_step(self.state["step"])

@@ -1,12 +1,13 @@
-"""What the training data was, language by language: from the manifests, as far as they are still there."""
+"""Tables with a row a language: what the training data was, and what was learned from it."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from common.errors import HanseError
+from common.terminal import table
 from data_pipelines.manifest import CorpusManifest, Tally
 from data_pipelines.shards import ShardEntry, ShardsManifest
 
@@ -63,3 +64,11 @@ def corpus_of(shards: ShardsManifest, folder: Path | None = None) -> CorpusManif
     except HanseError:
         return None
     return corpus if corpus.merkle_root == shards.corpus_merkle_root else None
+
+
+def say_losses(losses: Mapping[str, tuple[float | None, float | None]]) -> None:
+    """Print validation bits per byte: {language: (the model's, the unigram model's)}; those that have both."""
+    rows = [[name, f"{ours:.3f}", f"{base:.3f}", f"{100 * (ours / base - 1):+.1f} %"]
+            for name, (ours, base) in losses.items() if ours is not None and base is not None]  # fmt: skip
+    if rows:
+        table("validation bits per byte", ["language", "model", "unigram", "difference"], rows)

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from common.files import write_json
+from common.files import room_for, write_json
 from common.terminal import Progress, count, say
 from train.config import TrainConfig
 from train.evaluate import LanguageLoss
@@ -50,7 +50,7 @@ class Metrics:
         self.config, self.speaks = config, speaks
         self.progress = Progress("train", config.steps, "steps", done=first_step, enabled=speaks)
         self._heartbeat, self._beaten, self._phase = folder.heartbeat, 0.0, ""
-        self._file = folder.metrics.open("a", encoding="utf-8") if speaks else None
+        self._path = folder.metrics
         self._wandb = _start_wandb(folder.path, config) if speaks else None
 
     def step(self, record: Mapping[str, Any]) -> None:
@@ -77,7 +77,7 @@ class Metrics:
     def event(self, step: int, kind: str, **facts: Any) -> None:
         """Something that happened once: a start, a resume, a checkpoint."""
         self._beat(step, kind)
-        self._write({"step": step, "event": kind, "time": time.time(), **facts})
+        self._write({"step": step, "event": kind, **facts})
 
     def _beat(self, step: int, phase: str) -> None:
         """Tell a watcher that the run lives: ``heartbeat.json``, at most every few seconds while it trains."""
@@ -96,18 +96,16 @@ class Metrics:
             say(text)
 
     def _write(self, record: Mapping[str, Any]) -> None:
-        if self._file:
-            self._file.write(json.dumps(record) + "\n")
-            self._file.flush()
+        if self.speaks:
+            with room_for(self._path), self._path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps({**record, "time": time.time()}) + "\n")
         if self._wandb is not None:
             numbers = {k: v for k, v in _flatten(record).items() if isinstance(v, int | float) and k != "step"}
             self._wandb.log(numbers, step=record["step"])
 
     def close(self, step: int) -> None:
-        """Flush everything; ``step`` is the last one done."""
+        """To be called after the last step done, ``step``."""
         self._beat(step, "done" if step == self.config.steps else "stopped")
-        if self._file:
-            self._file.close()
         if self._wandb is not None:
             self._wandb.finish()
 

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 import psutil
 import torch
 
-from common.terminal import count, duration, next_step, say, table
+from common.terminal import count, duration, next_step, say
 from train.checkpoint import Checkpoint, complete_steps, folder_of
 from train.config import TrainConfig
+from train.data_table import say_losses
 from train.evaluate import LanguageLoss
 from train.metrics import StepClock
 from train.ranks import Place
@@ -126,13 +127,8 @@ def _processor() -> str:
 
 def closing(config: TrainConfig, values: Mapping[str, Any]) -> None:
     """The lines after the last step."""
-    rows = []
-    for name, language in values["languages"].items():
-        ours, base = language["bits_per_byte"], language["unigram_bits_per_byte"]
-        if ours is not None and base is not None:
-            rows.append([name, f"{ours:.3f}", f"{base:.3f}", f"{100 * (ours / base - 1):+.1f} %"])
-    if rows:
-        table("validation bits per byte", ["language", "model", "unigram", "difference"], rows)
+    say_losses({name: (found["bits_per_byte"], found["unigram_bits_per_byte"])
+                for name, found in values["languages"].items()})  # fmt: skip
     steps = f"{values['steps']} of {config.steps} steps, {count(values['consumed_tokens'])} tokens"
     say(f"{steps} in {duration(values['wall_seconds'])}; {count(values['tokens_per_second'], 'tok')}/s, "
         f"MFU {values['mfu']:.0%}, last checkpoint {values['paths']['checkpoint']}")  # fmt: skip

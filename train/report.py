@@ -19,14 +19,15 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from common.configuration import same_again
 from common.errors import HanseError
 from common.files import read_json, write_text
-from common.terminal import count, duration, say
+from common.terminal import count, duration, next_step, say
 from data_pipelines.manifest import CorpusManifest
 from data_pipelines.shards import ShardsManifest
 from train.charts import PALETTE, Chart, Series, draw, fitted
 from train.config import ReportConfig, TrainConfig
-from train.data_table import corpus_of, data_table
+from train.data_table import corpus_of, data_table, say_losses
 from train.run_folder import RunFolder, read_metrics
 
 Record = dict[str, Any]
@@ -49,7 +50,17 @@ def run(config: ReportConfig) -> None:
     output = Path(config.output)
     write_text(output, page(evidence))
     evidence.folder.update_summary({"paths": {"report": str(output)}})
+    validated = evidence.evaluations[-1]["evaluation"] if evidence.evaluations else {}
+    say_losses({name: (found["bits_per_byte"], evidence.unigram.get(name)) for name, found in validated.items()})
     say(f"wrote {output} ({count(output.stat().st_size, 'B')}, {evidence.status}): open it in a browser")
+    if evidence.last_step >= evidence.config.steps:
+        experiment = same_again(evidence.config.name)
+        next_step(
+            f"hanse generate run={config.run} 'prompts=[\"...\"]' temperature=0.5",
+            f"hanse train {experiment} run={config.run}-longer tokens={4 * evidence.config.tokens:_}",
+        )
+    else:
+        next_step(f"hanse train {same_again(evidence.config.name)}: the same command goes on where it stopped")
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from common.errors import HanseError
-from common.files import read_json, write_json, write_text
+from common.files import read_json, room_for, write_json, write_text
 from train.config import TrainConfig
 
 # What may change between two starts of one run: how it is computed and watched, not what is computed.
@@ -57,9 +57,9 @@ class RunFolder:
                 self._clear_if_stale(lock, mine)
         else:
             raise HanseError(f"{self.path}: another run took this folder at the same moment; start again")
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            json.dump(mine, file)
         try:
+            with room_for(lock), os.fdopen(handle, "w", encoding="utf-8") as file:
+                json.dump(mine, file)
             yield
         finally:
             lock.unlink(missing_ok=True)
@@ -98,8 +98,8 @@ class RunFolder:
                              f"name another folder with run=... (if that process is gone, delete {lock})")  # fmt: skip
         lock.unlink(missing_ok=True)
 
-    def keep_config(self, config: TrainConfig) -> None:
-        """Write ``config.yaml``, or hold a run to the one it was started with.
+    def check_config(self, config: TrainConfig) -> None:
+        """Hold a run to the configuration that it was started with.
 
         Raises:
             HanseError: a key that decides what is computed differs from the first start.
@@ -110,6 +110,9 @@ class RunFolder:
             if changed:
                 raise HanseError(f"{self.path} was started with another configuration: {'; '.join(changed)}; "
                                  "give it the same again, or name another folder with run=...")  # fmt: skip
+
+    def keep_config(self, config: TrainConfig) -> None:
+        """Write ``config.yaml``, once everything else about it was found to be right: later starts are held to it."""
         write_text(self.config, OmegaConf.to_yaml(OmegaConf.structured(config)))
 
     def read_config(self) -> TrainConfig:

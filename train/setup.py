@@ -63,7 +63,7 @@ def set_up(config: TrainConfig, place: Place, folder: RunFolder, device: torch.d
         data = open_data(config)
         resumed = open_checkpoint(folder, data, place)
         if place.first:
-            folder.keep_config(config)
+            folder.check_config(config)
     first_step = resumed.state["step"] if resumed else 0
     if first_step >= config.steps:
         if place.first:
@@ -83,6 +83,7 @@ def set_up(config: TrainConfig, place: Place, folder: RunFolder, device: torch.d
         if resumed:
             resumed.restore(engine)
         if place.first:
+            folder.keep_config(config)
             folder.cut_metrics(first_step)
     metrics = Metrics(folder, config, first_step=first_step, speaks=place.first)
     metrics.say(

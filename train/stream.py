@@ -273,6 +273,8 @@ def open_stream(
     for name, source in used.items():
         if source.windows == 0:
             raise HanseError(f"data.sequence_length={length}: '{name}' in {manifest.folder} has fewer tokens than that")
-    if not used:
+    if not sources:
         raise HanseError(f"{manifest.folder}: no training shards; write them with 'hanse tokenize'")
+    if not used:
+        raise HanseError(f"data.sequence_length={length}: no language in {manifest.folder} has more tokens than that")
     return Stream(list(used.values()), [weights[name] for name in used])

@@ -2,96 +2,54 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.cluster.run import Run
+
 HERE = Path(__file__).parent
-COMMANDS = ("slurmctld", "slurmd", "munged", "sbatch", "ip", "unshare")
+PATH = f"{os.environ['PATH']}:/usr/sbin:/sbin"
+PACKAGES = {"slurmctld": "slurmctld", "slurmd": "slurmd", "sbatch": "slurm-client", "munged": "munge", "ip": "iproute2",
+            "slurmdbd": "slurmdbd", "mariadbd": "mariadb-server", "unshare": "util-linux"}  # fmt: skip
 # DeepSpeed's CPU ranks compile for a minute when there is nothing here: torch's usual place, shared with other tests.
 EXTENSIONS = Path.home() / ".cache/torch_extensions" / f"py{sys.version_info[0]}{sys.version_info[1]}_cpu"
+PATIENCE_SECONDS = float(os.environ.get("HANSE_TEST_PATIENCE", "600"))  # of a machine that does much else
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    missing = [name for name in COMMANDS if shutil.which(name, path=f"{os.environ['PATH']}:/usr/sbin:/sbin") is None]
-    why = (
-        "not root"
-        if os.geteuid() != 0
-        else f"no {', '.join(missing)} (Debian: slurmctld slurmd slurm-client munge iproute2)"
-    )
+    missing = [package for command, package in PACKAGES.items() if shutil.which(command, path=PATH) is None]
+    why = f"install {' '.join(missing)} (Debian's names)" if missing else "" if os.geteuid() == 0 else "wants root"
     for item in items:
         if HERE in item.path.parents:
             item.add_marker(pytest.mark.slow)
             item.add_marker(pytest.mark.cluster)
-            if os.geteuid() != 0 or missing:
+            if why:
                 item.add_marker(pytest.mark.skip(reason=f"no simulated Slurm here: {why}"))
 
 
 def slurm(*command: object) -> str:
     """What a Slurm command prints."""
-    return subprocess.run([str(word) for word in command], check=True, capture_output=True, text=True).stdout.strip()
+    words = [str(word) for word in command]
+    return subprocess.run(words, check=True, capture_output=True, text=True, timeout=60).stdout.strip()
 
 
-def wait_until(what: str, happened: Callable[[], Any], seconds: float = 180) -> Any:
-    """Wait for something; it says itself what it is."""
+def wait_until(what: str, happened: Callable[[], Any], seconds: float = PATIENCE_SECONDS) -> Any:
+    """Wait for something; the error says for what."""
     end = time.monotonic() + seconds
     while not (found := happened()):
         assert time.monotonic() < end, f"waited {seconds:.0f} s in vain: {what}"
         time.sleep(0.1)
     return found
-
-
-class Run:
-    """A run folder as tests look at it."""
-
-    def __init__(self, folder: Path):
-        self.folder = folder
-
-    @property
-    def job(self) -> Path:
-        return sorted((self.folder / "jobs").glob("[0-9]*"))[-1]
-
-    @property
-    def number(self) -> str:
-        return str(json.loads((self.job / "job.json").read_text())["job_id"])
-
-    @property
-    def log(self) -> str:
-        return "".join(path.read_text() for path in sorted(self.job.glob("slurm-*.log")))
-
-    def records(self) -> list[dict[str, Any]]:
-        path = self.folder / "metrics.jsonl"
-        lines = path.read_text().splitlines(keepends=True) if path.is_file() else []
-        return [json.loads(line) for line in lines if line.endswith("\n")]
-
-    def losses(self) -> list[tuple[int, float]]:
-        return [(record["step"], record["loss"]) for record in self.records() if "loss" in record]
-
-    def step(self, start: int = 0) -> int:
-        """The newest step that a start made; 0 until it has cut the metrics back to the checkpoint it began from."""
-        begun = sum(record.get("event") in ("start", "resume") for record in self.records())
-        return max((step for step, _ in self.losses()), default=0) if begun > start else 0
-
-    def nodes(self, start: int) -> list[str]:
-        """Names of the nodes of a start."""
-        return slurm("scontrol", "show", "hostnames", self.starts()[start]["nodes"]).split()
-
-    def starts(self, job: Path | None = None) -> list[dict[str, Any]]:
-        """The last line of each start of a job."""
-        path = (job or self.job) / "starts.jsonl"
-        lines = [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
-        return list({line["life"]: line for line in lines}.values())
-
-    def kinds(self, job: Path | None = None) -> list[str]:
-        return [start["kind"] for start in self.starts(job)]
 
 
 class Cluster:
@@ -100,42 +58,104 @@ class Cluster:
     slurm = staticmethod(slurm)
     wait_until = staticmethod(wait_until)
 
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self._ask_again = 0.0
+
     def run(self, folder: Path) -> Run:
         return Run(folder)
 
     def reset(self) -> None:
         """No jobs, all nodes in service."""
-        subprocess.run(["scancel", "--me"], check=False)
-        wait_until("an empty queue", lambda: not slurm("squeue", "-h", "-o", "%A"), 60)
+        subprocess.run(["scancel", "--me"], check=False, timeout=60)
+        wait_until("an empty queue", lambda: not self.queue())
         for node in ("node1", "node2", "node3", "node4"):
-            subprocess.run(["scontrol", "update", f"nodename={node}", "state=resume"], check=False, capture_output=True)
-        wait_until("four idle nodes", lambda: slurm("sinfo", "-h", "-p", "normal", "-t", "idle", "-o", "%D") == "4", 60)
+            back = ["scontrol", "update", f"nodename={node}", "state=resume"]
+            subprocess.run(back, check=False, capture_output=True, timeout=60)
+        wait_until("four idle nodes", lambda: slurm("sinfo", "-h", "-p", "normal", "-t", "idle", "-o", "%D") == "4")
+
+    def queue(self) -> dict[str, str]:
+        """{job: state}, as squeue says it."""
+        for _ in range(30):  # the controller of a busy machine does not always answer in time
+            command = ["squeue", "-h", "-o", "%A %T"]
+            answer = subprocess.run(command, check=False, capture_output=True, text=True, timeout=60)
+            if answer.returncode == 0:
+                return dict(line.split() for line in answer.stdout.splitlines())
+        raise AssertionError(f"squeue does not answer: {answer.stderr}")
 
     def state(self, job: str) -> str:
-        return (
-            slurm("squeue", "-h", "-j", job, "-o", "%T") if job in slurm("squeue", "-h", "-o", "%A").split() else "GONE"
-        )
+        """GONE when the job is not in the queue any more."""
+        return self.queue().get(job, "GONE")
+
+    def assert_alive(self, run: Run, start: int) -> None:
+        """Fail when a start will never go on; asked now and then, for asking costs as much as a step."""
+        if time.monotonic() > self._ask_again:
+            self._ask_again = time.monotonic() + 5
+            kinds = run.kinds()
+            gone = self.state(run.number) == "GONE" and run.kinds() == kinds
+            assert not gone or any(kinds[start : start + 1]), f"job {run.number} ended without a word\n{run.log}"
 
     def start_now(self, job: str) -> None:
         """Cut the two minutes that Slurm waits after a requeue, as soon as it waits."""
-        wait_until("the requeued job waits", lambda: self.state(job) == "PENDING", 60)
+        wait_until(f"job {job} waits again", lambda: self.state(job) == "PENDING")
         slurm("scontrol", "update", f"jobid={job}", "StartTime=now")
+
+    def wait_for_progress(self, run: Run, start: int) -> None:
+        """Until a start has made three steps of its own."""
+
+        def progressed() -> bool:
+            kinds = run.kinds()
+            assert len(kinds) <= start or not kinds[start], f"start {start} ended too soon\n{run.log}"
+            self.assert_alive(run, start)
+            return len(kinds) > start and run.steps_made(start) >= 3
+
+        wait_until(f"three steps of start {start} in {run.folder}", progressed)
+
+    def wait_for_end(self, run: Run, start: int) -> str:
+        """Until a start has ended; how."""
+
+        def ended() -> str:
+            self.assert_alive(run, start)
+            return "".join(run.kinds()[start : start + 1])
+
+        return str(wait_until(f"the end of start {start} in {run.folder}", ended))
+
+    @contextmanager
+    def in_the_middle(self, run: Run, start: int) -> Iterator[None]:
+        """Hold all ranks after some steps of a start while something happens to them, however fast the machine is."""
+        self.wait_for_progress(run, start)
+        ranks = run.ranks()
+        for pid in ranks:
+            os.kill(pid, signal.SIGSTOP)
+        try:
+            assert not run.kinds()[start], run.log
+            yield
+        finally:
+            for pid in ranks.keys() & run.ranks().keys():
+                os.kill(pid, signal.SIGCONT)
 
 
 @pytest.fixture(scope="session")
 def slurm_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     folder = tmp_path_factory.mktemp("slurm")
-    shape = {"SIM_DIR": str(folder), "SIM_NODES": "4", "SIM_CPUS": "8", "SIM_GPUS": "0", "SIM_KILLWAIT": "15"}
-    environment = {**os.environ, **shape, "PATH": f"{os.environ['PATH']}:/usr/sbin:/sbin"}
-    subprocess.run(["bash", HERE / "slurm-up.sh"], env=environment, check=True, stdout=subprocess.DEVNULL)
+    shape = {"SIM_DIR": str(folder), "SIM_NODES": "4", "SIM_CPUS": "8", "SIM_GPUS": "0", "SIM_KILLWAIT": "15",
+             "SIM_ACCT": "1"}  # fmt: skip
+    environment = {**os.environ, **shape, "PATH": PATH}
     before = dict(os.environ)
-    os.environ |= {"SLURM_CONF": str(folder / "slurm.conf"), "TORCH_EXTENSIONS_DIR": str(EXTENSIONS), "USER": "root"}
+    log = folder / "up.log"
     try:
-        yield Cluster()
+        with log.open("w") as file:
+            up = subprocess.run(["bash", HERE / "slurm-up.sh"], env=environment, check=False, stdout=file,
+                                stderr=subprocess.STDOUT, timeout=600)  # fmt: skip
+        assert up.returncode == 0, log.read_text()
+        os.environ |= {"SLURM_CONF": str(folder / "slurm.conf"), "TORCH_EXTENSIONS_DIR": str(EXTENSIONS),
+                       "USER": "root"}  # fmt: skip
+        yield Cluster(folder)
     finally:
-        subprocess.run(["bash", HERE / "slurm-down.sh"], env=environment, check=False, stdout=subprocess.DEVNULL)
         os.environ.clear()
         os.environ |= before
+        subprocess.run(["bash", HERE / "slurm-down.sh"], env=environment, check=False, stdout=subprocess.DEVNULL,
+                       timeout=120)  # fmt: skip
 
 
 @pytest.fixture
@@ -158,8 +178,8 @@ def settings(tiny_data: Path) -> list[str]:
         "model.settings.num_key_value_heads": 2,
     }  # fmt: skip
     return [
-        "site=slurm", "site.node.gpus=0", "nodes=2", "ranks_per_node=2", "threads_per_rank=1", "hours=0.1",
-        "life.signal_seconds=60", "life.node_checks=false", "train.name=tiny",
+        "site=slurm", "site.node.gpus=0", "nodes=2", "ranks_per_node=2", "threads_per_rank=1", "hours=0.5",
+        "life.signal_seconds=60", "life.node_checks=false", "life.backoff_seconds=0", "train.name=tiny",
         *(f"train.{key}={value}" for key, value in tiny.items()),
     ]  # fmt: skip
 
@@ -172,6 +192,5 @@ def undisturbed(
     slurm_cluster.reset()
     run = Run(tmp_path_factory.mktemp("runs") / "undisturbed")
     assert hanse("launch", *settings, f"train.run={run.folder}") == 0
-    wait_until("the end of the undisturbed run", lambda: run.kinds() and run.kinds()[-1], 600)
-    assert run.kinds() == ["done"], run.log
+    assert slurm_cluster.wait_for_end(run, 0) == "done", run.log
     return run

@@ -1,4 +1,4 @@
-"""``make demo``, command by command as the Makefile has it, with a budget of four steps in place of sixty-four."""
+"""``make demo``, command by command as the Makefile has it, with eight steps in place of six hundred and forty."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 MAKEFILE = Path(__file__).parents[2] / "Makefile"
-FEWER_STEPS = ("tokens=65_536", "schedule.warmup_steps=1", "evaluate.tokens_per_language=2048")
+FEWER_STEPS = ("tokens=8_192", "schedule.warmup_steps=1", "evaluate.tokens_per_language=2048")
 SUMMARY = {
     "languages", "tokens_per_second", "mfu", "parameters", "steps", "consumed_tokens", "wall_seconds", "paths",
 }  # fmt: skip
@@ -32,7 +32,7 @@ def test_demo_leads_from_text_to_a_report_and_a_second_time_does_nothing_twice(
 
     summary = json.loads(Path("runs/demo/summary.json").read_text(encoding="utf-8"))
     assert summary.keys() >= SUMMARY
-    assert (summary["finished"], summary["steps"], summary["consumed_tokens"]) == (True, 4, 65_536)
+    assert (summary["finished"], summary["steps"], summary["consumed_tokens"]) == (True, 8, 8_192)
     assert summary["languages"].keys() == {"fr", "de", "es", "it"}
     for language in summary["languages"].values():
         assert all(language[key] > 0 for key in LANGUAGE)

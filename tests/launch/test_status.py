@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from pathlib import Path
 
 import pytest
 import yaml
 
+from common.configuration import sort_arguments
 from common.errors import HanseError
 from launch import slurm
 from launch.config import StatusConfig, SyncConfig
@@ -51,7 +53,7 @@ def test_a_running_job_is_one_line(voyage):
         "77",
         "running",
         "1",
-        "40/100",
+        "40 of 100",
         "5.000",
         "512",
         "40%",
@@ -64,15 +66,13 @@ def test_a_running_job_is_one_line(voyage):
 
 def test_a_run_of_which_nothing_is_known_yet_is_a_line_too(tmp_path):
     (tmp_path / "runs/new/jobs/0001").mkdir(parents=True)
-    assert row(look(tmp_path / "runs/new"), None)[:3] == ["new", "", "not submitted"]
+    assert row(look(tmp_path / "runs/new"), None) == ["new", "", "not submitted", *[""] * 8]
 
 
 def test_a_job_without_a_sign_of_life_is_hung_and_a_waiting_one_is_not(voyage):
     seen = look(voyage)
     assert list(hung([seen], {"77": queued()}, 400)) == [], "it wrote a moment ago"
     old = time.time() - 5000
-    import os
-
     os.utime(voyage / "metrics.jsonl", (old, old))
     seen = look(voyage)
     assert list(hung([seen], {"77": queued()}, 400)) == [seen]
@@ -106,8 +106,28 @@ def test_status_shows_a_screen(voyage, capsys, monkeypatch):
     monkeypatch.setattr(slurm, "ended", lambda number: None)
     assert run(StatusConfig(runs=str(voyage.parent), run=str(voyage), every_seconds=1, hang_minutes=10)) == 0
     said = capsys.readouterr().out
-    for part in ("voyage", "40/100", "starts of job 77", "n[1-2]"):
+    for part in ("voyage", "40 of 100", "starts of job 77", "n[1-2]"):
         assert part in said
+
+
+def test_watching_goes_on_when_slurm_does_not_answer_and_ends_with_an_interrupt(voyage, capsys, monkeypatch):
+    answers = iter([{}, HanseError("squeue does not answer"), {}, KeyboardInterrupt()])
+
+    def ask(_):
+        answer = next(answers)
+        if isinstance(answer, BaseException):
+            raise answer
+        return answer
+
+    monkeypatch.setattr(slurm, "available", lambda: True)
+    monkeypatch.setattr(slurm, "ended", lambda number: None)
+    monkeypatch.setattr(slurm, "queued", ask)
+    flags, overrides, _ = sort_arguments("status", ["--watch"])
+    assert (flags, overrides) == ([], ["watch=true"])
+    assert run(StatusConfig(runs=str(voyage.parent), watch=True, every_seconds=0.01, hang_minutes=10)) == 0
+    said = capsys.readouterr().out
+    assert said.count("40 of 100") == 2
+    assert "does not answer" in said
 
 
 def test_sync_sends_only_what_was_not_sent(tmp_path):

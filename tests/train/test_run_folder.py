@@ -5,26 +5,16 @@ import os
 from dataclasses import replace
 
 import pytest
-from omegaconf import OmegaConf
 
 from common.errors import HanseError
-from train.config import BatchConfig, EngineConfig, TrainConfig
+from tests.disk import fill, small_disk
+from train.config import BatchConfig, EngineConfig
 from train.run_folder import RunFolder, read_metrics
 
 
 @pytest.fixture
 def folder(tmp_path):
     return RunFolder(tmp_path / "run")
-
-
-@pytest.fixture
-def config(tiny_settings, tmp_path):
-    from hydra import compose, initialize_config_module
-    from hydra.core.config_store import ConfigStore
-
-    ConfigStore.instance().store("train_schema", TrainConfig)
-    with initialize_config_module("configs", version_base="1.3"):
-        return OmegaConf.to_object(compose("train", overrides=[*tiny_settings, f"run={tmp_path / 'run'}"]))
 
 
 def test_a_folder_in_use_is_refused_and_let_go_afterwards(folder):
@@ -71,12 +61,26 @@ def test_an_unreadable_lock_and_a_stop_file_say_what_to_do(folder):
         folder.check_free()
 
 
-def test_what_is_computed_is_held_and_how_it_is_computed_is_free(folder, config):
-    folder.keep_config(config)
-    folder.keep_config(replace(config, ranks=4, engine=EngineConfig(zero_stage=3)))
+def test_a_full_disk_leaves_no_lock_that_nobody_holds(tmp_path):
+    with small_disk(tmp_path / "disk"):
+        folder = RunFolder(tmp_path / "disk/run")
+        folder.path.mkdir()
+        filler = fill(tmp_path / "disk")
+        with pytest.raises(HanseError, match=r"in-use.json: No space left on device; make room"), folder.in_use():
+            pass
+        assert list(folder.path.iterdir()) == []
+        filler.unlink()
+        with folder.in_use():
+            pass
+
+
+def test_what_is_computed_is_held_and_how_it_is_computed_is_free(folder, tiny_config):
+    folder.check_config(tiny_config)
+    folder.keep_config(tiny_config)
+    folder.check_config(replace(tiny_config, ranks=4, engine=EngineConfig(zero_stage=3)))
     with pytest.raises(HanseError, match=r"batch.global_batch_size was 8, now 16; seed was 0, now 1"):
-        folder.keep_config(replace(config, seed=1, batch=BatchConfig(16, 2)))
-    assert OmegaConf.load(folder.config).seed == 0
+        folder.check_config(replace(tiny_config, seed=1, batch=BatchConfig(16, 2)))
+    assert folder.read_config() == tiny_config
 
 
 def test_metrics_are_cut_to_the_step_that_is_gone_on_from(folder):

@@ -1,0 +1,57 @@
+"""``hanse train`` as a process of its own, as a person or Slurm starts it."""
+
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.train.multirank import losses
+
+
+class Command:
+    """A start of a run; what it says lies beside the run folder."""
+
+    def __init__(self, run: Path, settings: list[str], output: Path | None = None):
+        self.run, self.output = run, output or run.with_suffix(".out")
+        run.mkdir(parents=True, exist_ok=True)
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "hanse", "train", f"run={run}", *settings], stdout=self.output.open("w"),
+            stderr=subprocess.STDOUT, cwd=Path(__file__).parents[2], start_new_session=True,
+        )  # fmt: skip
+
+    def wait_until(self, done: Callable[[], bool]) -> None:
+        """Return when this has come to be; fail if the process ends before."""
+        deadline = time.monotonic() + 300
+        while time.monotonic() < deadline:
+            ended = self.process.poll() is not None
+            if done():
+                return
+            if ended:
+                break
+            time.sleep(0.02)
+        pytest.fail(f"never came: {self.output.read_text()[-2000:]}")
+
+    def wait_for_step(self, step: int) -> None:
+        """Return when metrics.jsonl holds this step."""
+        metrics = self.run / "metrics.jsonl"
+        self.wait_until(lambda: metrics.is_file() and step in losses(self.run))
+
+    def ranks(self) -> list[psutil.Process]:
+        """The ranks, in order."""
+        return sorted(psutil.Process(self.process.pid).children(), key=lambda rank: rank.pid)
+
+    def end(self) -> int:
+        """The exit code."""
+        return self.process.wait(300)
+
+    def kill(self) -> None:
+        """Leave nothing behind, whatever a test that failed left running or held still."""
+        if self.process.poll() is None:
+            for process in [*self.ranks(), self.process]:
+                process.send_signal(signal.SIGKILL)
+            self.process.wait(60)

@@ -1,0 +1,123 @@
+"""What a run writes while it trains: every step once, a heartbeat, and wandb's file when asked."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+
+from common.errors import HanseError
+from tests.disk import fill, small_disk
+from train import metrics as metrics_module
+from train.config import TrackConfig
+from train.evaluate import LanguageLoss
+from train.metrics import Metrics, StepClock
+from train.run_folder import RunFolder, read_metrics
+
+
+def record(step: int) -> dict:
+    return {"step": step, "loss": 7.0 / step, "loss_by_language": {"fr": 6.0 / step}, "tokens_per_second": 1000.0,
+            "mfu": 0.5}  # fmt: skip
+
+
+@pytest.fixture
+def folder(tiny_config) -> RunFolder:
+    folder = RunFolder(tiny_config.run)
+    folder.path.mkdir()
+    return folder
+
+
+def beat(folder: RunFolder) -> tuple[str, int]:
+    value = json.loads(folder.heartbeat.read_text())
+    assert (value["steps"], value["consumed_tokens"]) == (12, value["step"] * 512)
+    return value["phase"], value["step"]
+
+
+def test_what_is_told_is_read_back_in_order(folder, tiny_config, capsys):
+    metrics = Metrics(folder, tiny_config, first_step=0, speaks=True)
+    metrics.event(0, "start", ranks=2)
+    metrics.step(record(1))
+    metrics.evaluation(1, {"fr": LanguageLoss(nll=2.0, targets=4, bytes=8)})
+    metrics.close(1)
+    start, step, evaluation = read_metrics(folder.metrics)
+    assert (start["step"], start["event"], start["ranks"]) == (0, "start", 2)
+    assert step == record(1)
+    assert evaluation == {"step": 1, "evaluation": {"fr": {"bits_per_byte": pytest.approx(0.36067376), "loss": 0.5}}}
+    assert "step 1: validation bits per byte  fr 0.361" in capsys.readouterr().out
+
+
+def test_only_rank_0_writes_and_speaks(folder, tiny_config, capsys):
+    metrics = Metrics(folder, tiny_config, first_step=0, speaks=False)
+    metrics.event(0, "start")
+    metrics.step(record(12))
+    metrics.evaluation(12, {"fr": LanguageLoss(1.0, 1, 1)})
+    metrics.say("something")
+    metrics.close(12)
+    assert list(folder.path.iterdir()) == []
+    assert capsys.readouterr().out == ""
+
+
+def test_a_full_disk_is_one_clear_line_and_what_was_told_before_is_kept(folder, tiny_config, tmp_path, monkeypatch):
+    monkeypatch.setattr(metrics_module, "HEARTBEAT_SECONDS", 3600.0)
+    with small_disk(tmp_path / "disk"):
+        folder = RunFolder(tmp_path / "disk/run")
+        folder.path.mkdir()
+        metrics = Metrics(folder, tiny_config, first_step=0, speaks=True)
+        metrics.step(record(1))
+        filler = fill(tmp_path / "disk")
+        with pytest.raises(HanseError, match=r"metrics.jsonl: No space left on device; make room"):
+            list(map(metrics.step, map(record, range(2, 100))))  # the file's last page takes some
+        kept = read_metrics(folder.metrics)
+        assert kept == [record(number) for number in range(1, len(kept) + 1)]
+        filler.unlink()
+        folder.cut_metrics(1)
+        metrics.step(record(2))
+        assert read_metrics(folder.metrics) == [record(1), record(2)]
+
+
+def test_the_heart_beats_at_every_change_and_else_now_and_then(folder, tiny_config, monkeypatch):
+    metrics = Metrics(folder, tiny_config, first_step=0, speaks=True)
+    metrics.event(0, "start")
+    assert beat(folder) == ("start", 0)
+    metrics.step(record(1))
+    assert beat(folder) == ("training", 1)
+    monkeypatch.setattr(metrics_module, "HEARTBEAT_SECONDS", 3600.0)
+    metrics.step(record(2))
+    assert beat(folder) == ("training", 1)
+    metrics.event(2, "checkpoint")
+    assert beat(folder) == ("checkpoint", 2)
+    monkeypatch.setattr(metrics_module, "HEARTBEAT_SECONDS", 0.0)
+    metrics.step(record(3))
+    metrics.step(record(4))
+    assert beat(folder) == ("training", 4)
+    metrics.close(4)
+    assert beat(folder) == ("stopped", 4)
+    metrics.close(12)
+    assert beat(folder) == ("done", 12)
+
+
+def test_the_first_steps_are_not_in_the_average_unless_there_are_no_others():
+    clock = StepClock(warm_up=2)
+    assert clock.mean_seconds == 0
+    clock.add(9.0, 1.0)
+    clock.add(7.0, 1.0)
+    assert clock.mean_seconds == 8
+    clock.add(1.0, 0.25)
+    clock.add(2.0, 0.25)
+    assert (clock.mean_seconds, clock.total_seconds, clock.wait_seconds) == (1.5, 3.0, 0.5)
+
+
+@pytest.mark.slow
+def test_wandb_offline_keeps_every_step_in_a_file_of_the_run_folder(folder, tiny_config, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    config = replace(tiny_config, track=TrackConfig("offline", "hanse"))
+    metrics = Metrics(folder, config, first_step=0, speaks=True)
+    metrics.event(0, "start", ranks=2)
+    metrics.step(record(1))
+    metrics.evaluation(1, {"fr": LanguageLoss(2.0, 4, 8)})
+    metrics.close(1)
+    (file,) = folder.path.glob("wandb/offline-run-*/run-*.wandb")
+    written = file.read_bytes()
+    for key in (b"loss_by_language/fr", b"evaluation/fr/bits_per_byte", b"tokens_per_second", b"global_batch_size"):
+        assert key in written

@@ -1,0 +1,82 @@
+"""``summary.json`` says in one place what came out, and the last lines what to do next."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from data_pipelines.shards import ShardsManifest
+from train import outcome
+from train.ranks import Place
+from train.run_folder import read_metrics
+
+LANGUAGES = ("de", "es", "fr", "it")
+
+
+@pytest.mark.slow
+def test_the_summary_of_a_finished_run_agrees_with_its_shards_and_its_metrics(tiny_run, tiny_data):
+    summary = json.loads((tiny_run / "summary.json").read_text())
+    assert (summary["finished"], summary["steps"], summary["consumed_tokens"]) == (True, 12, 12 * 8 * 64)
+    assert (summary["name"], summary["ranks"], summary["zero_stage"], summary["precision"]) == ("tiny", 2, 1, "fp32")
+    assert summary["parameters"] == sum(
+        size[0] * (size[1] if len(size) > 1 else 1)
+        for size in json.loads((tiny_run / "checkpoints/step-00000012/manifest.json").read_text())["tensors"].values()
+    )
+    assert summary["tokens_per_second"] > 0
+    assert summary["mfu"] > 0
+    assert 0 <= summary["data_wait_share"] < 1
+    assert summary["wall_seconds"] > 0
+    assert summary["machine"]["cores"] >= 1
+
+    shards = ShardsManifest.read(tiny_data / "shards").shards
+    evaluations = [
+        record["evaluation"] for record in read_metrics(tiny_run / "metrics.jsonl") if "evaluation" in record
+    ]
+    assert tuple(summary["languages"]) == LANGUAGES
+    for name, told in summary["languages"].items():
+        mine = [shard for shard in shards if shard.language == name]
+        for key in ("documents", "bytes", "tokens"):
+            assert told[key] == sum(getattr(shard, key) for shard in mine)
+        assert told["validation_documents"] == next(one.documents for one in mine if one.split == "validation")
+        assert told["bits_per_byte"] == evaluations[-1][name]["bits_per_byte"]
+        assert 0 < told["unigram_bits_per_byte"] < 8
+
+    paths = summary["paths"]
+    assert Path(paths["checkpoint"]) == tiny_run / "checkpoints/step-00000012"
+    assert {key: Path(paths[key]) for key in ("corpus", "tokenizer", "shards")} == {
+        key: tiny_data / key for key in ("corpus", "tokenizer", "shards")
+    }
+
+
+def values(**more) -> dict:
+    languages = {"fr": {"bits_per_byte": 2.0, "unigram_bits_per_byte": 2.5},
+                 "de": {"bits_per_byte": None, "unigram_bits_per_byte": 2.0}}  # fmt: skip
+    return {"languages": languages, "steps": 6, "consumed_tokens": 3072, "wall_seconds": 75.0, "mfu": 0.52,
+            "tokens_per_second": 2000.0, "paths": {"checkpoint": "c"}, "finished": True, **more}  # fmt: skip
+
+
+def test_a_finished_run_names_what_comes_next_and_a_stopped_one_how_to_go_on(tiny_config, capsys):
+    outcome.closing(tiny_config, values())
+    text = capsys.readouterr().out
+    assert "fr        2.000    2.500     -20.0 %" in text
+    assert "\nde " not in text  # not validated: nothing to compare
+    assert "6 of 12 steps, 3.07 k tokens in 1m15s; 2 ktok/s, MFU 52%, last checkpoint c" in text
+    for verb in ("export", "generate", "report"):
+        assert f"hanse {verb} run={tiny_config.run}" in text
+    outcome.closing(tiny_config, values(finished=False))
+    text = capsys.readouterr().out
+    assert "the same command goes on (exit code 75)" in text
+    assert "hanse export" not in text
+
+
+@pytest.mark.parametrize(("asked", "how"), [("auto", "chosen"), ("bf16", "asked for")])
+def test_the_opening_says_how_the_precision_came_about(tiny_config, asked, how):
+    tiny_config.engine.precision = asked
+    peaks = {"fp32": 80e9, "bf16": 420e9}
+    text = outcome.opening(tiny_config, Place(0, 2), parameters=90_900, precision="bf16", peaks=peaks, resumed=None)
+    assert text == (
+        "tiny: 90.9 k parameters, 2 ranks, ZeRO-1, 12 steps of 512 tokens = 6.14 k tokens\n"
+        f"precision bf16 ({how}; matrix products a rank: fp32 80 GFLOP/s, bf16 420 GFLOP/s)"
+    )
