@@ -163,7 +163,7 @@ class SelectConfig:
     licenses: list[str] = field(default_factory=list)
     opt_out: list[str] = field(default_factory=lambda: ["deny"])
     max_evaluation_matches: int = 0
-    near_duplicate_similarity: float | None = 0.8
+    near_duplicate_similarity: float | None = 0.75
     earlier: list[str] = field(default_factory=list)
 
     def problems(self, key: str) -> list[str]:

@@ -134,7 +134,8 @@ def _build(config: CorpusConfig, planned: list[Planned], folder: Path, identity:
 
 
 def _tell(progress: Progress, before: float, size: int, extra: str, share: float) -> None:
-    progress.update(before + share * size, extra)
+    if before + share * size > progress.done:
+        progress.update(before + share * size, extra)
 
 
 def _clusters(config: CorpusConfig, parts: list[Planned], language: str) -> Clusters:
