@@ -17,7 +17,9 @@ TORCH  ?= torch==$(TORCH_VERSION)$(if $(filter Linux,$(shell uname -s)),+cpu)
 
 SHELL := bash
 export PATH := $(abspath $(VENV))/bin:$(PATH)
-# No .pyc files: most of what is installed is never imported, and compiling it takes longer than downloading it.
+# pip compiles nothing: most of what is installed is never imported, and compiling it takes longer than downloading it.
+# Python keeps what it compiles, even where the machine says otherwise: thousands of modules at each start would be slow.
+export PYTHONDONTWRITEBYTECODE :=
 INSTALL := python -m pip install -qq --no-compile --constraint constraints.txt
 
 .PHONY: demo test quick lint docs clean
