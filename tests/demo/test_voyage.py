@@ -1,4 +1,4 @@
-"""``make demo``, command by command as the Makefile has it, with a budget of four steps in place of sixty-four."""
+"""``make demo``, command by command as the Makefile has it, with four small steps in place of sixty-four."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 
 MAKEFILE = Path(__file__).parents[2] / "Makefile"
-FEWER_STEPS = ("tokens=65_536", "schedule.warmup_steps=1", "evaluate.tokens_per_language=2048")
+FEWER_STEPS = (
+    "tokens=16_384", "batch.global_batch_size=8", "schedule.warmup_steps=1", "evaluate.tokens_per_language=1024",
+)  # fmt: skip
 SUMMARY = {
     "languages", "tokens_per_second", "mfu", "parameters", "steps", "consumed_tokens", "wall_seconds", "paths",
 }  # fmt: skip
@@ -20,7 +22,7 @@ PATHS = {"corpus", "shards", "checkpoint", "export", "report"}
 
 @pytest.mark.slow
 def test_demo_leads_from_text_to_a_report_and_a_second_time_does_nothing_twice(
-    hanse, demo_downloads, tmp_path, monkeypatch, capsys
+    hanse, demo_downloads, tmp_path, monkeypatch, capfd
 ):
     monkeypatch.chdir(tmp_path)
     shutil.copytree(demo_downloads, "data/downloads")
@@ -32,7 +34,7 @@ def test_demo_leads_from_text_to_a_report_and_a_second_time_does_nothing_twice(
 
     summary = json.loads(Path("runs/demo/summary.json").read_text(encoding="utf-8"))
     assert summary.keys() >= SUMMARY
-    assert (summary["finished"], summary["steps"], summary["consumed_tokens"]) == (True, 4, 65_536)
+    assert (summary["finished"], summary["steps"], summary["consumed_tokens"]) == (True, 4, 16_384)
     assert summary["languages"].keys() == {"fr", "de", "es", "it"}
     for language in summary["languages"].values():
         assert all(language[key] > 0 for key in LANGUAGE)
@@ -40,8 +42,8 @@ def test_demo_leads_from_text_to_a_report_and_a_second_time_does_nothing_twice(
 
     checkpoint = Path(summary["paths"]["checkpoint"], "manifest.json")
     before = [path.stat().st_mtime_ns for path in (checkpoint, Path("data/demo/shards/manifest.json"))]
-    capsys.readouterr()
+    capfd.readouterr()
     for command in commands[:4]:
         assert hanse(*command, *(FEWER_STEPS if command[0] == "train" else ())) == 0, command
-    assert capsys.readouterr().out.count("nothing to") == 4
+    assert capfd.readouterr().out.count("nothing to") == 4
     assert before == [path.stat().st_mtime_ns for path in (checkpoint, Path("data/demo/shards/manifest.json"))]
