@@ -1,4 +1,4 @@
-"""``make demo``, command by command as the Makefile has it, with eight steps in place of six hundred and forty."""
+"""``make demo``, command by command as the Makefile has it, with eight steps in place of hundreds."""
 
 from __future__ import annotations
 
