@@ -118,10 +118,10 @@ def _front_matter(manifest: CorpusManifest) -> str:
     return f"---\n{yaml.safe_dump(head, sort_keys=False, allow_unicode=True)}---\n"
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+def _table(head: Sequence[str], rows: Sequence[Sequence[object]], *, numbers: bool = True) -> str:
     if not rows:
         return "None.\n"
-    lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
+    lines = [head, ["---", *["---:" if numbers else "---"] * (len(head) - 1)], *rows]
     return "\n".join(f"| {' | '.join(map(_cell, line))} |" for line in lines) + "\n"
 
 
@@ -145,7 +145,7 @@ def _sources(manifest: CorpusManifest) -> str:
         rows.append([name, one.language, one.license, one.documents_in, one.documents_kept, count(one.bytes_kept, "B"),
                      told["obtained"], told["snapshot_date"], told["url"]])  # fmt: skip
     head = ["source", "language", "licence", "documents", "kept", "kept bytes", "obtained", "dated", "from"]
-    return _table(head, rows)
+    return _table(head, rows, numbers=False)
 
 
 def _shares(what: str, kept: dict[str, _Counts], name: str, most: int | None = None) -> str:
@@ -197,7 +197,7 @@ def _shown(language: str, rows: list[dict[str, str]]) -> str:
     for row in rows:
         begins = "" if row["reason"] in NO_EXCERPT else _excerpt(row["text"])
         cells.append([row["reason"], row["detail"], f"`{row['id']}`", begins])
-    return f"Examples, {language}:\n\n{_table(['reason', 'detail', 'document', 'begins'], cells)}"
+    return f"Examples, {language}:\n\n{_table(['reason', 'detail', 'document', 'begins'], cells, numbers=False)}"
 
 
 def _excerpt(text: str) -> str:
