@@ -11,7 +11,7 @@ from typing import Any
 
 from omegaconf import MISSING
 
-READERS = ("parquet", "jsonl", "text", "hub", "sqlite")
+READERS = ("parquet", "jsonl", "text", "hub", "sqlite", "warc")
 ENCODERS = ("auto", "gigatoken", "tiktoken", "tokenizers")
 VERDICTS = ("allow", "deny", "unknown")
 WORKER = re.compile(r"\d{1,6}/[1-9]\d{0,5}")

@@ -25,7 +25,7 @@ from common.errors import HanseError
 from common.files import sha256_file
 from common.folders import replaced_folder, restore
 from common.terminal import Progress, count, next_step, say, table
-from data_pipelines import dedup
+from data_pipelines import datasheet, dedup
 from data_pipelines.annotate.stage import FACTS, SIGNAL_COLUMNS, counts_of, quality_of
 from data_pipelines.config import CorpusConfig
 from data_pipelines.dedup import SIGNATURES, Clusters, Originals
@@ -64,7 +64,7 @@ def run(config: CorpusConfig) -> None:
             sweep(place)
         with replaced_folder(folder, FORMAT) as unfinished:
             manifest = _build(config, planned, unfinished, identity)
-        say(f"wrote {folder}/ (Merkle root {manifest.merkle_root[:16]})")
+        say(f"wrote {folder}/ (Merkle root {manifest.merkle_root[:16]}); README.md there says what is in it")
     _show(manifest)
     next_step(f"hanse tokenizer {same_again(config.name)}")
 
@@ -130,6 +130,7 @@ def _build(config: CorpusConfig, planned: list[Planned], folder: Path, identity:
     told = {key: value for key, value in asdict(config).items() if key not in ("worker", "processes")}
     described = CorpusManifest(config.name, identity, told, tools(), tallies, files, folder)
     described.write()
+    datasheet.write(described)
     return described
 
 

@@ -18,12 +18,14 @@ import pyarrow.parquet as pq
 from common.errors import HanseError
 from data_pipelines.config import SourceConfig
 from data_pipelines.packages import extract
+from data_pipelines.warc import conversions
 
 ENDINGS = {
     "parquet": (".parquet",),
     "jsonl": (".jsonl", ".jsonl.gz", ".jsonl.zst", ".ndjson", ".json.gz", ".json.zst"),
     "text": (".txt", ".txt.gz", ".txt.zst", ".md"),
     "sqlite": (".db", ".sqlite", ".sqlite3"),
+    "warc": (".wet", ".wet.gz", ".wet.zst", ".warc", ".warc.gz", ".warc.zst"),
 }
 LONGEST = 1 << 30  # bytes of a record where nobody says less
 BATCH_ROWS, BATCH_BYTES = 256, 1 << 23  # of Parquet held in memory at once, at most
@@ -271,7 +273,15 @@ def _read_sqlite(path: Path, key: str, source: SourceConfig, longest: int) -> It
             yield Record(_key(fields, source, f"{key}:{number}"), fields)
 
 
-FILE_READERS = {"parquet": _read_parquet, "jsonl": _read_jsonl, "text": _read_text, "sqlite": _read_sqlite}
+def _read_warc(path: Path, key: str, source: SourceConfig, longest: int) -> Iterator[Record]:
+    with _opened(path) as (stream, position):
+        for number, (fields, text, size) in enumerate(conversions(stream, longest)):
+            whole = Record(f"{key}:{number}", {**fields, source.text_field: _decoded(text)}, "", position())
+            yield whole if size <= longest else _too_long(whole.key, size, longest, position())
+
+
+FILE_READERS = {"parquet": _read_parquet, "jsonl": _read_jsonl, "text": _read_text, "sqlite": _read_sqlite,
+                "warc": _read_warc}  # fmt: skip
 
 
 def _read_hub(source: SourceConfig) -> Iterator[Record]:

@@ -147,6 +147,42 @@ def test_sqlite_queries_that_cannot_be_answered(tmp_path, local, query, message)
     assert sqlite3.connect(path).execute("SELECT count(*) FROM t").fetchone() == (1,)
 
 
+def wet(pages):
+    """A WET file: a record about the file, then one a page; members of gzip back to back, as crawlers write them."""
+    parts = [b"WARC/1.0\r\nWARC-Type: warcinfo\r\nContent-Length: 5\r\n\r\nhello\r\n\r\n"]
+    for url, text in pages:
+        headers = ["WARC/1.0", "WARC-Type: conversion", f"WARC-Target-URI: {url}", "WARC-Date: 2026-11-01T10:00:00Z",
+                   "Content-Type: text/plain", f"Content-Length: {len(text)}", "", ""]  # fmt: skip
+        head = "\r\n".join(headers)
+        parts.append(head.encode() + text + b"\r\n\r\n")
+    return b"".join(gzip.compress(part) for part in parts)
+
+
+def test_the_pages_of_a_wet_file_with_address_and_date(tmp_path, local):
+    pages = [("https://example.org/a", "Été\r\n\r\nWARC/1.0 inside".encode()), ("https://example.org/b", b""),
+             ("https://example.org/c", b"caf\xe9"), ("https://example.org/d", b"y" * 200)]  # fmt: skip
+    (tmp_path / "a.warc.wet.gz").write_bytes(wet(pages))
+    source = local(tmp_path, reader="warc", url_field="url", date_field="date")
+    assert source.problems("s") == []
+    found = list(read(source, tmp_path, longest=100))
+    assert [record.fields.get("url") for record in found[:3]] == [url for url, _ in pages[:3]]
+    assert [record.fields.get("text") for record in found] == ["Été\r\n\r\nWARC/1.0 inside", "", b"caf\xe9", None]
+    assert (found[0].fields["date"], found[0].key) == ("2026-11-01T10:00:00Z", "a.warc.wet.gz:0")
+    assert found[3].reason == "too_long"
+
+
+@pytest.mark.parametrize("damage", ["cut", "shifted", "length"])
+def test_a_broken_wet_file_gives_the_pages_before_the_break(tmp_path, local, damage):
+    data = gzip.decompress(wet([("https://example.org/a", b"one"), ("https://example.org/b", b"two" * 9)]))
+    place = data.index(b"Content-Length: 27")
+    broken = {"cut": data[:-20], "shifted": data.replace(b"Content-Length: 27", b"Content-Length: 20"),
+              "length": data[:place] + b"Content-Length: x" + data[place + 18 :]}  # fmt: skip
+    (tmp_path / "a.wet").write_bytes(broken[damage])
+    *before, last = records(local(tmp_path, reader="warc"))
+    assert before[0].fields["text"] == "one"
+    assert last.reason == "broken_file"
+
+
 def test_a_local_folder_through_datasets(tmp_path, write_jsonl):
     write_jsonl("hub/train.jsonl", RECORDS[:5])
     write_jsonl("hub/test.jsonl", RECORDS[5:7])

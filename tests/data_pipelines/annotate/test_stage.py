@@ -1,6 +1,8 @@
 """An annotated file holds every document that came in, and the same bytes whatever came before."""
 
 import json
+import subprocess
+import sys
 
 import pyarrow.parquet as pq
 import pytest
@@ -86,3 +88,33 @@ def test_a_file_that_is_none_of_ours_is_refused(tmp_path):
     (tmp_path / "x.parquet").write_bytes(b"PAR1")
     with pytest.raises(HanseError, match=r"x\.parquet: damaged .*delete it and run the same command again"):
         counts_of(tmp_path / "x.parquet")
+
+
+MEASURED = """
+import resource, sys
+from pathlib import Path
+from data_pipelines.annotate.stage import Part, annotate
+from data_pipelines.config import AnnotateConfig, SourceConfig
+source = SourceConfig("jsonl", "fr", "CC0-1.0", path=sys.argv[1])
+part = Part("web", source, (Path(sys.argv[1]),), Path("."), AnnotateConfig(max_document_megabytes=1), 10**6)
+annotate(part, Path(sys.argv[1] + ".parquet"), lambda share, size: None)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
+"""
+
+
+@pytest.mark.slow
+def test_memory_does_not_grow_with_the_file(tmp_path, prose):
+    """Twelve times the text, and a line of 100 MB in it: at most 40 MB more at the highest point."""
+    line = json.dumps({"text": "\n".join(prose("fr"))}).encode() + b"\n"  # 20 kB
+    peaks = []
+    for name, repeats, poison in (("small.jsonl", 100, 0), ("large.jsonl", 1200, 100)):
+        with (tmp_path / name).open("wb") as file:
+            file.write(line * repeats + b'{"text": "')
+            for _ in range(poison):
+                file.write(b"x" * 10**6)
+            file.write(b'"}\n')
+        command = [sys.executable, "-c", MEASURED, tmp_path / name]
+        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=600)
+        peaks.append(int(done.stdout))
+        assert counts_of(tmp_path / f"{name}.parquet")[0] == repeats + 1
+    assert peaks[1] < peaks[0] + 40
