@@ -20,7 +20,7 @@ PATHS = {"corpus", "shards", "checkpoint", "export", "report"}
 
 @pytest.mark.slow
 def test_demo_leads_from_text_to_a_report_and_a_second_time_does_nothing_twice(
-    hanse, demo_downloads, tmp_path, monkeypatch, capsys
+    hanse, demo_downloads, tmp_path, monkeypatch, capfd
 ):
     monkeypatch.chdir(tmp_path)
     shutil.copytree(demo_downloads, "data/downloads")
@@ -40,8 +40,8 @@ def test_demo_leads_from_text_to_a_report_and_a_second_time_does_nothing_twice(
 
     checkpoint = Path(summary["paths"]["checkpoint"], "manifest.json")
     before = [path.stat().st_mtime_ns for path in (checkpoint, Path("data/demo/shards/manifest.json"))]
-    capsys.readouterr()
+    capfd.readouterr()
     for command in commands[:4]:
         assert hanse(*command, *(FEWER_STEPS if command[0] == "train" else ())) == 0, command
-    assert capsys.readouterr().out.count("nothing to") == 4
+    assert capfd.readouterr().out.count("nothing to") == 4
     assert before == [path.stat().st_mtime_ns for path in (checkpoint, Path("data/demo/shards/manifest.json"))]

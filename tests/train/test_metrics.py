@@ -28,6 +28,11 @@ def folder(tiny_config) -> RunFolder:
     return folder
 
 
+def told(folder: RunFolder) -> list[dict]:
+    """The records of ``metrics.jsonl`` without the time at which each was written."""
+    return [{key: value for key, value in found.items() if key != "time"} for found in read_metrics(folder.metrics)]
+
+
 def beat(folder: RunFolder) -> tuple[str, int]:
     value = json.loads(folder.heartbeat.read_text())
     assert (value["steps"], value["consumed_tokens"]) == (12, value["step"] * 512)
@@ -40,7 +45,7 @@ def test_what_is_told_is_read_back_in_order(folder, tiny_config, capsys):
     metrics.step(record(1))
     metrics.evaluation(1, {"fr": LanguageLoss(nll=2.0, targets=4, bytes=8)})
     metrics.close(1)
-    start, step, evaluation = read_metrics(folder.metrics)
+    start, step, evaluation = told(folder)
     assert (start["step"], start["event"], start["ranks"]) == (0, "start", 2)
     assert step == record(1)
     assert evaluation == {"step": 1, "evaluation": {"fr": {"bits_per_byte": pytest.approx(0.36067376), "loss": 0.5}}}
@@ -68,12 +73,12 @@ def test_a_full_disk_is_one_clear_line_and_what_was_told_before_is_kept(folder, 
         filler = fill(tmp_path / "disk")
         with pytest.raises(HanseError, match=r"metrics.jsonl: No space left on device; make room"):
             list(map(metrics.step, map(record, range(2, 100))))  # the file's last page takes some
-        kept = read_metrics(folder.metrics)
+        kept = told(folder)
         assert kept == [record(number) for number in range(1, len(kept) + 1)]
         filler.unlink()
         folder.cut_metrics(1)
         metrics.step(record(2))
-        assert read_metrics(folder.metrics) == [record(1), record(2)]
+        assert told(folder) == [record(1), record(2)]
 
 
 def test_the_heart_beats_at_every_change_and_else_now_and_then(folder, tiny_config, monkeypatch):
