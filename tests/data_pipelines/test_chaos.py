@@ -81,7 +81,7 @@ def test_killed_at_random_moments_the_result_is_that_of_an_undisturbed_run(tmp_p
     assert manifest.sources["fr"].removed["malformed"] == 5
 
     rng, killed = random.Random(os.environ.get("HANSE_TEST_SEED", "0")), 0
-    for _ in range(KILLS):
+    while killed < KILLS:
         workers = rng.choice([1, 1, 2])  # alone, with the finishing step, or as two of any number of workers
         shares = [None] if workers == 1 else [f"{number}/{rng.choice([2, 3])}" for number in range(2)]
         running = [start(disturbed, sources, worker=share, processes=rng.choice([1, 2])) for share in shares]
@@ -90,12 +90,13 @@ def test_killed_at_random_moments_the_result_is_that_of_an_undisturbed_run(tmp_p
             if process.poll() is None:
                 os.killpg(process.pid, signal.SIGKILL)
                 killed += 1
+            else:  # too late: the machine is faster than it was
+                seconds *= 0.9
             process.communicate()
         if (disturbed / "corpus").exists():  # it got to the end: once more, from the start or from what is annotated
             assert contents(disturbed / "corpus") == contents(undisturbed / "corpus")
             for name in rng.choice([["corpus"], ["corpus", "annotated"]]):
                 shutil.rmtree(disturbed / name)
-    assert killed >= KILLS / 2
     for share in ("0/3", "1/3", "2/3"):
         finish(start(disturbed, sources, worker=share, processes=1))
     finish(start(disturbed, sources))
