@@ -1,7 +1,8 @@
 # hanse. `make demo` and `make test` are the two commands to know; each can be run again and does nothing twice.
 #
 #   make demo    text in four languages -> a trained model, its export and its report (runs/demo/)
-#   make test    all tests;  make quick  without the slow ones
+#   make test    all tests but those of a cluster;  make quick  without the slow ones
+#   make cluster jobs on a real Slurm of four simulated nodes: root, Debian's Slurm packages, half an hour
 #   make lint    ruff and mypy;  make docs  the site (site/);  make clean  what the tools left behind
 #
 #   PYTHON=python3.12       the Python that the virtual environment is built with (3.11 or newer)
@@ -22,7 +23,7 @@ export PATH := $(abspath $(VENV))/bin:$(PATH)
 export PYTHONDONTWRITEBYTECODE :=
 INSTALL := python -m pip install -qq --no-compile --constraint constraints.txt
 
-.PHONY: demo test quick lint docs clean
+.PHONY: demo test quick cluster lint docs clean
 
 demo: $(VENV)/.installed
 	hanse corpus experiment=demo
@@ -35,7 +36,10 @@ demo: $(VENV)/.installed
 	@echo "      (hanse is in $(VENV)/bin: source $(VENV)/bin/activate)"
 
 test: $(VENV)/.installed-dev
-	python -m pytest
+	python -m pytest -m "not cluster"
+
+cluster: $(VENV)/.installed-dev
+	python -m pytest -m cluster
 
 quick: $(VENV)/.installed-dev
 	python -m pytest -m "not slow"
