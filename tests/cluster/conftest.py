@@ -141,7 +141,7 @@ class Cluster:
 @pytest.fixture(scope="session")
 def slurm_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     folder = tmp_path_factory.mktemp("slurm")
-    shape = {"SIM_DIR": str(folder), "SIM_NODES": "4", "SIM_CPUS": "8", "SIM_GPUS": "0", "SIM_KILLWAIT": "15",
+    shape = {"SIM_DIR": str(folder), "SIM_NODES": "4", "SIM_CPUS": "8", "SIM_GPUS": "0", "SIM_KILLWAIT": "60",
              "SIM_ACCT": "1"}  # fmt: skip
     environment = {**os.environ, **shape, "PATH": PATH}
     before = dict(os.environ)

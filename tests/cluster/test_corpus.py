@@ -52,9 +52,9 @@ def test_killed_and_cancelled_elements_lose_and_double_nothing(
         pid = cluster.wait_until(f"share {share}", lambda share=share: working_on(share))  # type: ignore[misc]
         os.kill(pid, number)
     cluster.slurm("scancel", f"{array}_1")
-    cluster.wait_until("share 0/3 waits again", lambda: "once more" in
-                       "".join(path.read_text() for path in folder.glob("slurm-*.log")))  # fmt: skip
-    for job in cluster.slurm("squeue", "-h", "-t", "PD", "-r", "-j", array, "-o", "%A").split():
+    requeued = cluster.wait_until("share 0/3 waits again", lambda: cluster.slurm(
+        "squeue", "-h", "-t", "PD", "-r", "-j", array, "-o", "%A")).split()  # fmt: skip
+    for job in requeued:
         cluster.start_now(job)
     cluster.wait_until("the end", lambda: cluster.state(last) == "GONE")
 
