@@ -46,6 +46,7 @@ def overrides_of(arguments, folder):
         *common, f"tokens={training_config(common).tokens_per_step * arguments.steps}", f"run={folder}/run",
         f"ranks={arguments.ranks}", f"threads_per_rank={arguments.threads}", f"engine.precision={arguments.precision}",
         "checkpoint.every_steps=1000000", "evaluate.every_steps=1000000", "evaluate.tokens_per_language=1",
+        "schedule.warmup_steps=1", "schedule.decay_fraction=0.1",
     ]  # fmt: skip
 
 
