@@ -17,7 +17,7 @@ from hanse import VERBS
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = ROOT / "configs"
-PACKAGES = ("common", "configs", "data_pipelines", "train", "launch")
+PACKAGES = ("common", "configs", "data_pipelines", "train", "launch", "consortium")
 # What each may import of ours, besides itself. `train` may import one module of launch: it starts local ranks.
 MAY_IMPORT = {
     "common": set(),
@@ -25,6 +25,7 @@ MAY_IMPORT = {
     "data_pipelines": {"common"},
     "train": {"common", "data_pipelines", "launch.local"},
     "launch": {"common"},
+    "consortium": {"common", "data_pipelines", "train", "launch.local"},
     "hanse": {"common"},
 }
 HEAVY = ("torch", "deepspeed", "transformers")
@@ -148,7 +149,7 @@ def test_readme_lists_every_verb_and_its_two_commands():
 
 
 def test_files_named_in_the_documentation_are_there():
-    folders = ("common", "configs", "data_pipelines", "train", "launch", "tests", "docs", "benchmarks")
+    folders = ("common", "configs", "data_pipelines", "train", "launch", "consortium", "tests", "docs", "benchmarks")
     pattern = re.compile(rf"`((?:{'|'.join(folders)})/[\w./-]*\.\w+|\w+\.(?:py|md|toml|txt))`")
     examples = {"configs/source/archive_pt.yaml", "mine.txt"}
     for page in PAGES:
