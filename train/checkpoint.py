@@ -303,4 +303,4 @@ class Checkpoint:
             for key in MOMENTS:
                 spans = optimizer[f"{fragment.name}.{key}"]
                 self.read(spans, fragment.start, fragment.stop, fragment.moments[key])
-        engine.set_optimizer_step(self.state["step"])
+        engine.set_state(self.state["step"], self.state.get("engine", {}))

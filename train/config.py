@@ -13,6 +13,7 @@ from omegaconf import MISSING
 
 ZERO_STAGES = (1, 2, 3)
 PRECISIONS = ("auto", "bf16", "fp32")
+DETERMINISM = ("D0", "D1", "D2")
 ATTENTIONS = ("sdpa", "eager")
 EXPORT_DTYPES = ("fp32", "bf16")
 DECAYS = ("linear", "1-sqrt")
@@ -111,6 +112,7 @@ class TrainConfig:
     tokens: int = MISSING
     ranks: int = 2
     threads_per_rank: int = 0
+    determinism: str = "D0"
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     batch: BatchConfig = field(default_factory=BatchConfig)
@@ -147,6 +149,7 @@ class TrainConfig:
                        "evaluate.every_steps", "evaluate.tokens_per_language"),
             *_at_least(self, 0, "seed", "threads_per_rank", "schedule.warmup_steps", "schedule.final_fraction",
                        "checkpoint.keep_every_steps", "optimizer.weight_decay", "optimizer.gradient_clipping"),
+            *_one_of(self, "determinism", DETERMINISM),
             *_one_of(self, "engine.zero_stage", ZERO_STAGES),
             *_one_of(self, "engine.precision", PRECISIONS),
             *_one_of(self, "model.attention", ATTENTIONS),
@@ -159,6 +162,12 @@ class TrainConfig:
             found.append(f"optimizer.betas={self.optimizer.betas}: two numbers in [0, 1), e.g. [0.9, 0.95]")
         if not 0 <= self.schedule.decay_fraction <= 1:
             found.append(f"schedule.decay_fraction={self.schedule.decay_fraction}: a share of the steps, in [0, 1]")
+        if self.determinism == "D2" and self.threads_per_rank == 0:
+            found.append("threads_per_rank=0: with determinism=D2 it must be set (threads_per_rank=1), or it would "
+                         "change with the number of ranks, and sums inside a rank with it")  # fmt: skip
+        if self.determinism != "D0" and self.engine.precision == "auto":
+            found.append(f"engine.precision=auto: with determinism={self.determinism} it must be set (bf16 or fp32), "
+                         "not measured")  # fmt: skip
         for key, weight in self.data.mixture.items():
             if not 0 <= weight < float("inf"):
                 found.append(f"data.mixture.{key}={weight}: a weight is a finite number, 0 or more")

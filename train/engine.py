@@ -5,10 +5,11 @@ from __future__ import annotations
 import fcntl
 import io
 import logging
+import math
 import os
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,7 @@ from torch.utils.cpp_extension import _get_build_directory
 from transformers import PreTrainedModel
 
 from train.config import TrainConfig
+from train.invariant import ExactAdamW, ExactSum, Owned, isolate
 from train.model import PackedLanguageModel, model_inputs
 from train.ranks import Place
 from train.stream import MicroBatch
@@ -40,12 +42,15 @@ class Fragment:
     Attributes:
         name: the parameter's name in the ``transformers`` model.
         start, stop: the range of its elements, flattened, that this rank owns.
+        group, offset: where that range lies: in which flat tensor of ZeRO's, from which element on.
         master: fp32 weights; ``moments``: Adam's ``exp_avg`` and ``exp_avg_sq``; each of shape (stop - start,).
     """
 
     name: str
     start: int
     stop: int
+    group: int
+    offset: int
     master: Tensor
     moments: dict[str, Tensor]
 
@@ -94,7 +99,7 @@ def deepspeed_config(config: TrainConfig, ranks: int, precision: str, parameters
     Buckets are sized from the model: the default of 5e8 elements is allocated whole and makes a small model 20 times
     slower on a CPU.
     """
-    bucket = int(min(5e8, max(parameters, 1_000_000)))
+    bucket = _bucket(parameters)
     zero: dict[str, Any] = {
         "stage": config.engine.zero_stage,
         "reduce_bucket_size": bucket,
@@ -105,16 +110,26 @@ def deepspeed_config(config: TrainConfig, ranks: int, precision: str, parameters
     if config.engine.zero_stage == 3:
         zero |= {"stage3_prefetch_bucket_size": bucket // 4, "stage3_param_persistence_threshold": 10_000,
                  "stage3_max_live_parameters": bucket, "stage3_max_reuse_distance": bucket}  # fmt: skip
+    micro_batch, accumulation, clipping = (
+        config.batch.micro_batch_size, config.accumulation(ranks), config.optimizer.gradient_clipping)  # fmt: skip
+    if config.determinism == "D2":  # accumulation and clipping are ours: DeepSpeed sees one backward a step
+        micro_batch, accumulation, clipping = micro_batch * accumulation, 1, 0.0
+        zero["memory_efficient_linear"] = False  # ZeRO-3's: a product of its own, which may round otherwise
     return {
         "train_batch_size": config.batch.global_batch_size,
-        "train_micro_batch_size_per_gpu": config.batch.micro_batch_size,
-        "gradient_accumulation_steps": config.accumulation(ranks),
-        "gradient_clipping": config.optimizer.gradient_clipping,
+        "train_micro_batch_size_per_gpu": micro_batch,
+        "gradient_accumulation_steps": accumulation,
+        "gradient_clipping": clipping,
         "zero_optimization": zero,
         "bf16": {"enabled": precision == "bf16"},
+        "zero_allow_untested_optimizer": True,
         "steps_per_print": 10**12,
         "wall_clock_breakdown": False,
     }
+
+
+def _bucket(parameters: int) -> int:
+    return int(min(5e8, max(parameters, 1_000_000)))
 
 
 class Engine:
@@ -123,6 +138,8 @@ class Engine:
     def __init__(self, config: TrainConfig, model: PreTrainedModel, ranks: int, precision: str):
         self.config, self.ranks, self.precision = config, ranks, precision
         module = PackedLanguageModel(model)
+        if config.determinism == "D2":
+            isolate(module)
         self.names = {id(parameter): name for name, parameter in model.named_parameters()}
         self.shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
         parameters = sum(parameter.numel() for parameter in model.parameters())
@@ -134,6 +151,21 @@ class Engine:
         self.zero: Any = self.engine.optimizer
         self.stage = config.engine.zero_stage
         self._prepare_optimizer_state()
+        self.exact = self._exact_sum(parameters) if config.determinism == "D2" else None
+        self._turn = 0  # micro-batches of the current step that were run
+
+    def _exact_sum(self, elements: int) -> ExactSum:
+        owned = {part.name: Owned(part.group, part.offset, part.start, part.stop) for part in self.fragments()}
+        parameters = list(self.engine.module.parameters())
+        named = {id(parameter): self.names[id(parameter)] for parameter in parameters}
+        return ExactSum(
+            self.engine, parameters, [math.prod(self.shapes[named[id(one)]]) for one in parameters],
+            {key: owned[name] for key, name in named.items() if name in owned}, self._flats(),
+            sharded=self.stage >= 2,
+            micro_batches=self.config.batch.global_batch_size // self.config.batch.micro_batch_size,
+            bucket_elements=_bucket(elements),
+            clip=self.config.optimizer.gradient_clipping,
+        )  # fmt: skip
 
     def forward(self, batch: MicroBatch) -> tuple[Tensor, Tensor]:
         """Negative log-likelihood in fp32: () of the micro-batch, for :meth:`backward`, and (B,) a sequence."""
@@ -145,17 +177,35 @@ class Engine:
 
         ZeRO averages over the ranks; so the loss is scaled by their number, and by nothing else before it is rounded.
         """
-        self.engine.backward(total * (self.ranks / global_targets), scale_wrt_gas=False)
+        if self.exact:  # which sums, and does not average
+            self._turn += 1
+            self.exact.begin(last=self._turn == self.config.accumulation(self.ranks))
+            self.engine.backward(total * (1 / global_targets), scale_wrt_gas=False)
+        else:
+            self.engine.backward(total * (self.ranks / global_targets), scale_wrt_gas=False)
 
     def end_micro_batch(self, learning_rate: float) -> None:
         """To be called after each backward; the last of a step's micro-batches updates the weights."""
         for group in self.zero.param_groups:
             group["lr"] = learning_rate
-        self.engine.step()
+        if self.exact is None or self.exact.end():
+            self._turn = 0
+            self.engine.step()
 
     def gradient_norm(self) -> float:
         """Global L2 norm of the last step's gradient, before clipping."""
-        return float(self.engine.get_global_grad_norm() or 0.0)
+        return self.exact.norm if self.exact else float(self.engine.get_global_grad_norm() or 0.0)
+
+    def state(self) -> dict[str, Any]:
+        """What a later start must know beside weights and moments; for :meth:`set_state`."""
+        return {"exponent": self.exact.exponent} if self.exact else {}
+
+    def set_state(self, step: int, state: Mapping[str, Any]) -> None:
+        """Go on after ``step`` steps: Adam's bias correction depends on their number."""
+        for flat in self._flats():
+            self.zero.optimizer.state[flat]["step"].fill_(step)
+        if self.exact:
+            self.exact.exponent = int(state.get("exponent", self.exact.exponent))
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:
@@ -180,9 +230,8 @@ class Engine:
         mapping = parameter._hp_mapping
         if mapping is None:
             return None
-        here, flat = mapping.hp_fragment_address, self._flat(mapping.param_group_index)
-        start = mapping.lp_fragment_address.start
-        return Fragment(name, start, start + here.numel, *self._views(flat, here.start, here.numel))
+        here, start = mapping.hp_fragment_address, mapping.lp_fragment_address.start
+        return self._fragment(name, start, start + here.numel, mapping.param_group_index, here.start)
 
     def _sharded(self, parameter: Any, name: str) -> Fragment | None:
         """Stage 3: every parameter is cut into ceil(numel / ranks) elements a rank; the last share is padded."""
@@ -191,16 +240,18 @@ class Engine:
         stop = min(start + share, parameter.ds_numel)
         if start == stop:
             return None
-        return Fragment(name, start, stop, *self._views(self._flat(group), offset, stop - start))
+        return self._fragment(name, start, stop, group, offset)
 
     def _flat(self, group: int) -> Tensor:
         flats = self.zero.fp32_partitioned_groups_flat if self.stage == 3 else self.zero.single_partition_of_fp32_groups
         flat: Tensor = flats[group]
         return flat
 
-    def _views(self, flat: Tensor, start: int, length: int) -> tuple[Tensor, dict[str, Tensor]]:
+    def _fragment(self, name: str, start: int, stop: int, group: int, offset: int) -> Fragment:
+        flat, length = self._flat(group), stop - start
         state = self.zero.optimizer.state[flat]
-        return flat.data.narrow(0, start, length), {key: state[key].narrow(0, start, length) for key in MOMENTS}
+        moments = {key: state[key].narrow(0, offset, length) for key in MOMENTS}
+        return Fragment(name, start, stop, group, offset, flat.data.narrow(0, offset, length), moments)
 
     def _flats(self) -> list[Tensor]:
         count = len(
@@ -219,11 +270,6 @@ class Engine:
                 **{key: torch.zeros_like(flat.data) for key in MOMENTS},
             }
 
-    def set_optimizer_step(self, step: int) -> None:
-        """Set Adam's count of steps, on which its bias correction depends."""
-        for flat in self._flats():
-            self.zero.optimizer.state[flat]["step"].fill_(step)
-
 
 def _adamw(config: TrainConfig, module: torch.nn.Module) -> torch.optim.Optimizer:
     """AdamW without weight decay for vectors (norms, biases)."""
@@ -231,5 +277,7 @@ def _adamw(config: TrainConfig, module: torch.nn.Module) -> torch.optim.Optimize
     matrices = [parameter for parameter in module.parameters() if parameter.dim() >= 2]
     vectors = [parameter for parameter in module.parameters() if parameter.dim() < 2]
     groups = [{"params": matrices, "weight_decay": settings.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, lr=settings.learning_rate, betas=(settings.betas[0], settings.betas[1]),
-                             eps=settings.epsilon, fused=True)  # fmt: skip
+    betas = (settings.betas[0], settings.betas[1])
+    if config.determinism == "D2":
+        return ExactAdamW(groups, lr=settings.learning_rate, betas=betas, eps=settings.epsilon)
+    return torch.optim.AdamW(groups, lr=settings.learning_rate, betas=betas, eps=settings.epsilon, fused=True)

@@ -18,6 +18,7 @@ from common.errors import EXIT_DONE, EXIT_GO_ON
 from train import checkpoint as checkpoints
 from train import outcome
 from train.config import TrainConfig
+from train.determinism import enforce
 from train.engine import Engine, initialise_ranks
 from train.evaluate import LanguageLoss, all_reduce_sum
 from train.metrics import StepClock
@@ -47,6 +48,7 @@ def train(config: TrainConfig, place: Place) -> int:
 def train_as_rank(config: TrainConfig, place: Place, device: torch.device) -> int:
     """:func:`train` among ranks that have found each other."""
     started = time.monotonic()
+    enforce(config.determinism)
     folder = RunFolder(config.run)
     with together(place):
         holder = folder.in_use() if place.first else nullcontext()
@@ -128,6 +130,7 @@ def save_checkpoint(run: Run, step: int, wall_seconds: float) -> None:
         "precision": run.precision,
         "ranks": run.place.ranks,
         "zero_stage": config.engine.zero_stage,
+        "engine": run.engine.state(),
         "data_merkle_root": data.manifest.merkle_root,
         "tokenizer_sha256": data.manifest.tokenizer_sha256,
         "model": data.model.to_dict(),

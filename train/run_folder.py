@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -18,6 +18,7 @@ from yaml import YAMLError
 from common.errors import HanseError
 from common.files import read_json, room_for, write_json, write_text
 from train.config import TrainConfig
+from train.determinism import FROZEN
 
 # What may change between two starts of one run: how it is computed and watched, not what is computed.
 FREE = ("run", "ranks", "threads_per_rank", "experiment", "engine.zero_stage", "engine.precision", "model.attention",
@@ -106,7 +107,8 @@ class RunFolder:
         """
         if self.config.is_file():
             before = OmegaConf.to_container(OmegaConf.load(self.config))
-            changed = sorted(_differences(before, asdict(config)))
+            free = set(FREE) - set(FROZEN[config.determinism])
+            changed = sorted(_differences(before, asdict(config), free))
             if changed:
                 raise HanseError(f"{self.path} was started with another configuration: {'; '.join(changed)}; "
                                  "give it the same again, or name another folder with run=...")  # fmt: skip
@@ -165,12 +167,12 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     return records
 
 
-def _differences(before: Any, now: Any, prefix: str = "") -> Iterator[str]:
-    if prefix in FREE:
+def _differences(before: Any, now: Any, free: Container[str], prefix: str = "") -> Iterator[str]:
+    if prefix in free:
         return
     if isinstance(before, dict) and isinstance(now, dict):
         for key in before.keys() | now.keys():
-            yield from _differences(before.get(key), now.get(key), f"{prefix}.{key}" if prefix else str(key))
+            yield from _differences(before.get(key), now.get(key), free, f"{prefix}.{key}" if prefix else str(key))
     elif before != now:
         yield f"{prefix} was {before}, now {now}"
 

@@ -12,6 +12,7 @@ from common.errors import EXIT_USER_ERROR, ConfigError, HanseError
 from common.files import write_text
 from launch.local import run_ranks
 from train.config import TrainConfig, batch_problems
+from train.determinism import set_variables
 from train.ranks import ToldElsewhere, find_place, torchrun_variables
 from train.run_folder import RunFolder
 
@@ -37,6 +38,7 @@ def _be_a_rank(config: TrainConfig) -> int:
     if problems:
         raise ConfigError(problems)
     torchrun_variables(place, os.environ)
+    set_variables(config.determinism, os.environ)
     os.environ.setdefault("OMP_NUM_THREADS", str(config.threads_per_rank or 1))
     from train.loop import train
 
