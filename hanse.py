@@ -32,6 +32,10 @@ VERBS = {
              "run folders + Slurm's queue -> what every job is doing, and why one waits"),
         Verb("sync", "launch.config:SyncConfig", "launch.sync:run",
              "offline wandb runs, and checkpoints if asked -> where there is internet"),
+        Verb("key", "consortium.config:KeyConfig", "consortium.keys:run",
+             "a key to seal with; shows the public part and its fingerprint"),
+        Verb("seal", "consortium.config:SealConfig", "consortium.seal:run",
+             "folder + key -> signed statement of what it holds; checks one"),
     )
 }  # fmt: skip
 

@@ -1,0 +1,53 @@
+"""What may be configured in the verbs that read what runs leave behind. Meanings stand in ``configs/*.yaml``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from omegaconf import MISSING
+
+SEAL_KINDS = ("files", "checkpoint", "corpus", "run", "evaluation", "review", "reproduction")
+
+
+@dataclass
+class KeyConfig:
+    """What ``hanse key`` takes."""
+
+    new: str | None = None
+    show: str | None = None
+    passphrase: bool = False
+
+    def problems(self) -> list[str]:
+        """Everything wrong with the values, one line each."""
+        if (self.new is None) == (self.show is None):
+            return ["new, show: give one of them: new=NAME.key makes a key, show=NAME.pub shows one"]
+        return ["passphrase=true: belongs to new=NAME.key"] if self.passphrase and self.new is None else []
+
+
+@dataclass
+class SealConfig:
+    """What ``hanse seal`` takes."""
+
+    folder: str = MISSING
+    key: str | None = None
+    kind: str | None = None
+    facts: str | None = None
+    output: str | None = None
+    check: str | None = None
+    trust: list[str] = field(default_factory=list)
+
+    def problems(self) -> list[str]:
+        """Everything wrong with the values, one line each."""
+        found = [] if Path(self.folder).is_dir() else [f"folder={self.folder}: no folder here"]
+        if self.kind not in (None, *SEAL_KINDS):
+            found.append(f"kind={self.kind}: one of {', '.join(SEAL_KINDS)}")
+        if (self.key is None) == (self.check is None):
+            found.append("key, check: give one of them: key=NAME.key seals, check=FILE.sig checks a seal")
+        elif self.check is not None and not self.trust:
+            found.append("trust: name the public keys you believe, e.g. trust=[alice.pub]")
+        if self.check is not None and (self.facts or self.output):
+            found.append("facts, output: belong to key=NAME.key")
+        if self.check is None and self.facts and self.kind in (None, "files"):
+            found.append(f"facts={self.facts}: a seal of kind=files holds none; choose another kind")
+        return found
