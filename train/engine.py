@@ -49,6 +49,12 @@ class Fragment:
     master: Tensor
     moments: dict[str, Tensor]
 
+    def tensors(self) -> Iterator[tuple[str, str, Tensor]]:
+        """(part of a checkpoint, ending of the name there, values) of everything in this share."""
+        yield "model", "", self.master
+        for key, values in self.moments.items():
+            yield "optimizer", f".{key}", values
+
 
 def initialise_ranks(place: Place) -> torch.device:
     """Join the process group and pick this rank's device.
