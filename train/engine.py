@@ -117,7 +117,8 @@ def deepspeed_config(config: TrainConfig, ranks: int, precision: str, parameters
         "gradient_accumulation_steps": config.accumulation(ranks),
         "gradient_clipping": config.optimizer.gradient_clipping,
         "zero_optimization": zero,
-        "bf16": {"enabled": precision == "bf16"},
+        # A step whose gradient is not finite leaves weights and moments as they are; in fp32 it always does.
+        "bf16": {"enabled": precision == "bf16", "check_grad_overflow": True},
         "steps_per_print": 10**12,
         "wall_clock_breakdown": False,
     }

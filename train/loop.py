@@ -21,6 +21,7 @@ from train.checkpoint_writer import Written
 from train.config import TrainConfig
 from train.engine import Engine, initialise_ranks
 from train.evaluate import LanguageLoss, all_reduce_sum
+from train.guards import stop_unless_finite
 from train.metrics import StepClock
 from train.ranks import Place, together
 from train.run_folder import RunFolder
@@ -70,17 +71,19 @@ def _loop(run: Run, started: float) -> int:
         told = torch.cat((sums.view(-1), requests.pending(run.place), torch.tensor([writer.done_here()])))
         told = all_reduce_sum(told, engine)  # the only communication that is not ZeRO's
         sums, (stop, save, written) = told[:-3].view_as(sums), told[-3:].tolist()
+        loss, norm = float(sums[:, 0].sum()) / targets, engine.gradient_norm()
+        stop_unless_finite(run, step, batch, loss, norm)
         step += 1
         seconds = time.perf_counter() - step_started
         clock.add(seconds, waited)
         metrics.step({
             "step": step,
             "consumed_tokens": step * config.tokens_per_step,
-            "loss": float(sums[:, 0].sum()) / targets,
+            "loss": loss,
             "loss_by_language": {name: float(nll / labels) for name, (nll, labels)
                                  in zip(run.data.languages, sums, strict=True) if labels},
             "learning_rate": rate,
-            "gradient_norm": engine.gradient_norm(),
+            "gradient_norm": norm,
             "seconds": seconds,
             "data_wait_seconds": waited,
             "tokens_per_second": config.tokens_per_step / seconds,
