@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import time
@@ -15,12 +16,13 @@ import torch
 import torch.distributed as dist
 
 from common.errors import EXIT_DONE, EXIT_GO_ON
-from train import checkpoint as checkpoints
 from train import outcome
+from train.checkpoint_writer import Written
 from train.config import TrainConfig
 from train.determinism import enforce
 from train.engine import Engine, initialise_ranks
 from train.evaluate import LanguageLoss, all_reduce_sum
+from train.guards import stop_unless_finite
 from train.metrics import StepClock
 from train.ranks import Place, together
 from train.run_folder import RunFolder
@@ -61,26 +63,29 @@ def train_as_rank(config: TrainConfig, place: Place, device: torch.device) -> in
 
 
 def _loop(run: Run, started: float) -> int:
-    config, metrics, engine = run.config, run.metrics, run.engine
-    requests, clock = Requests(run.folder), StepClock()
+    config, metrics, engine, writer = run.config, run.metrics, run.engine, run.writer
+    requests, clock = Requests(run.folder, config.checkpoint.every_minutes), StepClock()
     losses: dict[str, LanguageLoss] = {}
     step = run.first_step
     for batch, targets, waited in prefetched(run):
         step_started, rate = time.perf_counter() - waited, learning_rate(step, config)
         sums = train_step(engine, batch, targets, rate, len(run.data.languages))
-        asked = all_reduce_sum(torch.cat((sums, requests.pending(run.place)[None])), engine)
-        sums, (stop, save) = asked[:-1], asked[-1].bool().tolist()
+        told = torch.cat((sums.view(-1), requests.pending(run.place), torch.tensor([writer.done_here()])))
+        told = all_reduce_sum(told, engine)  # the only communication that is not ZeRO's
+        sums, (stop, save, written) = told[:-3].view_as(sums), told[-3:].tolist()
+        loss, norm = float(sums[:, 0].sum()) / targets, engine.gradient_norm()
+        stop_unless_finite(run, step, batch, loss, norm)
         step += 1
         seconds = time.perf_counter() - step_started
         clock.add(seconds, waited)
         metrics.step({
             "step": step,
             "consumed_tokens": step * config.tokens_per_step,
-            "loss": float(sums[:, 0].sum()) / targets,
+            "loss": loss,
             "loss_by_language": {name: float(nll / labels) for name, (nll, labels)
                                  in zip(run.data.languages, sums, strict=True) if labels},
             "learning_rate": rate,
-            "gradient_norm": engine.gradient_norm(),
+            "gradient_norm": norm,
             "seconds": seconds,
             "data_wait_seconds": waited,
             "tokens_per_second": config.tokens_per_step / seconds,
@@ -88,12 +93,21 @@ def _loop(run: Run, started: float) -> int:
         })  # fmt: skip
 
         last = step == config.steps
-        if last or step % config.evaluate.every_steps == 0:
+        evaluate = last or step % config.evaluate.every_steps == 0
+        if evaluate:
             losses = run.evaluation.run(engine, run.place)
             metrics.evaluation(step, losses)
+        saving = time.perf_counter()
+        if written == run.place.ranks:
+            note_checkpoint(run, requests, writer.advance())
         if last or stop or save or step % config.checkpoint.every_steps == 0:
-            save_checkpoint(run, step, run.seconds_before + time.monotonic() - started)
-            requests.saved(run.place)
+            note_checkpoint(run, requests, writer.wait())  # one at a time
+            state = checkpoint_state(run, step, run.seconds_before + time.monotonic() - started)
+            writer.begin(engine, state | _bits_per_byte(losses if evaluate else {}))
+            requests.granted()
+        if last or stop or not config.checkpoint.asynchronous:
+            note_checkpoint(run, requests, writer.wait())
+        clock.saving(time.perf_counter() - saving)
         if stop:
             break
 
@@ -119,10 +133,10 @@ def train_step(engine: Engine, batch: list[MicroBatch], targets: int, rate: floa
     return sums
 
 
-def save_checkpoint(run: Run, step: int, wall_seconds: float) -> None:
-    """Write the checkpoint of a step and delete those the retention policy does not keep; collective."""
+def checkpoint_state(run: Run, step: int, wall_seconds: float) -> dict[str, Any]:
+    """``state.json`` of a step's checkpoint (docs/how/checkpoint-format.md)."""
     config, data = run.config, run.data
-    state: dict[str, Any] = {
+    return {
         "step": step,
         "consumed_samples": step * config.batch.global_batch_size,  # all that the order of data needs to go on
         "consumed_tokens": step * config.tokens_per_step,
@@ -136,10 +150,19 @@ def save_checkpoint(run: Run, step: int, wall_seconds: float) -> None:
         "model": data.model.to_dict(),
         "wall_seconds": wall_seconds,
     }
-    path = checkpoints.save(run.engine, run.folder.checkpoints, state, run.place)
-    run.metrics.event(step, "checkpoint", path=path.name)
-    if run.place.first:
-        checkpoints.prune(run.folder.checkpoints, config.checkpoint.keep_last, config.checkpoint.keep_every_steps)
+
+
+def _bits_per_byte(losses: dict[str, LanguageLoss]) -> dict[str, Any]:
+    """What tells the best checkpoint, for those that were evaluated."""
+    return {"bits_per_byte": {name: loss.bits_per_byte for name, loss in losses.items()}} if losses else {}
+
+
+def note_checkpoint(run: Run, requests: Requests, written: Written | None) -> None:
+    """Tell of a checkpoint that is complete now, if one is."""
+    if written:
+        run.metrics.event(written.step, "checkpoint", path=written.folder.name, bytes=written.bytes,
+                          stall_seconds=written.stall_seconds, write_seconds=written.write_seconds)  # fmt: skip
+        requests.saved(run.place)
 
 
 def prefetched(run: Run) -> Iterator[tuple[list[MicroBatch], int, float]]:
@@ -166,15 +189,17 @@ def prefetched(run: Run) -> Iterator[tuple[list[MicroBatch], int, float]]:
 
 
 class Requests:
-    """What people, Slurm and other programs ask of a run: after the step, save; or save and stop.
+    """What people, Slurm, other programs and the clock ask of a run: after the step, save; or save and stop.
 
     SIGINT or SIGTERM to any rank stops it; a second one ends that process at once. So does a file ``stop`` in the run
     folder, which stays there and keeps later starts from training; a file ``save`` is removed when its checkpoint is
-    written. Only rank 0 looks for files.
+    complete. Only rank 0 looks for files and at the clock.
     """
 
-    def __init__(self, folder: RunFolder) -> None:
-        self.folder, self._signalled = folder, False
+    def __init__(self, folder: RunFolder, every_minutes: float) -> None:
+        self.folder, self.every_seconds = folder, 60 * every_minutes or math.inf
+        self._signalled = self._granted = False
+        self._begun = time.monotonic()
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self._ask)
 
@@ -187,10 +212,16 @@ class Requests:
     def pending(self, place: Place) -> torch.Tensor:
         """(stop, save) as 0 or 1, float64."""
         stop = self._signalled or (place.first and self.folder.stop_file.exists())
-        save = place.first and self.folder.save_file.exists()
+        asked = not self._granted and self.folder.save_file.exists()
+        save = place.first and (asked or time.monotonic() - self._begun > self.every_seconds)
         return torch.tensor([stop, save], dtype=torch.float64)
 
+    def granted(self) -> None:
+        """A checkpoint was begun."""
+        self._begun, self._granted = time.monotonic(), self.folder.save_file.exists()
+
     def saved(self, place: Place) -> None:
-        """A checkpoint was written: the file that asked for one has done its work."""
-        if place.first:
+        """It is complete: the file that asked for one has done its work."""
+        if place.first and self._granted:
             self.folder.save_file.unlink(missing_ok=True)
+        self._granted = False
