@@ -32,6 +32,10 @@ VERBS = {
              "run folders + Slurm's queue -> what every job is doing, and why one waits"),
         Verb("sync", "launch.config:SyncConfig", "launch.sync:run",
              "offline wandb runs, and checkpoints if asked -> where there is internet"),
+        Verb("whosaw", "consortium.config:WhosawConfig", "consortium.whosaw:run",
+             "document, URL or domain -> the steps and checkpoints that saw it"),
+        Verb("verify", "consortium.config:VerifyConfig", "consortium.verify:run",
+             "run folder -> what in it was checked, and what could not be"),
     )
 }  # fmt: skip
 

@@ -116,6 +116,7 @@ class TrainConfig:
     ranks: int = 2
     threads_per_rank: int = 0
     determinism: str = "D0"
+    lock: str | None = None
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     batch: BatchConfig = field(default_factory=BatchConfig)

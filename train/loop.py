@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
+from dataclasses import dataclass
 from types import FrameType
 from typing import Any
 
@@ -16,6 +17,7 @@ import torch
 import torch.distributed as dist
 
 from common.errors import EXIT_DONE, EXIT_GO_ON
+from common.files import read_json
 from train import outcome
 from train.checkpoint_writer import Written
 from train.config import TrainConfig
@@ -67,15 +69,18 @@ def _loop(run: Run, started: float) -> int:
     requests, clock = Requests(run.folder, config.checkpoint.every_minutes), StepClock()
     losses: dict[str, LanguageLoss] = {}
     step = run.first_step
-    for batch, targets, waited in prefetched(run):
+    for batch, waited in prefetched(run):
         step_started, rate = time.perf_counter() - waited, learning_rate(step, config)
-        sums = train_step(engine, batch, targets, rate, len(run.data.languages))
+        sums = train_step(engine, batch.micro_batches, batch.targets, rate, len(run.data.languages))
         told = torch.cat((sums.view(-1), requests.pending(run.place), torch.tensor([writer.done_here()])))
         told = all_reduce_sum(told, engine)  # the only communication that is not ZeRO's
         sums, (stop, save, written) = told[:-3].view_as(sums), told[-3:].tolist()
-        loss, norm = float(sums[:, 0].sum()) / targets, engine.gradient_norm()
-        stop_unless_finite(run, step, batch, loss, norm)
+        loss, norm = float(sums[:, 0].sum()) / batch.targets, engine.gradient_norm()
+        stop_unless_finite(run, step, batch.micro_batches, loss, norm)
         step += 1
+        if run.ledger:
+            run.ledger.write("step", {"step": step, "samples": batch.samples, "batch": batch.sha256,
+                                      "learning_rate": rate, "loss": loss, "gradient_norm": norm})  # fmt: skip
         seconds = time.perf_counter() - step_started
         clock.add(seconds, waited)
         metrics.step({
@@ -159,33 +164,55 @@ def _bits_per_byte(losses: dict[str, LanguageLoss]) -> dict[str, Any]:
 
 def note_checkpoint(run: Run, requests: Requests, written: Written | None) -> None:
     """Tell of a checkpoint that is complete now, if one is."""
+    if written and run.ledger:
+        root = read_json(written.folder / "manifest.json", "checkpoint manifest")["merkle_root"]
+        run.ledger.write("checkpoint", {"step": written.step, "merkle_root": root})
+        run.ledger.sync()
     if written:
         run.metrics.event(written.step, "checkpoint", path=written.folder.name, bytes=written.bytes,
                           stall_seconds=written.stall_seconds, write_seconds=written.write_seconds)  # fmt: skip
         requests.saved(run.place)
 
 
-def prefetched(run: Run) -> Iterator[tuple[list[MicroBatch], int, float]]:
-    """Step after step: this rank's micro-batches, the labels of all ranks, and the seconds that were spent waiting.
+@dataclass(frozen=True)
+class Batch:
+    """What a step is made of.
+
+    Attributes:
+        micro_batches: this rank's, in the order they are run.
+        targets: labels of all ranks; ``samples``: the first of the step in the order of data, and the first after it.
+        sha256: of all samples' ids and document borders, on rank 0, for the ledger.
+    """
+
+    micro_batches: list[MicroBatch]
+    targets: int
+    samples: tuple[int, int]
+    sha256: str | None
+
+
+def prefetched(run: Run) -> Iterator[tuple[Batch, float]]:
+    """Step after step: its batch, and the seconds that were spent waiting for it.
 
     A thread builds a step's batch while the step before is computed.
     """
     config, stream, place, size = run.config, run.data.stream, run.place, run.config.batch.global_batch_size
 
-    def build(step: int) -> tuple[list[MicroBatch], int]:
-        mine = stream.step(step * size, global_batch=size, micro_batch=config.batch.micro_batch_size,
+    def build(step: int) -> Batch:
+        samples = range(step * size, (step + 1) * size)
+        mine = stream.step(samples.start, global_batch=size, micro_batch=config.batch.micro_batch_size,
                            rank=place.rank, ranks=place.ranks)  # fmt: skip
-        return mine, stream.targets(range(step * size, (step + 1) * size))
+        sha256 = stream.fingerprint(samples) if place.first else None
+        return Batch(mine, stream.targets(samples), (samples.start, samples.stop), sha256)
 
     with ThreadPoolExecutor(1, "prefetch") as thread:
         ahead = thread.submit(build, run.first_step)
         for step in range(run.first_step, config.steps):
             asked = time.perf_counter()
-            batch, targets = ahead.result()
+            batch = ahead.result()
             waited = time.perf_counter() - asked
             if step + 1 < config.steps:
                 ahead = thread.submit(build, step + 1)
-            yield batch, targets, waited
+            yield batch, waited
 
 
 class Requests:

@@ -13,17 +13,18 @@ import torch
 import torch.distributed as dist
 
 from common.errors import HanseError
-from common.files import sweep_partial
+from common.files import read_json, sha256_file, sweep_partial, write_json
 from common.terminal import say
 from data_pipelines.shards import ShardsManifest
 from data_pipelines.tokenizer import token_byte_lengths, tokenizer_sha256
 from train import checkpoint as checkpoints
-from train import outcome
+from train import lock, outcome
 from train.checkpoint import DAMAGED, Checkpoint, Damaged
 from train.checkpoint_writer import Writer
 from train.config import TrainConfig
 from train.engine import Engine
 from train.evaluate import Evaluation, all_reduce_sum
+from train.ledger import Ledger
 from train.metrics import Metrics
 from train.model import build_model, flops_per_token, model_config, parameter_counts
 from train.precision import choose, measured_peaks
@@ -49,6 +50,7 @@ class Run:
     engine: Engine
     evaluation: Evaluation
     metrics: Metrics
+    ledger: Ledger | None
     writer: Writer
     precision: str
     parameters: int
@@ -84,10 +86,13 @@ def set_up(config: TrainConfig, place: Place, folder: RunFolder, device: torch.d
             model.load_state_dict(resumed.weights(), strict=False)  # tied weights have one name
     parameters, flops = parameter_counts(model)[0], flops_per_token(model, config.data.sequence_length)
     engine = Engine(config, model, place.ranks, precision)
+    ledger = None
     with together(place):
         if resumed:
             resumed.restore(engine)
         if place.first:
+            now = lock.describe(config, data.manifest, place, precision)
+            ledger = open_ledger(config, folder, now, first_step)
             folder.keep_config(config)
             folder.cut_metrics(first_step)
             sweep_partial(folder.checkpoints)
@@ -106,6 +111,7 @@ def set_up(config: TrainConfig, place: Place, folder: RunFolder, device: torch.d
         evaluation=Evaluation(data.validation, config.evaluate.tokens_per_language, config.batch.micro_batch_size,
                               data.token_bytes),
         metrics=metrics,
+        ledger=ledger,
         writer=Writer(folder.checkpoints, place, config.checkpoint),
         precision=precision,
         parameters=parameters,
@@ -114,6 +120,26 @@ def set_up(config: TrainConfig, place: Place, folder: RunFolder, device: torch.d
         first_step=first_step,
         seconds_before=resumed.state["wall_seconds"] if resumed else 0.0,
     )  # fmt: skip
+
+
+def open_ledger(config: TrainConfig, folder: RunFolder, now: dict[str, Any], first_step: int) -> Ledger:
+    """Write the lock at a first start, and the ledger's line of this one, whose lock would be ``now``.
+
+    Raises:
+        HanseError: this start would not repeat the run whose lock it is held to, or the ledger is damaged.
+    """
+    if config.lock:
+        for line in lock.hold_to(Path(config.lock), now):
+            say(f"lock: {line}")
+    if not folder.lock.is_file():
+        write_json(folder.lock, now)
+    differs = lock.differences(read_json(folder.lock, "lock of this run"), now)
+    ledger = Ledger(folder.ledger)
+    ledger.write("start", {
+        "step": first_step, "lock": sha256_file(folder.lock), **now["layout"],
+        "differs": {key: here for key, (_, here) in differs.items()},
+    })  # fmt: skip
+    return ledger
 
 
 @dataclass(frozen=True)
