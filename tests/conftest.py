@@ -1,4 +1,4 @@
-"""What all rooms test on: the verbs as the console command runs them, a tiny corpus in the repository, the demo's."""
+"""What all rooms test on: the verbs as the console command runs them, a tiny corpus and run, the demo's."""
 
 from __future__ import annotations
 
@@ -49,6 +49,31 @@ def tiny_data(tmp_path_factory: pytest.TempPathFactory, hanse: Hanse) -> Path:
                  "vocabulary_size=1024") == 0  # fmt: skip
     assert hanse("tokenize", "name=tiny", *(f"{key}={path}" for key, path in places.items())) == 0
     return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_settings(tiny_data: Path) -> list[str]:
+    """What ``hanse train`` needs for 12 steps of a 0.1M-parameter Llama on ``tiny_data``; add ``run=FOLDER``.
+
+    Two ranks, fp32, two micro-batches a rank and step; evaluates and saves after every sixth step.
+    """
+    return [
+        "name=tiny", "ranks=2", "threads_per_rank=1", f"tokens={12 * 8 * 64}", "engine.precision=fp32",
+        f"data.shards={tiny_data / 'shards'}", f"data.tokenizer={tiny_data / 'tokenizer'}", "data.sequence_length=64",
+        "batch.global_batch_size=8", "batch.micro_batch_size=2", "schedule.warmup_steps=2",
+        "optimizer.learning_rate=0.01", "checkpoint.every_steps=6", "evaluate.every_steps=6",
+        "evaluate.tokens_per_language=512", "track.wandb=disabled",
+        "model.settings.hidden_size=48", "model.settings.intermediate_size=96", "model.settings.num_hidden_layers=2",
+        "model.settings.num_attention_heads=4", "model.settings.num_key_value_heads=2",
+    ]  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def tiny_run(tmp_path_factory: pytest.TempPathFactory, tiny_settings: list[str], hanse: Hanse) -> Path:
+    """The folder of a finished run with ``tiny_settings``. Shared: copy it (``shutil.copytree``) to change it."""
+    run = tmp_path_factory.mktemp("runs") / "tiny"
+    assert hanse("train", f"run={run}", *tiny_settings) == 0
+    return run
 
 
 @pytest.fixture(scope="session")

@@ -14,29 +14,25 @@ flushed and renamed, so "the latest" is derived from what is complete.
 from __future__ import annotations
 
 import math
-import os
 import re
-import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from common.errors import HanseError
-from common.files import PARTIAL, fsync_folder, inside, merkle_root, read_json, sha256_file, sweep_partial, write_json
+from common.files import inside, merkle_root, read_json, sha256_file
 from data_pipelines.manifest import COUNTS, fingerprint
-from train.engine import MOMENTS, Engine, Fragment
-from train.ranks import Place, together
+from train.engine import MOMENTS, Engine
 
 FORMAT = "hanse.checkpoint/1"
 NEEDED = {"step": int, "consumed_samples": int, "data_merkle_root": str, "tokenizer_sha256": str, "model": dict,
           "precision": str, "wall_seconds": int | float}  # fmt: skip
+DAMAGED = ".damaged"  # ending of a checkpoint that was set aside because its hashes are not those of its manifest
 KEY = re.compile(r"(?P<name>.+)\[(?P<start>[0-9]{1,18}):(?P<stop>[0-9]{1,18})\]")
 
 
@@ -50,110 +46,14 @@ def complete_steps(checkpoints: Path) -> list[int]:
     return sorted(int(path.parent.name[5:]) for path in checkpoints.glob("step-" + "[0-9]" * 8 + "/manifest.json"))
 
 
-def save(engine: Engine, checkpoints: Path, state: Mapping[str, Any], place: Place) -> Path:
-    """Write a checkpoint of ``state["step"]``; collective. The folder that it now has.
-
-    Raises:
-        HanseError: on every rank, if any rank could not write (disk full ...); what was there before is untouched.
-    """
-    final = folder_of(checkpoints, state["step"])
-    partial = final.with_name(final.name + PARTIAL)
-    hashes: dict[str, Any] = {}
-    try:
-        with together(place):
-            if place.first:
-                _make_folders(partial)
-        with together(place):
-            hashes = _write_share(engine.fragments(), partial, place.rank)
-        gathered: list[dict[str, Any]] = [{}] * place.ranks
-        dist.all_gather_object(gathered, hashes)
-        with together(place):
-            if place.first:
-                files = {name: entry for share in gathered for name, entry in share.items()}
-                _finish(partial, final, files, engine.shapes, state)
-    except HanseError:
-        if place.first:
-            shutil.rmtree(partial, ignore_errors=True)
-        raise
-    return final
-
-
-def _make_folders(partial: Path) -> None:
-    try:
-        sweep_partial(partial.parent)
-        for part in ("model", "optimizer"):
-            (partial / part).mkdir(parents=True)
-    except OSError as error:
-        raise _cannot_write(partial, error) from None
-
-
-def _write_share(fragments: Iterable[Fragment], partial: Path, rank: int) -> dict[str, Any]:
-    """Write one rank's files; {path: {bytes, sha256}}."""
-    model: dict[str, Tensor] = {}
-    optimizer: dict[str, Tensor] = {}
-    for fragment in fragments:
-        span = f"[{fragment.start}:{fragment.stop}]"
-        model[fragment.name + span] = fragment.master.cpu()
-        optimizer |= {f"{fragment.name}.{key}{span}": value.cpu() for key, value in fragment.moments.items()}
-    hashes = {}
-    for part, tensors in (("model", model), ("optimizer", optimizer)):
-        name = f"{part}/rank-{rank:05d}.safetensors"
-        try:
-            # Views of one flat tensor share its storage, which safetensors refuses: copies it is.
-            save_file({key: tensor.clone() for key, tensor in tensors.items()}, partial / name)
-            with (partial / name).open("rb+") as file:
-                os.fsync(file.fileno())
-            (partial / name).chmod(partial.stat().st_mode & 0o666)  # safetensors lets only the owner read its files
-            hashes[name] = {"bytes": (partial / name).stat().st_size, "sha256": sha256_file(partial / name)}
-        except (OSError, SafetensorError) as error:
-            raise _cannot_write(partial / name, error) from None
-    return hashes
-
-
-def _finish(partial: Path, final: Path, files: dict[str, Any], shapes: Mapping[str, tuple[int, ...]],
-            state: Mapping[str, Any]) -> None:  # fmt: skip
-    try:
-        write_json(partial / "state.json", dict(state))
-        path = partial / "state.json"
-        files["state.json"] = {"bytes": path.stat().st_size, "sha256": sha256_file(path)}
-        write_json(partial / "manifest.json", {
-            "format": FORMAT,
-            "merkle_root": _root(shapes, files),
-            "tensors": {name: list(shape) for name, shape in shapes.items()},
-            "files": dict(sorted(files.items())),
-        })  # fmt: skip
-        for folder in (partial / "model", partial / "optimizer", partial):
-            fsync_folder(folder)
-        if final.exists():  # a run that went back and came here again
-            shutil.rmtree(final)
-        partial.rename(final)
-        fsync_folder(final.parent)
-    except OSError as error:
-        raise _cannot_write(partial, error) from None
-
-
-def _root(shapes: Mapping[str, Iterable[int]], files: Mapping[str, Mapping[str, Any]]) -> str:
+def root_of(shapes: Mapping[str, Iterable[int]], files: Mapping[str, Mapping[str, Any]]) -> str:
     """One hash for all files and for what the manifest says of them; see :func:`common.files.merkle_root`."""
     facts = {"tensors": {name: list(shape) for name, shape in shapes.items()}, "files": files}
     return merkle_root({name: entry["sha256"] for name, entry in files.items()} | {COUNTS: fingerprint(facts)})
 
 
-def _cannot_write(path: Path, error: Exception) -> HanseError:
-    reason = getattr(error, "strerror", None) or " ".join(str(error).split())
-    return HanseError(f"{path}: cannot write the checkpoint ({reason}); earlier checkpoints are untouched: "
-                      "free some space, then run the same command again")  # fmt: skip
-
-
-def prune(checkpoints: Path, keep_last: int, keep_every_steps: int) -> list[int]:
-    """Delete checkpoints that the retention policy does not keep; the steps deleted."""
-    steps = complete_steps(checkpoints)
-    kept = set(steps[-keep_last:]) | {step for step in steps if keep_every_steps and step % keep_every_steps == 0}
-    deleted = [step for step in steps if step not in kept]
-    for step in deleted:
-        folder = folder_of(checkpoints, step)
-        doomed = folder.rename(folder.with_name(folder.name + PARTIAL))  # never a half-deleted one under a good name
-        shutil.rmtree(doomed)
-    return deleted
+class Damaged(HanseError):  # noqa: N818
+    """A checkpoint is not what was written: something before it may still be."""
 
 
 @dataclass(frozen=True)
@@ -170,8 +70,9 @@ class Checkpoint:
     """A complete checkpoint, opened for reading.
 
     Raises:
-        HanseError: a file is missing, is a link, has another size, or is not readable as what it claims to be.
+        Damaged: a file is missing, is a link, has another size, or is not readable as what it claims to be.
             ``verify`` compares the hashes.
+        HanseError: it is of another version of the format.
     """
 
     def __init__(self, folder: Path):
@@ -179,14 +80,19 @@ class Checkpoint:
         if (folder / "manifest.json").is_symlink():
             raise self._bad("manifest.json", "is a link")
         self.manifest = read_json(folder / "manifest.json", "checkpoint manifest")
-        if not isinstance(self.manifest, dict) or self.manifest.get("format") != FORMAT:
+        written = self.manifest.get("format") if isinstance(self.manifest, dict) else None
+        if written != FORMAT and str(written).startswith(FORMAT.partition("/")[0] + "/"):
+            raise HanseError(
+                f"{folder / 'manifest.json'}: of format {written}, this hanse reads {FORMAT}; use the one that wrote it"
+            )
+        if written != FORMAT:
             raise self._bad("manifest.json", f"is not of format {FORMAT}")
         try:
             self.files: dict[str, dict[str, Any]] = self.manifest["files"]
             self.shapes = {name: tuple(shape) for name, shape in self.manifest["tensors"].items()}
             whole = all(type(size) is int for shape in self.shapes.values() for size in shape)
             whole = whole and "state.json" in self.files and all("bytes" in entry for entry in self.files.values())
-            root = _root(self.shapes, self.files)
+            root = root_of(self.shapes, self.files)
         except (KeyError, TypeError, AttributeError, ValueError):
             whole = False
         if not whole:
@@ -207,8 +113,8 @@ class Checkpoint:
         ):
             raise self._bad("state.json", "is incomplete")
 
-    def _bad(self, name: str, what: str) -> HanseError:
-        return HanseError(f"{self.folder / name}: {what}; delete {self.folder} to go on from the checkpoint before it")
+    def _bad(self, name: str, what: str) -> Damaged:
+        return Damaged(f"{self.folder / name}: {what}; delete {self.folder} to go on from the checkpoint before it")
 
     def verify(self, rank: int = 0, ranks: int = 1) -> None:
         """Compare the sha256 of this rank's share of the files.

@@ -82,8 +82,11 @@ class CheckpointConfig:
     """When checkpoints are written and which are kept."""
 
     every_steps: int = MISSING
+    every_minutes: float = 0.0
     keep_last: int = 2
     keep_every_steps: int = 0
+    keep_best: int = 0
+    asynchronous: bool = True
 
 
 @dataclass
@@ -113,6 +116,7 @@ class TrainConfig:
     ranks: int = 2
     threads_per_rank: int = 0
     determinism: str = "D0"
+    lock: str | None = None
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     batch: BatchConfig = field(default_factory=BatchConfig)
@@ -148,7 +152,8 @@ class TrainConfig:
                        "batch.micro_batch_size", "checkpoint.every_steps", "checkpoint.keep_last",
                        "evaluate.every_steps", "evaluate.tokens_per_language"),
             *_at_least(self, 0, "seed", "threads_per_rank", "schedule.warmup_steps", "schedule.final_fraction",
-                       "checkpoint.keep_every_steps", "optimizer.weight_decay", "optimizer.gradient_clipping"),
+                       "checkpoint.keep_every_steps", "checkpoint.every_minutes", "checkpoint.keep_best",
+                       "optimizer.weight_decay", "optimizer.gradient_clipping"),
             *_one_of(self, "determinism", DETERMINISM),
             *_one_of(self, "engine.zero_stage", ZERO_STAGES),
             *_one_of(self, "engine.precision", PRECISIONS),

@@ -54,6 +54,12 @@ class Fragment:
     master: Tensor
     moments: dict[str, Tensor]
 
+    def tensors(self) -> Iterator[tuple[str, str, Tensor]]:
+        """(part of a checkpoint, ending of the name there, values) of everything in this share."""
+        yield "model", "", self.master
+        for key, values in self.moments.items():
+            yield "optimizer", f".{key}", values
+
 
 def initialise_ranks(place: Place) -> torch.device:
     """Join the process group and pick this rank's device.
@@ -121,7 +127,8 @@ def deepspeed_config(config: TrainConfig, ranks: int, precision: str, parameters
         "gradient_accumulation_steps": accumulation,
         "gradient_clipping": clipping,
         "zero_optimization": zero,
-        "bf16": {"enabled": precision == "bf16"},
+        # A step whose gradient is not finite leaves weights and moments as they are; in fp32 it always does.
+        "bf16": {"enabled": precision == "bf16", "check_grad_overflow": True},
         "zero_allow_untested_optimizer": True,
         "steps_per_print": 10**12,
         "wall_clock_breakdown": False,

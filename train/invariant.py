@@ -134,24 +134,28 @@ class ExactSum:
         bucket.sums = None
 
     def _hand_over(self) -> None:
-        dist.all_reduce(self._largest, dist.ReduceOp.MAX)
-        bound = float(self._largest) * self.micro_batches  # no element of the sum is larger
-        if not math.isfinite(bound):
-            raise HanseError("a gradient is not finite; nothing was updated: the last checkpoint is as it was")
+        largest = torch.nan_to_num(self._largest, nan=math.inf)  # a maximum may lose a NaN on its way
+        dist.all_reduce(largest, dist.ReduceOp.MAX)
+        bound = float(largest) * self.micro_batches  # no element of the sum is larger
+        if not math.isfinite(bound):  # no update: DeepSpeed leaves out a step whose gradient is not finite
+            self._give([torch.full_like(flat, math.nan) for flat in self.flats], math.nan)
+            return
         if bound * 2.0**self.exponent >= 2.0**62:
             raise HanseError(
-                f"determinism=D2: a gradient of {float(self._largest):.2e} is more than {2**HEADROOM_BITS:,} times the "
+                f"determinism=D2: a gradient of {float(largest):.2e} is more than {2**HEADROOM_BITS:,} times the "
                 "largest one of the step before, beyond what its exact sum can hold; nothing was updated: go on from "
                 "the last checkpoint with a lower learning rate, or in another run folder with determinism=D1"
             )
-        self.norm = self._global_norm(bound) if bound else 0.0
-        factor = min(1.0, self.clip / (self.norm + 1e-6)) if self.clip else 1.0
-        zero = self.engine.optimizer
-        for group, sums in enumerate(self._mine):
-            zero.averaged_gradients[group] = [sums.double().mul_(2.0**-self.exponent).mul_(factor).float()]
-        self._mine = []
+        norm = self._global_norm(bound) if bound else 0.0
+        factor = min(1.0, self.clip / (norm + 1e-6)) if self.clip else 1.0
+        self._give([sums.double().mul_(2.0**-self.exponent).mul_(factor).float() for sums in self._mine], norm)
         if bound:
             self.exponent = 62 - HEADROOM_BITS - math.ceil(math.log2(bound))
+
+    def _give(self, gradients: Sequence[Tensor], norm: float) -> None:
+        self.norm, self._mine = norm, []
+        for group, gradient in enumerate(gradients):
+            self.engine.optimizer.averaged_gradients[group] = [gradient]
 
     def _global_norm(self, bound: float) -> float:
         """L2 norm of the sum. Squares are rounded to multiples of ``2**-56`` of the largest possible one, held in two

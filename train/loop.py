@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
+from dataclasses import dataclass
 from types import FrameType
 from typing import Any
 
@@ -15,12 +17,14 @@ import torch
 import torch.distributed as dist
 
 from common.errors import EXIT_DONE, EXIT_GO_ON
-from train import checkpoint as checkpoints
+from common.files import read_json
 from train import outcome
+from train.checkpoint_writer import Written
 from train.config import TrainConfig
 from train.determinism import enforce
 from train.engine import Engine, initialise_ranks
 from train.evaluate import LanguageLoss, all_reduce_sum
+from train.guards import stop_unless_finite
 from train.metrics import StepClock
 from train.ranks import Place, together
 from train.run_folder import RunFolder
@@ -61,26 +65,32 @@ def train_as_rank(config: TrainConfig, place: Place, device: torch.device) -> in
 
 
 def _loop(run: Run, started: float) -> int:
-    config, metrics, engine = run.config, run.metrics, run.engine
-    requests, clock = Requests(run.folder), StepClock()
+    config, metrics, engine, writer = run.config, run.metrics, run.engine, run.writer
+    requests, clock = Requests(run.folder, config.checkpoint.every_minutes), StepClock()
     losses: dict[str, LanguageLoss] = {}
     step = run.first_step
-    for batch, targets, waited in prefetched(run):
+    for batch, waited in prefetched(run):
         step_started, rate = time.perf_counter() - waited, learning_rate(step, config)
-        sums = train_step(engine, batch, targets, rate, len(run.data.languages))
-        asked = all_reduce_sum(torch.cat((sums, requests.pending(run.place)[None])), engine)
-        sums, (stop, save) = asked[:-1], asked[-1].bool().tolist()
+        sums = train_step(engine, batch.micro_batches, batch.targets, rate, len(run.data.languages))
+        told = torch.cat((sums.view(-1), requests.pending(run.place), torch.tensor([writer.done_here()])))
+        told = all_reduce_sum(told, engine)  # the only communication that is not ZeRO's
+        sums, (stop, save, written) = told[:-3].view_as(sums), told[-3:].tolist()
+        loss, norm = float(sums[:, 0].sum()) / batch.targets, engine.gradient_norm()
+        stop_unless_finite(run, step, batch.micro_batches, loss, norm)
         step += 1
+        if run.ledger:
+            run.ledger.write("step", {"step": step, "samples": batch.samples, "batch": batch.sha256,
+                                      "learning_rate": rate, "loss": loss, "gradient_norm": norm})  # fmt: skip
         seconds = time.perf_counter() - step_started
         clock.add(seconds, waited)
         metrics.step({
             "step": step,
             "consumed_tokens": step * config.tokens_per_step,
-            "loss": float(sums[:, 0].sum()) / targets,
+            "loss": loss,
             "loss_by_language": {name: float(nll / labels) for name, (nll, labels)
                                  in zip(run.data.languages, sums, strict=True) if labels},
             "learning_rate": rate,
-            "gradient_norm": engine.gradient_norm(),
+            "gradient_norm": norm,
             "seconds": seconds,
             "data_wait_seconds": waited,
             "tokens_per_second": config.tokens_per_step / seconds,
@@ -88,12 +98,21 @@ def _loop(run: Run, started: float) -> int:
         })  # fmt: skip
 
         last = step == config.steps
-        if last or step % config.evaluate.every_steps == 0:
+        evaluate = last or step % config.evaluate.every_steps == 0
+        if evaluate:
             losses = run.evaluation.run(engine, run.place)
             metrics.evaluation(step, losses)
+        saving = time.perf_counter()
+        if written == run.place.ranks:
+            note_checkpoint(run, requests, writer.advance())
         if last or stop or save or step % config.checkpoint.every_steps == 0:
-            save_checkpoint(run, step, run.seconds_before + time.monotonic() - started)
-            requests.saved(run.place)
+            note_checkpoint(run, requests, writer.wait())  # one at a time
+            state = checkpoint_state(run, step, run.seconds_before + time.monotonic() - started)
+            writer.begin(engine, state | _bits_per_byte(losses if evaluate else {}))
+            requests.granted()
+        if last or stop or not config.checkpoint.asynchronous:
+            note_checkpoint(run, requests, writer.wait())
+        clock.saving(time.perf_counter() - saving)
         if stop:
             break
 
@@ -119,10 +138,10 @@ def train_step(engine: Engine, batch: list[MicroBatch], targets: int, rate: floa
     return sums
 
 
-def save_checkpoint(run: Run, step: int, wall_seconds: float) -> None:
-    """Write the checkpoint of a step and delete those the retention policy does not keep; collective."""
+def checkpoint_state(run: Run, step: int, wall_seconds: float) -> dict[str, Any]:
+    """``state.json`` of a step's checkpoint (docs/how/checkpoint-format.md)."""
     config, data = run.config, run.data
-    state: dict[str, Any] = {
+    return {
         "step": step,
         "consumed_samples": step * config.batch.global_batch_size,  # all that the order of data needs to go on
         "consumed_tokens": step * config.tokens_per_step,
@@ -136,45 +155,78 @@ def save_checkpoint(run: Run, step: int, wall_seconds: float) -> None:
         "model": data.model.to_dict(),
         "wall_seconds": wall_seconds,
     }
-    path = checkpoints.save(run.engine, run.folder.checkpoints, state, run.place)
-    run.metrics.event(step, "checkpoint", path=path.name)
-    if run.place.first:
-        checkpoints.prune(run.folder.checkpoints, config.checkpoint.keep_last, config.checkpoint.keep_every_steps)
 
 
-def prefetched(run: Run) -> Iterator[tuple[list[MicroBatch], int, float]]:
-    """Step after step: this rank's micro-batches, the labels of all ranks, and the seconds that were spent waiting.
+def _bits_per_byte(losses: dict[str, LanguageLoss]) -> dict[str, Any]:
+    """What tells the best checkpoint, for those that were evaluated."""
+    return {"bits_per_byte": {name: loss.bits_per_byte for name, loss in losses.items()}} if losses else {}
+
+
+def note_checkpoint(run: Run, requests: Requests, written: Written | None) -> None:
+    """Tell of a checkpoint that is complete now, if one is."""
+    if written and run.ledger:
+        root = read_json(written.folder / "manifest.json", "checkpoint manifest")["merkle_root"]
+        run.ledger.write("checkpoint", {"step": written.step, "merkle_root": root})
+        run.ledger.sync()
+    if written:
+        run.metrics.event(written.step, "checkpoint", path=written.folder.name, bytes=written.bytes,
+                          stall_seconds=written.stall_seconds, write_seconds=written.write_seconds)  # fmt: skip
+        requests.saved(run.place)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What a step is made of.
+
+    Attributes:
+        micro_batches: this rank's, in the order they are run.
+        targets: labels of all ranks; ``samples``: the first of the step in the order of data, and the first after it.
+        sha256: of all samples' ids and document borders, on rank 0, for the ledger.
+    """
+
+    micro_batches: list[MicroBatch]
+    targets: int
+    samples: tuple[int, int]
+    sha256: str | None
+
+
+def prefetched(run: Run) -> Iterator[tuple[Batch, float]]:
+    """Step after step: its batch, and the seconds that were spent waiting for it.
 
     A thread builds a step's batch while the step before is computed.
     """
     config, stream, place, size = run.config, run.data.stream, run.place, run.config.batch.global_batch_size
 
-    def build(step: int) -> tuple[list[MicroBatch], int]:
-        mine = stream.step(step * size, global_batch=size, micro_batch=config.batch.micro_batch_size,
+    def build(step: int) -> Batch:
+        samples = range(step * size, (step + 1) * size)
+        mine = stream.step(samples.start, global_batch=size, micro_batch=config.batch.micro_batch_size,
                            rank=place.rank, ranks=place.ranks)  # fmt: skip
-        return mine, stream.targets(range(step * size, (step + 1) * size))
+        sha256 = stream.fingerprint(samples) if place.first else None
+        return Batch(mine, stream.targets(samples), (samples.start, samples.stop), sha256)
 
     with ThreadPoolExecutor(1, "prefetch") as thread:
         ahead = thread.submit(build, run.first_step)
         for step in range(run.first_step, config.steps):
             asked = time.perf_counter()
-            batch, targets = ahead.result()
+            batch = ahead.result()
             waited = time.perf_counter() - asked
             if step + 1 < config.steps:
                 ahead = thread.submit(build, step + 1)
-            yield batch, targets, waited
+            yield batch, waited
 
 
 class Requests:
-    """What people, Slurm and other programs ask of a run: after the step, save; or save and stop.
+    """What people, Slurm, other programs and the clock ask of a run: after the step, save; or save and stop.
 
     SIGINT or SIGTERM to any rank stops it; a second one ends that process at once. So does a file ``stop`` in the run
     folder, which stays there and keeps later starts from training; a file ``save`` is removed when its checkpoint is
-    written. Only rank 0 looks for files.
+    complete. Only rank 0 looks for files and at the clock.
     """
 
-    def __init__(self, folder: RunFolder) -> None:
-        self.folder, self._signalled = folder, False
+    def __init__(self, folder: RunFolder, every_minutes: float) -> None:
+        self.folder, self.every_seconds = folder, 60 * every_minutes or math.inf
+        self._signalled = self._granted = False
+        self._begun = time.monotonic()
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self._ask)
 
@@ -187,10 +239,16 @@ class Requests:
     def pending(self, place: Place) -> torch.Tensor:
         """(stop, save) as 0 or 1, float64."""
         stop = self._signalled or (place.first and self.folder.stop_file.exists())
-        save = place.first and self.folder.save_file.exists()
+        asked = not self._granted and self.folder.save_file.exists()
+        save = place.first and (asked or time.monotonic() - self._begun > self.every_seconds)
         return torch.tensor([stop, save], dtype=torch.float64)
 
+    def granted(self) -> None:
+        """A checkpoint was begun."""
+        self._begun, self._granted = time.monotonic(), self.folder.save_file.exists()
+
     def saved(self, place: Place) -> None:
-        """A checkpoint was written: the file that asked for one has done its work."""
-        if place.first:
+        """It is complete: the file that asked for one has done its work."""
+        if place.first and self._granted:
             self.folder.save_file.unlink(missing_ok=True)
+        self._granted = False

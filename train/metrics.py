@@ -19,12 +19,12 @@ HEARTBEAT_SECONDS = 5.0
 
 
 class StepClock:
-    """Seconds of the steps, and how much of them was waiting for data."""
+    """Seconds of the steps, how much of them was waiting for data, and what checkpoints took beside them."""
 
     def __init__(self, warm_up: int = 2):
         self.warm_up = warm_up  # the first steps compile, allocate and touch memory: not in the average
         self.steps = 0
-        self.total_seconds = self.wait_seconds = 0.0
+        self.total_seconds = self.wait_seconds = self.save_seconds = 0.0
         self.recent: deque[float] = deque(maxlen=20)
 
     def add(self, seconds: float, wait: float) -> None:
@@ -34,6 +34,16 @@ class StepClock:
         if self.steps > self.warm_up:
             self.total_seconds += seconds
             self.wait_seconds += wait
+
+    def saving(self, seconds: float) -> None:
+        """Count what checkpoints took of the loop's time, beside the steps."""
+        self.save_seconds += seconds
+
+    @property
+    def save_share(self) -> float:
+        """Of the loop's time, what it stood still for checkpoints."""
+        whole = self.total_seconds + self.save_seconds
+        return self.save_seconds / whole if whole else 0.0
 
     @property
     def mean_seconds(self) -> float:

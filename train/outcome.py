@@ -82,6 +82,7 @@ def summary(
         "consumed_tokens": step * config.tokens_per_step,
         "wall_seconds": wall_seconds,
         "data_wait_share": clock.wait_seconds / clock.total_seconds if clock.total_seconds else 0.0,
+        "checkpoint_share": clock.save_share,
         "ranks": run.place.ranks,
         "zero_stage": config.engine.zero_stage,
         "precision": run.precision,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,14 +13,18 @@ import torch
 import torch.distributed as dist
 
 from common.errors import HanseError
+from common.files import read_json, sha256_file, sweep_partial, write_json
+from common.terminal import say
 from data_pipelines.shards import ShardsManifest
 from data_pipelines.tokenizer import token_byte_lengths, tokenizer_sha256
 from train import checkpoint as checkpoints
-from train import outcome
-from train.checkpoint import Checkpoint
+from train import lock, outcome
+from train.checkpoint import DAMAGED, Checkpoint, Damaged
+from train.checkpoint_writer import Writer
 from train.config import TrainConfig
 from train.engine import Engine
 from train.evaluate import Evaluation, all_reduce_sum
+from train.ledger import Ledger
 from train.metrics import Metrics
 from train.model import build_model, flops_per_token, model_config, parameter_counts
 from train.precision import choose, measured_peaks
@@ -45,6 +50,8 @@ class Run:
     engine: Engine
     evaluation: Evaluation
     metrics: Metrics
+    ledger: Ledger | None
+    writer: Writer
     precision: str
     parameters: int
     flops_per_token: int
@@ -61,9 +68,9 @@ def set_up(config: TrainConfig, place: Place, folder: RunFolder, device: torch.d
     """
     with together(place):
         data = open_data(config)
-        resumed = open_checkpoint(folder, data, place)
         if place.first:
             folder.check_config(config)
+    resumed = open_checkpoint(folder, data, place)
     first_step = resumed.state["step"] if resumed else 0
     if first_step >= config.steps:
         if place.first:
@@ -79,12 +86,16 @@ def set_up(config: TrainConfig, place: Place, folder: RunFolder, device: torch.d
             model.load_state_dict(resumed.weights(), strict=False)  # tied weights have one name
     parameters, flops = parameter_counts(model)[0], flops_per_token(model, config.data.sequence_length)
     engine = Engine(config, model, place.ranks, precision)
+    ledger = None
     with together(place):
         if resumed:
             resumed.restore(engine)
         if place.first:
+            now = lock.describe(config, data.manifest, place, precision)
+            ledger = open_ledger(config, folder, now, first_step)
             folder.keep_config(config)
             folder.cut_metrics(first_step)
+            sweep_partial(folder.checkpoints)
     metrics = Metrics(folder, config, first_step=first_step, speaks=place.first)
     metrics.say(
         outcome.opening(config, place, parameters=parameters, precision=precision, peaks=peaks, resumed=resumed)
@@ -100,6 +111,8 @@ def set_up(config: TrainConfig, place: Place, folder: RunFolder, device: torch.d
         evaluation=Evaluation(data.validation, config.evaluate.tokens_per_language, config.batch.micro_batch_size,
                               data.token_bytes),
         metrics=metrics,
+        ledger=ledger,
+        writer=Writer(folder.checkpoints, place, config.checkpoint),
         precision=precision,
         parameters=parameters,
         flops_per_token=flops,
@@ -107,6 +120,26 @@ def set_up(config: TrainConfig, place: Place, folder: RunFolder, device: torch.d
         first_step=first_step,
         seconds_before=resumed.state["wall_seconds"] if resumed else 0.0,
     )  # fmt: skip
+
+
+def open_ledger(config: TrainConfig, folder: RunFolder, now: dict[str, Any], first_step: int) -> Ledger:
+    """Write the lock at a first start, and the ledger's line of this one, whose lock would be ``now``.
+
+    Raises:
+        HanseError: this start would not repeat the run whose lock it is held to, or the ledger is damaged.
+    """
+    if config.lock:
+        for line in lock.hold_to(Path(config.lock), now):
+            say(f"lock: {line}")
+    if not folder.lock.is_file():
+        write_json(folder.lock, now)
+    differs = lock.differences(read_json(folder.lock, "lock of this run"), now)
+    ledger = Ledger(folder.ledger)
+    ledger.write("start", {
+        "step": first_step, "lock": sha256_file(folder.lock), **now["layout"],
+        "differs": {key: here for key, (_, here) in differs.items()},
+    })  # fmt: skip
+    return ledger
 
 
 @dataclass(frozen=True)
@@ -151,22 +184,61 @@ def open_data(config: TrainConfig) -> Data:
 
 
 def open_checkpoint(folder: RunFolder, data: Data, place: Place) -> Checkpoint | None:
-    """The latest complete checkpoint, verified; None in a fresh folder.
+    """The newest complete checkpoint whose hashes are right; None in a fresh folder. Collective.
+
+    Damaged ones newer than that are set aside, loudly; where none is sound, nothing is moved.
 
     Raises:
-        HanseError: it is damaged, or belongs to other data.
+        HanseError: the only one there is is damaged, or it belongs to other data.
     """
-    steps = checkpoints.complete_steps(folder.checkpoints)
-    if not steps:
-        return None
-    found = Checkpoint(checkpoints.folder_of(folder.checkpoints, steps[-1]))
-    found.verify(place.rank, place.ranks)
-    if found.state["data_merkle_root"] != data.manifest.merkle_root:
-        raise HanseError(
-            f"{found.folder}: trained on other shards than those in {data.manifest.folder} (their Merkle "
-            "roots differ); set data.shards to the ones it was trained on, or name another run=..."
-        )
-    return found
+    damaged: list[tuple[Path, str]] = []
+    for step in reversed(checkpoints.complete_steps(folder.checkpoints)):
+        path = checkpoints.folder_of(folder.checkpoints, step)
+        found, damage = verified(path, place)
+        if found is None:
+            damaged.append((path, damage))
+            continue
+        with together(place):
+            if found.state["data_merkle_root"] != data.manifest.merkle_root:
+                raise HanseError(
+                    f"{path}: trained on other shards than those in {data.manifest.folder} (their Merkle roots "
+                    "differ); set data.shards to the ones it was trained on, or name another run=..."
+                )
+            if place.first:
+                for bad, why in damaged:
+                    set_aside(bad, why, path)
+        return found
+    with together(place):
+        if damaged:
+            raise HanseError(damaged[0][1])
+    return None
+
+
+def verified(path: Path, place: Place) -> tuple[Checkpoint | None, str]:
+    """The checkpoint, each rank having compared its share of the hashes; or None, and what some rank found wrong."""
+    found, damage = None, ""
+    with together(place):
+        try:
+            found = Checkpoint(path)
+            found.verify(place.rank, place.ranks)
+        except Damaged as error:
+            found, damage = None, str(error)
+    told = [damage]
+    if place.ranks > 1:
+        told = [""] * place.ranks
+        dist.all_gather_object(told, damage)
+    damage = next(filter(None, told), "")
+    return (None if damage else found), damage
+
+
+def set_aside(folder: Path, why: str, instead: Path) -> None:
+    """Keep a damaged checkpoint under another name, and say so."""
+    aside = folder.with_name(folder.name + DAMAGED)
+    if aside.exists():
+        shutil.rmtree(aside)
+    folder.rename(aside)
+    say(f"DAMAGED CHECKPOINT: {why.partition(';')[0]}\n  going on from {instead.name} instead; the damaged one is kept "
+        f"as {aside.name}, delete it when it was looked at")  # fmt: skip
 
 
 def agree_on_precision(config: TrainConfig, resumed: Checkpoint | None, peaks: dict[str, float]) -> str:

@@ -11,6 +11,7 @@ import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
@@ -49,8 +50,12 @@ class Mixture:
 
     def sample(self, source: int, k: int) -> int:
         """The inverse of :meth:`draw`: the sample number of the k-th draw of ``source``."""
-        periods, rank = divmod(k, self.weights[source])
-        return periods * self.period + int(self._places[source][rank])
+        return int(self.samples(source, np.array([k]))[0])
+
+    def samples(self, source: int, draws: np.ndarray) -> np.ndarray:
+        """:meth:`sample` of many draws at once; int64, of the same shape."""
+        periods, ranks = np.divmod(draws, self.weights[source])
+        return periods * self.period + self._places[source][ranks]
 
 
 def integer_weights(weights: Sequence[float]) -> list[int]:
@@ -174,6 +179,13 @@ class Source:
         first, last = np.searchsorted(shard.document_starts, (start, start + self.length), side="right")
         return self.length - len(np.unique(shard.document_starts[first:last]))
 
+    def windows_of(self, prefix: Path, start: int, stop: int) -> np.ndarray:
+        """Numbers of the windows that hold, as an input or a label, any of a shard's tokens ``start..stop``."""
+        which = next(index for index, shard in enumerate(self.shards) if shard.prefix == prefix)
+        before = int(self._ends[which - 1]) if which else 0
+        first, last = max(-(-(start - self.length) // self.length), 0), (stop - 1) // self.length
+        return np.arange(before + first, min(before + last + 1, int(self._ends[which])))
+
     def _place(self, number: int) -> tuple[TokenShard, int]:
         """The shard of a window, and the token at which it starts there."""
         which = int(np.searchsorted(self._ends, number, side="right"))
@@ -221,6 +233,26 @@ class Stream:
         """(source, window) of a sample."""
         source, k = self.mixture.draw(number)
         return source, self.sources[source].drawn(k)
+
+    def samples_of(self, source: int, windows: np.ndarray, below: int) -> np.ndarray:
+        """The inverse of :meth:`sample`: the sample numbers under ``below`` that are these windows, ascending."""
+        held, found = self.sources[source], [np.empty(0, dtype=np.int64)]
+        for epoch in range(below // held.windows + 1):  # a source is drawn once a sample at most
+            draws = epoch * held.windows + held.order(epoch).inverse(windows)
+            samples = self.mixture.samples(source, draws)
+            found.append(samples[samples < below])
+            if self.mixture.sample(source, epoch * held.windows) >= below:
+                break
+        return np.sort(np.concatenate(found))
+
+    def fingerprint(self, samples: Sequence[int]) -> str:
+        """SHA-256 of the ids and document borders of these samples: the same for all who draw them."""
+        digest = hashlib.sha256()
+        for number in samples:
+            source, window = self.sample(number)
+            for part in self.sources[source].window(window):
+                digest.update(np.ascontiguousarray(part, dtype="<i8").tobytes())
+        return digest.hexdigest()
 
     def micro_batch(self, samples: Sequence[int]) -> MicroBatch:
         """The micro-batch of these samples."""

@@ -11,10 +11,12 @@ from train.run_folder import read_metrics
 PROGRAM = Path(__file__).with_name("rank_program.py")
 
 
-def train_cases(folder: Path, ranks: int, cases: Mapping[str, Sequence[str]]) -> dict[str, int | str]:
+def train_cases(
+    folder: Path, ranks: int, cases: Mapping[str, Sequence[str]], poison: int | None = None
+) -> dict[str, int | str]:
     """Run trainings one after the other on ``ranks`` ranks; {name: exit code or error message}."""
     folder.mkdir(parents=True, exist_ok=True)
-    wanted = [{"name": name, "overrides": list(overrides)} for name, overrides in cases.items()]
+    wanted = [{"name": name, "overrides": list(overrides), "poison": poison} for name, overrides in cases.items()]
     (folder / "cases.json").write_text(json.dumps(wanted))
     command = [sys.executable, str(PROGRAM), str(folder / "cases.json"), str(folder / "results.json")]
     code = run_ranks(command, ranks, 1, folder / "logs")

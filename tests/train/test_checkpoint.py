@@ -23,7 +23,9 @@ from common.errors import HanseError
 from common.files import sha256_file
 from tests.disk import small_disk
 from train import checkpoint
-from train.checkpoint import Checkpoint, complete_steps, folder_of, prune, save
+from train.checkpoint import Checkpoint, Damaged, complete_steps, folder_of
+from train.checkpoint_writer import Writer, Written, best_steps, finish, prune, write_share
+from train.config import CheckpointConfig
 from train.engine import MOMENTS, Fragment
 from train.ranks import Place
 
@@ -50,7 +52,7 @@ def values_of(shapes) -> dict[str, dict[str, torch.Tensor]]:
 def fragments(values, cuts: Cuts, rank: int) -> list[Fragment]:
     """What a rank owns under a cut: copies, so that writing into them changes nothing else."""
     return [
-        Fragment(name, start, stop, *_parts(values[name], start, stop))
+        Fragment(name, start, stop, 0, 0, *_parts(values[name], start, stop))
         for name, spans in cuts.items() for start, stop, owner in spans if owner == rank
     ]  # fmt: skip
 
@@ -63,12 +65,22 @@ def write(checkpoints: Path, shapes, cuts: Cuts, step: int = 12) -> Path:
     """A checkpoint as its ranks write it, one after the other instead of at once."""
     final = folder_of(checkpoints, step)
     partial = final.with_name(final.name + ".partial")
-    checkpoint._make_folders(partial)
     files = {}
     for rank in range(1 + max(owner for spans in cuts.values() for *_, owner in spans)):
-        files |= checkpoint._write_share(fragments(values_of(shapes), cuts, rank), partial, rank)
-    checkpoint._finish(partial, final, files, shapes, {**STATE, "step": step})
+        parts = {"model": {}, "optimizer": {}}
+        for fragment in fragments(values_of(shapes), cuts, rank):
+            for part, ending, values in fragment.tensors():
+                parts[part][f"{fragment.name}{ending}[{fragment.start}:{fragment.stop}]"] = values
+        files |= write_share(parts, partial, rank)
+    finish(partial, final, files, shapes, {**STATE, "step": step})
     return final
+
+
+def save(share, checkpoints: Path, state, place: Place) -> Written:
+    """Begin and wait."""
+    writer = Writer(checkpoints, place, CheckpointConfig(every_steps=6, keep_last=9))
+    writer.begin(share, state)
+    return writer.wait()
 
 
 def whole(shapes, rank: int = 0) -> Cuts:
@@ -88,7 +100,7 @@ class Share:
     def fragments(self):
         return iter(self.owned)
 
-    def set_optimizer_step(self, step):
+    def set_state(self, step, state):
         self.step = step
 
 
@@ -142,8 +154,10 @@ def one_rank():
 
 
 def test_saving_leaves_one_folder_with_the_files_its_manifest_lists(one_rank, tmp_path):
-    (tmp_path / "step-00000006.partial/model").mkdir(parents=True)  # left by a kill
-    folder = save(Share(values_of(SHAPES), whole(SHAPES), 0, SHAPES), tmp_path, STATE, one_rank)
+    written = save(Share(values_of(SHAPES), whole(SHAPES), 0, SHAPES), tmp_path, STATE, one_rank)
+    folder = written.folder
+    assert written.step == STATE["step"]
+    assert written.bytes == sum(path.stat().st_size for path in folder.glob("*/*"))
     assert [path.name for path in tmp_path.iterdir()] == [folder.name] == ["step-00000012"]
     files = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
     manifest = json.loads((folder / "manifest.json").read_text())
@@ -283,7 +297,7 @@ def forge(folder: Path, change) -> None:
         path = folder / name
         if isinstance(entry, dict) and path.is_file():
             entry |= {"bytes": path.stat().st_size, "sha256": sha256_file(path)}
-    manifest["merkle_root"] = checkpoint._root(manifest["tensors"], manifest["files"])
+    manifest["merkle_root"] = checkpoint.root_of(manifest["tensors"], manifest["files"])
     (folder / "manifest.json").write_text(json.dumps(manifest))
 
 
@@ -398,14 +412,15 @@ def test_retention_keeps_the_last_ones_and_every_so_manieth(steps, keep_last, ev
             (folder_of(checkpoints, step) / "manifest.json").touch()
         for step in unfinished:
             folder_of(checkpoints, step).mkdir()
-        deleted = prune(checkpoints, keep_last, every)
+        policy = CheckpointConfig(keep_last=keep_last, keep_every_steps=every)
+        deleted = prune(checkpoints, policy)
         kept = complete_steps(checkpoints)
         assert deleted == sorted(steps - set(kept))
         assert kept[-keep_last:] == sorted(steps)[-keep_last:]
         assert set(kept) >= {step for step in steps if every and step % every == 0}
         assert all(step in sorted(steps)[-keep_last:] or (every and step % every == 0) for step in kept)
         assert len(list(checkpoints.iterdir())) == len(kept) + len(unfinished)
-        assert prune(checkpoints, keep_last, every) == []
+        assert prune(checkpoints, policy) == []
 
 
 def test_wherever_the_disk_gets_full_the_checkpoint_is_absent_and_the_one_before_is_whole(one_rank, tmp_path):
@@ -432,3 +447,48 @@ def test_wherever_the_disk_gets_full_the_checkpoint_is_absent_and_the_one_before
         assert complete_steps(disk) == [6, 12]
         Checkpoint(folder_of(disk, 12)).verify()
         assert stages >= {"rank-00000.safetensors", "state.json", "manifest.json"}
+
+
+# --- beside the training --------------------------------------------------------------------------------------------
+
+
+def test_what_is_written_is_what_was_there_when_it_began_whatever_the_training_does_meanwhile(one_rank, tmp_path):
+    share = Share(values_of(SHAPES), whole(SHAPES), 0, SHAPES)
+    right = {fragment.name: fragment.master.clone() for fragment in share.owned}
+    writer = Writer(tmp_path, one_rank, CheckpointConfig(every_steps=6))
+    for step in (6, 12):  # the second one re-uses the buffers of the first
+        writer.begin(share, {**STATE, "step": step})
+        assert writer.busy
+        for fragment in share.owned:
+            fragment.master.add_(1)
+        written = writer.wait()
+        assert not writer.busy
+        assert writer.done_here()
+        assert writer.advance() is None
+        found = Checkpoint(written.folder)
+        found.verify()
+        for name, tensor in found.weights().items():
+            assert torch.equal(tensor.view(-1), right[name])
+        right = {fragment.name: fragment.master.clone() for fragment in share.owned}
+
+
+def test_the_best_checkpoints_are_kept_by_their_mean_validation_loss(tmp_path):
+    scores = {6: (3.0, 3.0), 12: (1.0, 2.0), 18: (2.0, 1.5), 24: None, 30: (2.5, 2.5), 36: None}
+    for step, score in scores.items():
+        folder = write(tmp_path, SHAPES, whole(SHAPES), step)
+        state = json.loads((folder / "state.json").read_text())
+        state |= {"bits_per_byte": {"fr": score[0], "de": score[1]}} if score else {}
+        (folder / "state.json").write_text(json.dumps(state))
+    assert best_steps(tmp_path) == [12, 18, 30, 6]
+    assert prune(tmp_path, CheckpointConfig(keep_last=1, keep_best=2)) == [6, 24, 30]
+    assert complete_steps(tmp_path) == [12, 18, 36]
+
+
+def test_a_checkpoint_of_a_later_format_is_refused_but_not_called_damaged(folder):
+    manifest = json.loads((folder / "manifest.json").read_text())
+    (folder / "manifest.json").write_text(json.dumps(manifest | {"format": "hanse.checkpoint/9"}))
+    with pytest.raises(
+        HanseError, match=r"of format hanse.checkpoint/9, this hanse reads hanse.checkpoint/1"
+    ) as caught:
+        Checkpoint(folder)
+    assert not isinstance(caught.value, Damaged)

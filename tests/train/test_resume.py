@@ -5,6 +5,7 @@ import shutil
 import signal
 from pathlib import Path
 
+import psutil
 import pytest
 
 from common.errors import EXIT_DONE, EXIT_GO_ON, EXIT_USER_ERROR
@@ -132,3 +133,36 @@ def test_whatever_ends_a_start_the_same_command_goes_on_bit_for_bit(tiny_setting
         ["start"] + ["resume"] * 3
     )
     assert json.loads((run / "summary.json").read_text())["finished"]
+
+
+@pytest.mark.slow
+def test_killed_while_writing_or_damaged_it_goes_on_from_the_newest_sound_checkpoint(tiny_settings, tmp_path, start):
+    """kill -9 with a checkpoint half written, then a flipped bit in the newest complete one: the same losses."""
+    settings = [*tiny_settings, f"tokens={40 * 8 * 64}", "checkpoint.every_steps=4", "checkpoint.keep_last=9",
+                "evaluate.every_steps=40"]  # fmt: skip
+    quiet, run = tmp_path / "quiet", tmp_path / "run"
+    assert start(quiet, settings).end() == EXIT_DONE
+    command = start(run, settings)
+    command.wait_until(lambda: len(list((run / "checkpoints").glob(STEP_NAMES))) >= 2
+                       and bool(list((run / "checkpoints").glob("*.partial"))))  # fmt: skip
+    ranks = command.ranks()
+    command.kill()
+    assert psutil.wait_procs(ranks, timeout=60)[1] == []
+    (run / "checkpoints/step-00000099.partial/model").mkdir(parents=True)  # whatever the kill has met
+    half_written = {path.name for path in (run / "checkpoints").glob("*.partial")}
+    newest = sorted((run / "checkpoints").glob(STEP_NAMES))[-1].parent
+    before = sorted((run / "checkpoints").glob(STEP_NAMES))[-2].parent
+    path = newest / "model/rank-00001.safetensors"  # rank 1 compares it
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 4
+    path.write_bytes(data)
+
+    command = start(run, settings)
+    assert command.end() == EXIT_DONE
+    said = command.output.read_text()
+    assert f"DAMAGED CHECKPOINT: {path}: is damaged" in said
+    assert f"going on from {before.name} instead; the damaged one is kept as {newest.name}.damaged" in said
+    assert f"going on from {before} (step {int(before.name[5:])})" in said
+    assert (newest.parent / f"{newest.name}.damaged/model/rank-00001.safetensors").read_bytes() == data
+    assert not half_written & {path.name for path in (run / "checkpoints").iterdir()}
+    assert losses(run) == losses(quiet)

@@ -1,0 +1,148 @@
+"""``hanse whosaw``: document -> windows -> sample numbers -> steps, by inverting the order of data."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import numpy as np
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from common.errors import HanseError
+from common.files import write_json
+from common.terminal import next_step, say, table
+from consortium.config import WhosawConfig
+from data_pipelines.shards import SIDECAR, ShardsManifest, beside
+from train.run_folder import RunFolder, read_metrics
+from train.stream import Stream, open_stream
+
+FORMAT = "hanse.whosaw/1"
+SHOWN = 20  # documents in the printed table
+
+
+@dataclass(frozen=True)
+class Sighting:
+    """One document and the optimizer steps, counted from 1, whose batches held any of its tokens."""
+
+    id: str
+    url: str | None
+    shard: str
+    tokens: int
+    steps: list[int]
+
+
+def run(config: WhosawConfig) -> None:
+    """Say which steps and checkpoints saw what was asked for."""
+    folder = RunFolder(config.run)
+    trained = folder.read_config()
+    manifest = ShardsManifest.read(Path(config.shards or trained.data.shards))
+    stream = open_stream(manifest, trained.data.sequence_length, trained.seed, trained.data.mixture)
+    done = max((record["step"] for record in read_metrics(folder.metrics) if "loss" in record), default=0)
+    asked = questions(config.what)
+    found = list(sightings(manifest, stream, asked, steps=done, global_batch=trained.batch.global_batch_size))
+    steps = _checkpoints(folder.checkpoints)
+    _tell(asked, found, steps, done)
+    if config.output:
+        write_json(Path(config.output), _report(config, found, steps, done))
+        say(f"wrote {config.output}")
+    seen = [sighting.steps[0] for sighting in found if sighting.steps]
+    clean = [step for step in steps if not seen or step < min(seen)]
+    if seen and clean:
+        next_step(f"hanse export run={config.run} step={clean[-1]}")
+
+
+def questions(what: str) -> list[str]:
+    """The documents asked for: the lines of a text file, or ``what`` itself.
+
+    Raises:
+        HanseError: the file holds nothing.
+    """
+    if not Path(what).is_file():
+        return [what.strip()]
+    lines = [line.strip() for line in Path(what).read_text(encoding="utf-8", errors="replace").splitlines()]
+    asked = [line for line in lines if line and not line.startswith("#")]
+    if not asked:
+        raise HanseError(f"{what}: names no document; one id, sha256, URL or domain a line")
+    return asked
+
+
+def sightings(
+    manifest: ShardsManifest, stream: Stream, asked: Sequence[str], *, steps: int, global_batch: int
+) -> Iterator[Sighting]:
+    """Every training document that was asked for, with the steps up to ``steps`` that saw it."""
+    numbers = {source.name: number for number, source in enumerate(stream.sources)}
+    for entry in manifest.of("train"):
+        prefix = manifest.folder / entry.name
+        for row in _documents(beside(prefix, SIDECAR), asked):
+            samples = np.empty(0, dtype=np.int64)
+            if entry.language in numbers and row["token_end"] > row["token_start"]:
+                number = numbers[entry.language]
+                windows = stream.sources[number].windows_of(prefix, row["token_start"], row["token_end"])
+                samples = stream.samples_of(number, windows, steps * global_batch)
+            tokens = row["token_end"] - row["token_start"]
+            seen = np.unique(samples // global_batch + 1).tolist()
+            yield Sighting(row["id"], row["url"], entry.name, tokens, seen)
+
+
+def _documents(sidecar: Path, asked: Sequence[str]) -> list[dict[str, Any]]:
+    """Rows of a sidecar that any of the questions means."""
+    if not sidecar.is_file():
+        raise HanseError(f"{sidecar}: missing; without it nobody can tell whose tokens these are")
+    held = pq.read_table(sidecar, columns=["id", "url", "token_start", "token_end"])
+    wanted = None
+    for one in asked:
+        mask = pc.or_kleene(pc.equal(held["id"], one), pc.fill_null(pc.equal(held["url"], one), False))
+        if re.fullmatch(r"[0-9a-f]{64}", one):  # an id ends with 48 bits of its text's hash
+            mask = pc.or_(mask, pc.ends_with(held["id"], ":" + one[:12]))
+        elif re.fullmatch(r"[\w.-]+\.\w+", one):
+            mask = pc.or_(mask, _on_domain(held["url"].to_pylist(), one.lower()))
+        wanted = mask if wanted is None else pc.or_(wanted, mask)
+    return held.filter(wanted).to_pylist()
+
+
+def _on_domain(urls: Sequence[str | None], domain: str) -> Any:
+    """Which URLs lie on a domain or below it."""
+    hosts = {url: (urlsplit(url).hostname or "") for url in {*urls} if url}
+    inside = {url: host == domain or host.endswith("." + domain) for url, host in hosts.items()}
+    return pc.equal([inside.get(url, False) if url else False for url in urls], True)
+
+
+def _checkpoints(folder: Path) -> list[int]:
+    """Steps of the complete checkpoints, ascending."""
+    return sorted(int(path.parent.name[5:]) for path in folder.glob("step-" + "[0-9]" * 8 + "/manifest.json"))
+
+
+def _report(config: WhosawConfig, found: Sequence[Sighting], checkpoints: Sequence[int], done: int) -> dict[str, Any]:
+    return {
+        "format": FORMAT,
+        "run": config.run,
+        "what": config.what,
+        "steps_done": done,
+        "checkpoints": list(checkpoints),
+        "documents": [vars(sighting) for sighting in found],
+    }
+
+
+def _tell(asked: Sequence[str], found: Sequence[Sighting], checkpoints: Sequence[int], done: int) -> None:
+    if not found:
+        say(f"no training document is {asked[0]}{f' or one of {len(asked) - 1} others' if len(asked) > 1 else ''}")
+        return
+    rows = [(one.id, one.tokens, len(one.steps), one.steps[0] if one.steps else "-",
+             one.steps[-1] if one.steps else "-") for one in found[:SHOWN]]  # fmt: skip
+    table(f"{len(found)} documents, {done} steps done", ("document", "tokens", "steps", "first", "last"), rows)
+    if len(found) > SHOWN:
+        say(f"... and {len(found) - SHOWN} more (output=FILE.json writes all)")
+    seen = [one.steps[0] for one in found if one.steps]
+    if not seen:
+        say("no step has seen any of them")
+        return
+    first = min(seen)
+    exposed, clean = [s for s in checkpoints if s >= first], [s for s in checkpoints if s < first]
+    say(f"first seen in step {first}; checkpoints that saw it: "
+        + (f"{exposed[0]} to {exposed[-1]} ({len(exposed)} kept)" if exposed else "none is kept")
+        + f"; last clean one: {clean[-1] if clean else 'none is kept'}")  # fmt: skip

@@ -1,0 +1,259 @@
+"""Writing checkpoints beside the training: the loop waits for a copy to host memory, threads do the rest.
+
+    begin    every rank copies its share to host memory; the loop stalls for this and no more
+    (1)      a thread of every rank writes its files, hashing what it writes, and flushes them
+    (2)      when all have, the hashes are gathered; a thread of rank 0 writes the manifest, flushes the folders, gives
+             the folder its final name, and deletes what the retention policy does not keep
+
+That all have is told by the sum which the loop makes every step anyway, so nothing waits for a disk; and because every
+rank reads the same sum, all of them take the step from (1) to (2) and from (2) to the end at the same place.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import time
+from collections.abc import Iterable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from common.errors import HanseError
+from common.files import PARTIAL, fsync_folder, read_json, sha256_file, write_json
+from train.checkpoint import FORMAT, complete_steps, folder_of, root_of
+from train.config import CheckpointConfig
+from train.engine import Engine, Fragment
+from train.ranks import Place, together
+
+Parts = Mapping[str, Mapping[str, Tensor]]  # {part of the checkpoint: {key: values}}
+
+
+@dataclass(frozen=True)
+class Written:
+    """A checkpoint that is complete now.
+
+    Attributes:
+        step: of the run when its state was copied; ``stall_seconds``: the loop's wait for this rank's copy.
+        write_seconds: from the copy to the final name; ``bytes``: of all files of all ranks.
+    """
+
+    folder: Path
+    step: int
+    stall_seconds: float
+    write_seconds: float
+    bytes: int
+
+
+class Writer:
+    """Writes the checkpoints of a run, one at a time. ``begin``, ``advance`` and ``wait`` are collective."""
+
+    def __init__(self, checkpoints: Path, place: Place, policy: CheckpointConfig):
+        self.checkpoints, self.place, self.policy = checkpoints, place, policy
+        self._thread = ThreadPoolExecutor(1, "checkpoint")
+        self._host: dict[str, Tensor] = {}  # kept from one checkpoint to the next: fresh memory is slow to touch
+        self._work: Future[Any] | None = None
+        self._gathered = False
+        self._state: dict[str, Any] = {}
+        self._shapes: Mapping[str, tuple[int, ...]] = {}
+        self._begun = self._stall = 0.0
+        self._bytes = 0
+
+    def done_here(self) -> bool:
+        """Whether this rank has no work in hand that another would have to wait for."""
+        return self._work is None or self._work.done()
+
+    @property
+    def busy(self) -> bool:
+        """Whether a checkpoint is being written; the same on every rank."""
+        return self._work is not None
+
+    def begin(self, engine: Engine, state: Mapping[str, Any]) -> None:
+        """Copy this rank's share of ``state["step"]`` and let a thread write it. Nothing may be in hand."""
+        assert not self.busy, "one checkpoint at a time"
+        self._begun, self._gathered = time.perf_counter(), False
+        self._state, self._shapes = dict(state), engine.shapes
+        parts = self._copy(engine.fragments())
+        self._stall = time.perf_counter() - self._begun
+        self._work = self._thread.submit(write_share, parts, self._partial, self.place.rank)
+
+    def advance(self) -> Written | None:
+        """Go one stage on; to be called on all ranks when the work of all is done. The checkpoint, if that was all.
+
+        Raises:
+            HanseError: on every rank, if any could not write (disk full ...); earlier checkpoints are untouched.
+        """
+        if self._work is None:
+            return None
+        try:
+            with together(self.place):
+                result = self._work.result()
+            if not self._gathered:
+                self._gather(result)
+                return None
+        except HanseError:
+            self._work = None
+            if self.place.first:
+                shutil.rmtree(self._partial, ignore_errors=True)
+            raise
+        self._work = None
+        return Written(folder_of(self.checkpoints, self._state["step"]), self._state["step"], self._stall,
+                       time.perf_counter() - self._begun, self._bytes)  # fmt: skip
+
+    def wait(self) -> Written | None:
+        """Until nothing is in hand; the checkpoint that was."""
+        written = None
+        while self._work is not None:
+            wait([self._work])
+            written = self.advance()
+        return written
+
+    @property
+    def _partial(self) -> Path:
+        final = folder_of(self.checkpoints, self._state["step"])
+        return final.with_name(final.name + PARTIAL)
+
+    def _copy(self, fragments: Iterable[Fragment]) -> Parts:
+        """Flat copies in host memory (page-locked beside a GPU), by part and key."""
+        parts: dict[str, dict[str, Tensor]] = {}
+        for fragment in fragments:
+            for part, ending, values in fragment.tensors():
+                key = f"{fragment.name}{ending}[{fragment.start}:{fragment.stop}]"
+                parts.setdefault(part, {})[key] = self._buffer(f"{part}/{key}", values).copy_(values, non_blocking=True)
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        return parts
+
+    def _buffer(self, key: str, like: Tensor) -> Tensor:
+        if key not in self._host:
+            self._host[key] = torch.empty(like.shape, dtype=like.dtype, pin_memory=like.is_cuda)
+        return self._host[key]
+
+    def _gather(self, mine: dict[str, Any]) -> None:
+        shares: list[dict[str, Any]] = [mine]
+        if self.place.ranks > 1:
+            shares = [{}] * self.place.ranks
+            dist.all_gather_object(shares, mine)
+        files = {name: entry for share in shares for name, entry in share.items()}
+        self._gathered, self._bytes = True, sum(entry["bytes"] for entry in files.values())
+        self._work = self._thread.submit(self._complete, files) if self.place.first else _nothing()
+
+    def _complete(self, files: dict[str, Any]) -> None:
+        finish(self._partial, folder_of(self.checkpoints, self._state["step"]), files, self._shapes, self._state)
+        prune(self.checkpoints, self.policy)
+
+
+def _nothing() -> Future[None]:
+    done: Future[None] = Future()
+    done.set_result(None)
+    return done
+
+
+def write_share(parts: Parts, partial: Path, rank: int) -> dict[str, Any]:
+    """Write one rank's files; {path: {bytes, sha256}}.
+
+    Raises:
+        HanseError: there is no room, or the disk fails.
+    """
+    hashes = {}
+    for part, tensors in parts.items():
+        name = f"{part}/rank-{rank:05d}.safetensors"
+        try:
+            (partial / part).mkdir(parents=True, exist_ok=True)
+            hashes[name] = write_tensors(partial / name, tensors)
+        except OSError as error:
+            raise _cannot_write(partial / name, error) from None
+    return hashes
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Write one-dimensional fp32 tensors as safetensors, flushed to the disk; ``{bytes, sha256}``.
+
+    The hash is that of what was to be written, taken on the way: a disk that kept something else is found out by
+    whoever compares. (The library's own writer takes another copy of everything, and reading a file back to hash it
+    asks the page cache, not the disk.)
+    """
+    header, at = {}, 0
+    for key, tensor in tensors.items():
+        assert (tensor.dtype, tensor.dim(), tensor.is_contiguous()) == (torch.float32, 1, True)
+        header[key] = {"dtype": "F32", "shape": list(tensor.shape), "data_offsets": [at, at + tensor.nbytes]}
+        at += tensor.nbytes
+    text = json.dumps(header, ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    blocks: list[bytearray | memoryview] = [bytearray(len(text).to_bytes(8, "little") + text)]
+    blocks += [memoryview(cast(Any, tensor.numpy())).cast("B") for tensor in tensors.values() if tensor.numel()]
+    digest = hashlib.sha256()
+    with path.open("wb") as file:
+        for block in blocks:
+            digest.update(block)
+            file.write(block)
+        file.flush()
+        os.fsync(file.fileno())
+    return {"bytes": sum(map(len, blocks)), "sha256": digest.hexdigest()}
+
+
+def finish(partial: Path, final: Path, files: dict[str, Any], shapes: Mapping[str, tuple[int, ...]],
+           state: Mapping[str, Any]) -> None:  # fmt: skip
+    """Add ``state.json`` and ``manifest.json``, flush the folders, and give the checkpoint its final name."""
+    try:
+        write_json(partial / "state.json", dict(state))
+        path = partial / "state.json"
+        files["state.json"] = {"bytes": path.stat().st_size, "sha256": sha256_file(path)}
+        write_json(partial / "manifest.json", {
+            "format": FORMAT,
+            "merkle_root": root_of(shapes, files),
+            "tensors": {name: list(shape) for name, shape in shapes.items()},
+            "files": dict(sorted(files.items())),
+        })  # fmt: skip
+        for folder in (*(path for path in partial.iterdir() if path.is_dir()), partial):
+            fsync_folder(folder)
+        if final.exists():  # a run that went back and came here again
+            shutil.rmtree(final)
+        partial.rename(final)
+        fsync_folder(final.parent)
+    except OSError as error:
+        raise _cannot_write(partial, error) from None
+
+
+def _cannot_write(path: Path, error: Exception) -> HanseError:
+    reason = getattr(error, "strerror", None) or " ".join(str(error).split())
+    return HanseError(f"{path}: cannot write the checkpoint ({reason}); earlier checkpoints are untouched: "
+                      "free some space, then run the same command again")  # fmt: skip
+
+
+def prune(checkpoints: Path, policy: CheckpointConfig) -> list[int]:
+    """Delete checkpoints that the retention policy does not keep; the steps deleted."""
+    steps = complete_steps(checkpoints)
+    kept = set(steps[-policy.keep_last :])
+    kept |= {step for step in steps if policy.keep_every_steps and step % policy.keep_every_steps == 0}
+    if policy.keep_best:
+        kept |= set(best_steps(checkpoints)[: policy.keep_best])
+    deleted = [step for step in steps if step not in kept]
+    for step in deleted:
+        remove(folder_of(checkpoints, step))
+    return deleted
+
+
+def remove(folder: Path) -> None:
+    """Delete a checkpoint, never leaving half of one under a good name."""
+    shutil.rmtree(folder.rename(folder.with_name(folder.name + PARTIAL)))
+
+
+def best_steps(checkpoints: Path) -> list[int]:
+    """Steps of the complete checkpoints that were evaluated when they were saved, the best first.
+
+    The measure is the mean over the languages of the validation bits per byte.
+    """
+    scores = []
+    for step in complete_steps(checkpoints):
+        found = read_json(folder_of(checkpoints, step) / "state.json", "checkpoint state").get("bits_per_byte")
+        if found:
+            scores.append((sum(found.values()) / len(found), step))
+    return [step for _, step in sorted(scores)]

@@ -1,0 +1,92 @@
+"""What a run refuses to go on with, and what it can say about it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from common.errors import HanseError
+from train.ranks import together
+from train.stream import MicroBatch, Stream
+
+if TYPE_CHECKING:
+    from train.setup import Run
+
+
+def stop_unless_finite(run: Run, step: int, batch: Sequence[MicroBatch], loss: float, norm: float) -> None:
+    """Stop if a step's loss or gradient is not finite; collective, with the same loss and norm on every rank.
+
+    The engine has left weights and moments as they were (``check_grad_overflow``), so the step can be computed once
+    more, slowly, looking at everything.
+
+    Raises:
+        HanseError: naming the documents whose loss, and the first parameter whose gradient, is not finite.
+    """
+    if math.isfinite(loss) and math.isfinite(norm):
+        return
+    found = look_again(run, step, batch)
+    with together(run.place):
+        if found:
+            raise HanseError(f"{_what(step, loss, norm)}: {found}. {_ADVICE}")
+    with together(run.place):
+        raise HanseError(f"{_what(step, loss, norm)}, but computed again it is on every rank: suspect a machine; "
+                         "run the same command again, on others if it comes back")  # fmt: skip
+
+
+_ADVICE = ("Weights were not touched; the last checkpoint is sound. Look at these documents, or go on from that "
+           "checkpoint in another run=... with a lower optimizer.learning_rate")  # fmt: skip
+
+
+def _what(step: int, loss: float, norm: float) -> str:
+    return f"step {step + 1}: the loss is {loss:.6g} and the norm of its gradient {norm:.6g}"
+
+
+def look_again(run: Run, step: int, batch: Sequence[MicroBatch]) -> str:
+    """Compute this rank's part of a step once more; what in it is not finite, in words, or nothing. Collective."""
+    names: list[str] = []
+    handles = [parameter.register_hook(_watch(run.engine.names[id(parameter)], names))
+               for parameter in run.engine.engine.module.parameters()]  # fmt: skip
+    sequences = []
+    for turn, part in enumerate(batch):
+        total, nll = run.engine.forward(part)
+        sequences += [(turn, place) for place in torch.nonzero(~nll.isfinite()).flatten().tolist()]
+        run.engine.backward(total, 1)
+    for handle in handles:
+        handle.remove()
+    told = []
+    if sequences:
+        told.append("no finite loss for " + "; ".join(
+            documents_of(run.data.stream, sample_number(run, step, *where)) for where in sequences[:4]))  # fmt: skip
+        told[-1] += f" and {len(sequences) - 4} more sequences" if len(sequences) > 4 else ""
+    if names:
+        told.append(f"first parameter with no finite gradient, from the loss backwards: {names[0]}")
+    return f"on rank {run.place.rank} " + "; ".join(told) if told else ""
+
+
+def _watch(name: str, names: list[str]) -> Any:
+    def look(gradient: torch.Tensor) -> None:
+        if not bool(gradient.isfinite().all()):
+            names.append(name)
+
+    return look
+
+
+def sample_number(run: Run, step: int, turn: int, place: int) -> int:
+    """The number in the order of data of a sequence of this rank's micro-batches."""
+    batch = run.config.batch
+    micro = turn * run.place.ranks + run.place.rank
+    return step * batch.global_batch_size + micro * batch.micro_batch_size + place
+
+
+def documents_of(stream: Stream, sample: int) -> str:
+    """Where a sample's text lies: its source, its shard, and the numbers of its documents there, counted from 0."""
+    source, window = stream.sample(sample)
+    held = stream.sources[source]
+    _, documents = held.window(window)
+    numbers = np.unique(documents)
+    shard, _ = held._place(window)
+    return f"sample {sample} ({held.name}: {shard.prefix.name}, documents {numbers[0]} to {numbers[-1]})"

@@ -1,0 +1,89 @@
+"""``ledger.jsonl``: what a run did, one line a step, each line bound to all before it by the hash of the one before.
+
+    {"previous": SHA256, "kind": "start", "lock": SHA256, "ranks": 2, "zero_stage": 1, ...}
+    {"previous": SHA256, "kind": "step", "step": 1, "samples": [0, 8], "batch": SHA256, "loss": "0x1.3cp+3", ...}
+    {"previous": SHA256, "kind": "checkpoint", "step": 100, "merkle_root": SHA256}
+
+Numbers are hexadecimal floats: exact, and the same text wherever they are written. Nothing is ever removed: a run that
+goes on from an earlier step says so, and its later lines replace those of the same steps before. Only a last line that
+a crash cut short is dropped.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from common.errors import HanseError
+from common.files import room_for
+
+GENESIS = "0" * 64
+
+
+class Ledger:
+    """The ledger of a run, open for appending; only rank 0 has one.
+
+    Raises:
+        HanseError: what is there is not a chain.
+    """
+
+    def __init__(self, path: Path):
+        self.path, self._previous, end = path, GENESIS, 0
+        for line, record in lines(path):
+            end += len(line) + 1
+            self._previous = hashlib.sha256(line).hexdigest()
+            assert record
+        if path.is_file() and path.stat().st_size > end:
+            with path.open("rb+") as file:
+                file.truncate(end)
+
+    def write(self, kind: str, facts: Mapping[str, Any]) -> None:
+        """Append one line."""
+        told = {key: value.hex() if isinstance(value, float) else value for key, value in facts.items()}
+        line = json.dumps({"previous": self._previous, "kind": kind, **told}).encode()
+        with room_for(self.path), self.path.open("ab") as file:
+            file.write(line + b"\n")
+        self._previous = hashlib.sha256(line).hexdigest()
+
+    def sync(self) -> None:
+        """Make all lines so far survive a power cut."""
+        with self.path.open("rb") as file:
+            os.fsync(file.fileno())
+
+
+def lines(path: Path) -> Iterator[tuple[bytes, dict[str, Any]]]:
+    """(line without its end, record) of a ledger, the chain checked; a cut last line is left out.
+
+    Raises:
+        HanseError: naming the first line that does not follow from the one before.
+    """
+    if not path.is_file():
+        return
+    previous = GENESIS
+    *whole, _ = path.read_bytes().split(b"\n")
+    for number, line in enumerate(whole, 1):
+        try:
+            record = json.loads(line)
+            follows = record["previous"] == previous and isinstance(record["kind"], str)
+        except (ValueError, RecursionError, TypeError, KeyError):
+            follows = False
+        if not follows:
+            raise HanseError(f"{path}: line {number} does not follow from the lines before it: the ledger was edited "
+                             "or damaged; restore it, or go on in another run=...")  # fmt: skip
+        previous = hashlib.sha256(line).hexdigest()
+        yield line, record
+
+
+def steps(records: Iterator[dict[str, Any]]) -> dict[int, dict[str, Any]]:
+    """{step: its line} as it stands at the end: later lines of a step replace earlier ones."""
+    found: dict[int, dict[str, Any]] = {}
+    for record in records:
+        if record["kind"] == "start":  # what came after the step it starts from was done again
+            found = {step: line for step, line in found.items() if step <= record["step"]}
+        elif record["kind"] == "step":
+            found[record["step"]] = record
+    return found
