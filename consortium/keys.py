@@ -116,6 +116,8 @@ def load_private(path: Path) -> ec.EllipticCurvePrivateKey:
             key = serialization.load_pem_private_key(text, None)
         except TypeError:  # it is protected
             key = serialization.load_pem_private_key(text, _passphrase(path))
+    except HanseError:
+        raise
     except (ValueError, TypeError, UnsupportedAlgorithm):
         protected = b"ENCRYPTED" in text
         what = "its passphrase is another one" if protected else "not a private key in PEM ('hanse key' makes one)"

@@ -22,7 +22,9 @@ def read_regular(path: Path, largest: int, what: str) -> bytes:
             if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
                 raise HanseError(f"{path}: not a regular file")
             content = file.read(largest + 1)
-    except (OSError, ValueError) as error:
+    except HanseError:
+        raise
+    except (OSError, ValueError) as error:  # no file, a NUL in its name ...
         if path.is_symlink():
             raise HanseError(f"{path}: is a link; name the {what} itself") from None
         raise HanseError(f"{path}: no readable {what} ({getattr(error, 'strerror', None) or error})") from None
