@@ -143,11 +143,15 @@ def parse(content: bytes, trusted: bundle.Trusted, where: str) -> Seal:
     kinds = {name: kind for kind, name in TYPES.items()}
     kind = kinds.get(statement["predicateType"]) if isinstance(statement["predicateType"], str) else None
     subjects = statement["subject"]
-    if statement["_type"] != STATEMENT or kind is None or not isinstance(subjects, list) or len(subjects) != 1:
+    if statement["_type"] != STATEMENT or kind is None:
         raise HanseError(f"{where}: a statement of a type that is not known here; is there a newer hanse?")
+    if not isinstance(subjects, list) or len(subjects) != 1:
+        raise HanseError(f"{where}: must be about one subject")
     own = () if kind == "files" else ("format", "merkle_root", "facts")
     predicate = fields(statement["predicate"], where, "serialization", "resources", *own)
     form, root, facts = (predicate.get(name) for name in ("format", "merkle_root", "facts"))
+    if own and form not in MUST_BE.get(kind, (form,)):
+        raise HanseError(f"{where}: says {kind} of a folder that is {form!r:.100}")
     if own and not (isinstance(form, str) and isinstance(facts, dict) and _is_sha256(root)):
         raise HanseError(f"{where}: format, merkle_root or facts are not what they must be")
     serialization = predicate["serialization"]

@@ -320,10 +320,27 @@ LIES = {
 }  # fmt: skip
 
 
+REASONS = {
+    "is not the name of a file": ("name is null", "empty name", "up", "root", "dot", "double slash", "windows", "nul",
+                                  "end of line", "twice"),
+    "gives no SHA-256": ("blake", "short digest", "digest is number", "capital digest"),
+    "contradicts itself": ("subject digest", "order", "fewer"),
+    "names no files": ("no resources", "resources are text"),
+    "one subject": ("no subject", "two subjects", "subject is text"),
+    "type that is not known": ("statement type", "type is list", "kind", "kind is list"),
+    "in another way than whole": ("shards", "hash", "serialization is list"),
+    "names another format or Merkle root": ("root of another",), "says checkpoint of": ("format", "format is list"),
+    "are not what they must be": ("root is number", "facts are text"),
+    "and nothing else": ("other digest", "another kind's fields", "unknown field", "unknown field of the predicate",
+                         "resources are numbers", "predicate is null"),
+}  # fmt: skip
+REASON = {case: reason for reason, cases in REASONS.items() for case in cases}
+
+
 @pytest.mark.parametrize("case", LIES)
 def test_a_false_statement_is_refused_even_of_a_trusted_key(sealed, case):
     resealed(sealed[1], LIES[case])
-    refused(*sealed)
+    refused(*sealed, REASON[case])
 
 
 @pytest.mark.parametrize("case", LIES)
@@ -419,7 +436,8 @@ JSON = st.recursive(
     max_leaves=12,
 )
 GOOD = {
-    "_type": "https://in-toto.io/Statement/v1", "subject": [{"name": "a", "digest": {"sha256": sha256(bytes(32)).hexdigest()}}],
+    "_type": "https://in-toto.io/Statement/v1",
+    "subject": [{"name": "a", "digest": {"sha256": sha256(bytes(32)).hexdigest()}}],
     "predicateType": "hanse:review/v1", "predicate": {"serialization": {"method": "files", "hash_type": "sha256"},
     "resources": [{"name": "a", "algorithm": "sha256", "digest": "0" * 64}], "format": "f", "merkle_root": "0" * 64,
     "facts": {}},
