@@ -36,6 +36,8 @@ VERBS = {
              "document, URL or domain -> the steps and checkpoints that saw it"),
         Verb("verify", "consortium.config:VerifyConfig", "consortium.verify:run",
              "run folder -> what in it was checked, and what could not be"),
+        Verb("reproduce", "consortium.config:ReproduceConfig", "consortium.reproduce:run",
+             "run folder + checkpoint -> a segment computed again, and where it first differs"),
     )
 }  # fmt: skip
 
