@@ -36,6 +36,8 @@ VERBS = {
              "document, URL or domain -> the steps and checkpoints that saw it"),
         Verb("verify", "consortium.config:VerifyConfig", "consortium.verify:run",
              "run folder -> what in it was checked, and what could not be"),
+        Verb("reproduce", "consortium.config:ReproduceConfig", "consortium.reproduce:run",
+             "run folder + checkpoint -> a segment computed again, and where it first differs"),
         Verb("key", "consortium.config:KeyConfig", "consortium.keys:run",
              "a key to seal with; shows the public part and its fingerprint"),
         Verb("seal", "consortium.config:SealConfig", "consortium.seal:run",

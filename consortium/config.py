@@ -7,6 +7,8 @@ from pathlib import Path
 
 from omegaconf import MISSING
 
+from train.config import ZERO_STAGES
+
 SEAL_KINDS = ("files", "checkpoint", "corpus", "run", "evaluation", "review", "reproduction")
 
 
@@ -36,6 +38,35 @@ class VerifyConfig:
         """Everything wrong with the values, one line each."""
         few = [] if self.batches >= 0 else [f"batches={self.batches}: must be 0 or more"]
         return [*run_problems(self.run), *few]
+
+
+@dataclass
+class ReproduceConfig:
+    """What ``hanse reproduce`` takes."""
+
+    run: str = MISSING
+    from_step: int = 0
+    to_step: int = MISSING
+    output: str = MISSING
+    ranks: int | None = None
+    zero_stage: int | None = None
+    tolerance: float = 1e-3
+    lock: bool = True
+    shards: str | None = None
+    tokenizer: str | None = None
+
+    def problems(self) -> list[str]:
+        """Everything wrong with the values, one line each."""
+        found = run_problems(self.run)
+        if not 0 <= self.from_step < self.to_step:
+            found.append(f"to_step={self.to_step}: must be after from_step={self.from_step}, which must be 0 or more")
+        if self.ranks is not None and self.ranks < 1:
+            found.append(f"ranks={self.ranks}: must be 1 or more")
+        if self.zero_stage not in (None, *ZERO_STAGES):
+            found.append(f"zero_stage={self.zero_stage}: one of {', '.join(map(str, ZERO_STAGES))}")
+        if not self.tolerance >= 0:
+            found.append(f"tolerance={self.tolerance}: must be 0 or more")
+        return found
 
 
 @dataclass

@@ -33,11 +33,16 @@ class DataConfig:
 
 @dataclass
 class ModelConfig:
-    """A ``transformers`` architecture and the settings of its configuration class."""
+    """A ``transformers`` architecture and the settings of its configuration class.
+
+    ``vocabulary_size`` is for plans: a run takes that of its shards. Both are rounded up to ``vocabulary_multiple``.
+    """
 
     architecture: str = MISSING
     settings: dict[str, Any] = field(default_factory=dict)
     attention: str = "sdpa"
+    vocabulary_size: int = 32_768
+    vocabulary_multiple: int = 1
 
 
 @dataclass
@@ -117,6 +122,7 @@ class TrainConfig:
     threads_per_rank: int = 0
     determinism: str = "D0"
     lock: str | None = None
+    until_step: int | None = None
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     batch: BatchConfig = field(default_factory=BatchConfig)
@@ -150,7 +156,8 @@ class TrainConfig:
         found = [
             *_at_least(self, 1, "tokens", "ranks", "data.sequence_length", "batch.global_batch_size",
                        "batch.micro_batch_size", "checkpoint.every_steps", "checkpoint.keep_last",
-                       "evaluate.every_steps", "evaluate.tokens_per_language"),
+                       "evaluate.every_steps", "evaluate.tokens_per_language",
+                       "model.vocabulary_size", "model.vocabulary_multiple"),
             *_at_least(self, 0, "seed", "threads_per_rank", "schedule.warmup_steps", "schedule.final_fraction",
                        "checkpoint.keep_every_steps", "checkpoint.every_minutes", "checkpoint.keep_best",
                        "optimizer.weight_decay", "optimizer.gradient_clipping"),
@@ -167,6 +174,8 @@ class TrainConfig:
             found.append(f"optimizer.betas={self.optimizer.betas}: two numbers in [0, 1), e.g. [0.9, 0.95]")
         if not 0 <= self.schedule.decay_fraction <= 1:
             found.append(f"schedule.decay_fraction={self.schedule.decay_fraction}: a share of the steps, in [0, 1]")
+        if self.until_step is not None and self.until_step < 1:
+            found.append(f"until_step={self.until_step}: must be 1 or more; null: to the end")
         if self.determinism == "D2" and self.threads_per_rank == 0:
             found.append("threads_per_rank=0: with determinism=D2 it must be set (threads_per_rank=1), or it would "
                          "change with the number of ranks, and sums inside a rank with it")  # fmt: skip

@@ -97,7 +97,7 @@ def _loop(run: Run, started: float) -> int:
             "mfu": run.flops_per_token * config.tokens_per_step / seconds / run.peak,
         })  # fmt: skip
 
-        last = step == config.steps
+        last, stop = step == config.steps, stop or step == config.until_step
         evaluate = last or step % config.evaluate.every_steps == 0
         if evaluate:
             losses = run.evaluation.run(engine, run.place)

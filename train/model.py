@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, cast
 
 import torch
+from accelerate import init_empty_weights
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
@@ -27,6 +28,9 @@ def model_config(config: ModelConfig, vocabulary_size: int, sequence_length: int
     unknown = sorted(key for key in config.settings if not hasattr(empty, key))
     if unknown:
         raise HanseError(f"model.settings: {type(empty).__name__} has no {', '.join(unknown)}")
+    if "vocab_size" in config.settings:
+        raise HanseError("model.settings.vocab_size: follows from the shards; model.vocabulary_size is that of a plan")
+    vocabulary_size = -(-vocabulary_size // config.vocabulary_multiple) * config.vocabulary_multiple
     settings = {"max_position_embeddings": sequence_length, **config.settings, **tokens}
     try:
         return AutoConfig.for_model(config.architecture, vocab_size=vocabulary_size, **settings)
@@ -41,6 +45,14 @@ def build_model(config: PretrainedConfig, seed: int, attention: str = "sdpa") ->
         return AutoModelForCausalLM.from_config(config, attn_implementation=attention, dtype=torch.float32)
     except ValueError as error:
         raise HanseError(f"model.settings: {' '.join(str(error).split())}") from None
+
+
+def shape_of_model(config: PretrainedConfig) -> PreTrainedModel:
+    """The model without memory: every parameter has its shape and lies on the meta device. 70B take a second."""
+    with init_empty_weights(include_buffers=True):
+        model = build_model(config, 0)
+    model.tie_weights()
+    return model
 
 
 def attention_mask(documents: Tensor, attention: str, dtype: torch.dtype) -> Tensor:

@@ -21,7 +21,7 @@ from train.config import TrainConfig
 from train.determinism import FROZEN
 
 # What may change between two starts of one run: how it is computed and watched, not what is computed.
-FREE = ("run", "lock", "ranks", "threads_per_rank", "experiment", "engine.zero_stage", "engine.precision",
+FREE = ("run", "lock", "until_step", "ranks", "threads_per_rank", "experiment", "engine.zero_stage", "engine.precision",
         "model.attention", "batch.micro_batch_size", "data.shards", "data.tokenizer", "data.verify_hashes",
         "checkpoint", "evaluate", "track")  # fmt: skip
 
@@ -107,7 +107,7 @@ class RunFolder:
             HanseError: a key that decides what is computed differs from the first start.
         """
         if self.config.is_file():
-            before = OmegaConf.to_container(OmegaConf.load(self.config))
+            before = asdict(self.read_config())  # keys that are newer than the run have their defaults
             free = set(FREE) - set(FROZEN[config.determinism])
             changed = sorted(_differences(before, asdict(config), free))
             if changed:

@@ -1,8 +1,11 @@
 """Documents in one sequence cannot see each other, and a packed loss is the loss of its documents."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
+import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -16,6 +19,7 @@ from train.model import (
     model_config,
     model_inputs,
     parameter_counts,
+    shape_of_model,
 )
 from train.stream import IGNORED, MicroBatch, pack
 
@@ -24,11 +28,11 @@ SETTINGS = {
     "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
     "num_key_value_heads": 2, "initializer_range": 0.3,
 }  # fmt: skip
-ARCHITECTURES = ("llama", "qwen3", "mistral")
+ARCHITECTURES = ("llama", "qwen3", "mistral", "apertus", "olmo2", "qwen2", "smollm3")
 
 
 def language_model(architecture: str, attention: str) -> PackedLanguageModel:
-    config = model_config(ModelConfig(architecture, SETTINGS), VOCABULARY, LENGTH)
+    config = model_config(ModelConfig(architecture, SETTINGS), VOCABULARY, LENGTH, pad_token_id=0)
     return PackedLanguageModel(build_model(config, 0, attention).eval())
 
 
@@ -125,3 +129,45 @@ def test_same_seed_same_weights():
 def test_nonsense_architectures_are_refused(config, message):
     with pytest.raises(HanseError, match=message):
         build_model(model_config(config, VOCABULARY, LENGTH), 0)
+
+
+# --- presets --------------------------------------------------------------------------------------------------------
+
+PRESETS = Path(__file__).parents[2] / "configs/model"
+# Parameters as published by those who trained them (technical reports named in the presets).
+PUBLISHED = {
+    "apertus-8b": 8_053_338_176, "apertus-70b": 70_600_000_000, "eurollm-1.7b": 1_657_000_000,
+    "eurollm-9b": 9_154_000_000, "llama3-8b": 8_030_261_248, "llama3-70b": 70_553_706_496, "mistral-7b": 7_248_023_552,
+    "qwen3-8b": 8_190_735_360, "salamandra-2b": 2_253_490_176, "salamandra-7b": 7_768_117_248,
+}  # fmt: skip
+
+
+def preset(name):
+    return ModelConfig(**yaml.safe_load((PRESETS / f"{name}.yaml").read_text()))
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_a_preset_has_as_many_parameters_as_its_makers_published(name):
+    config = preset(name)
+    model = shape_of_model(model_config(config, config.vocabulary_size, 4096))
+    assert parameter_counts(model)[0] == pytest.approx(PUBLISHED[name], rel=2e-3)
+    assert all(parameter.is_meta for parameter in model.parameters())
+
+
+DEMO_SIZES = {"llama-3m": 16_384, "llama-8m": 16_384}  # vocabularies that the names of the two small ones refer to
+
+
+@pytest.mark.parametrize("name", [path.stem for path in sorted(PRESETS.glob("*.yaml"))])
+def test_every_preset_is_about_as_large_as_its_name_says(name):
+    config = preset(name)
+    size = name.rpartition("-")[2]
+    vocabulary = DEMO_SIZES.get(name, config.vocabulary_size)
+    parameters = parameter_counts(shape_of_model(model_config(config, vocabulary, 4096)))[0]
+    assert parameters == pytest.approx(float(size[:-1]) * {"m": 1e6, "b": 1e9}[size[-1]], rel=0.25)
+
+
+def test_a_vocabulary_is_rounded_up_and_never_set_by_hand():
+    config = ModelConfig("llama", SETTINGS, vocabulary_multiple=64)
+    assert model_config(config, VOCABULARY, LENGTH).vocab_size == 128
+    with pytest.raises(HanseError, match="follows from the shards"):
+        model_config(ModelConfig("llama", {**SETTINGS, "vocab_size": 5}), VOCABULARY, LENGTH)
