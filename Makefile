@@ -65,7 +65,7 @@ $(VENV)/.installed: $(VENV)/.torch pyproject.toml
 
 $(VENV)/.installed-dev: $(VENV)/.torch pyproject.toml
 	@echo "make: installing hanse and its development tools into $(VENV)"
-	@$(INSTALL) --editable '.[dev,docs]'
+	@$(INSTALL) --editable '.[dev,docs,interop]'
 	@touch $@ $(VENV)/.installed
 
 $(VENV)/.torch: constraints.txt
