@@ -72,7 +72,8 @@ def _prepared(
     known = _steps(original)
     missing = [step for step in range(first + 1, last + 1) if step not in known]
     if missing:
-        raise HanseError(f"{original.ledger}: knows no step {missing[0]}; it holds steps 1 to {max(known, default=0)}")
+        raise HanseError(f"{original.ledger}: knows no step {missing[0]}; "
+                         + (f"its last one is {max(known)}" if known else "it holds none"))  # fmt: skip
     if first:
         checkpoint = Checkpoint(folder_of(original.checkpoints, first))
         checkpoint.verify()

@@ -57,8 +57,13 @@ def describe(config: TrainConfig, manifest: ShardsManifest, place: Place, precis
 
 
 def config_sha256(config: TrainConfig) -> str:
-    """Hash of the keys that decide what is computed; how and where it is computed is left out."""
-    return fingerprint({key: value for key, value in _leaves(asdict(config)) if not _free(key)})
+    """Hash of the keys that decide what is computed; how and where it is computed is left out.
+
+    So is a key at its default: a later version's new keys change no hash, unless they are used.
+    """
+    usual = dict(_leaves(asdict(TrainConfig())))
+    return fingerprint({key: value for key, value in _leaves(asdict(config))
+                        if not _free(key) and (key not in usual or value != usual[key])})  # fmt: skip
 
 
 def _free(key: str) -> bool:
