@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -165,6 +166,27 @@ def same_again(name: str) -> str:
             experiment = str(chosen).rpartition("/")[0] or str(chosen)
             return f"experiment={experiment}" + ("" if experiment == name else f" name={name}")
     return f"name={name}"
+
+
+def leaves(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """(dotted key, value) of everything in nested mappings that is no mapping itself."""
+    if not isinstance(value, Mapping):
+        yield prefix, value
+        return
+    for key, inner in value.items():
+        yield from leaves(inner, f"{prefix}.{key}" if prefix else str(key))
+
+
+def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """{dotted key: (before, now)} of all leaves that differ, sorted; None stands for one that is not there."""
+    one, other = dict(leaves(before)), dict(leaves(now))
+    return {key: (one.get(key), other.get(key)) for key in sorted(one.keys() | other.keys())
+            if one.get(key) != other.get(key)}  # fmt: skip
+
+
+def belongs(key: str, groups: Iterable[str]) -> bool:
+    """Whether a dotted key is one of ``groups``, or stands below one."""
+    return any(key == group or key.startswith(f"{group}.") for group in groups)
 
 
 def _items(value: Any, prefix: str = "") -> list[tuple[str, Any]]:

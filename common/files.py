@@ -103,15 +103,19 @@ def from_json(kind: type[Made], value: Any) -> Made:
     return built
 
 
+def is_plain(name: Any) -> bool:
+    """Whether this is a plain relative path: no empty part, no ``.`` or ``..``, no backslash, nothing unprintable."""
+    return (isinstance(name, str) and name.isprintable() and "\\" not in name
+            and not {"", ".", ".."} & set(name.split("/")))  # fmt: skip
+
+
 def inside(folder: Path, name: str) -> Path:
     """The path of ``name`` in ``folder``, for names that come out of a file we did not write.
 
     Raises:
         HanseError: it is not a plain relative path, or leads out of the folder, if only through a link.
     """
-    parts = name.split("/") if isinstance(name, str) and name.isprintable() and "\\" not in name else [""]
-    real = Path(os.path.realpath(folder / "/".join(parts)))
-    if {"", ".", ".."} & set(parts) or not real.is_relative_to(os.path.realpath(folder)):
+    if not is_plain(name) or not Path(os.path.realpath(folder / name)).is_relative_to(os.path.realpath(folder)):
         raise HanseError(f"{folder}: {name!r} is not the name of a file in this folder; do not trust what names it")
     return folder / name
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from omegaconf import MISSING
 
-from train.config import ZERO_STAGES
+from train.config import ZERO_STAGES, run_problems
 
 SEAL_KINDS = ("files", "checkpoint", "corpus", "run", "evaluation", "review", "reproduction")
 
@@ -110,10 +110,3 @@ class SealConfig:
         if self.check is None and self.facts and self.kind in (None, "files"):
             found.append(f"facts={self.facts}: a seal of kind=files holds none; choose another kind")
         return found
-
-
-def run_problems(run: str) -> list[str]:
-    """What is wrong with the folder of a run."""
-    if not (Path(run) / "config.yaml").is_file():
-        return [f"run={run}: no run folder of 'hanse train' (no config.yaml in it)"]
-    return []

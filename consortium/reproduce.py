@@ -16,9 +16,9 @@ from common.files import sha256_file, write_json
 from common.terminal import say
 from consortium.config import ReproduceConfig
 from train import ledger, start
-from train.checkpoint import Checkpoint, complete_steps, folder_of
+from train.checkpoint import Checkpoint
 from train.config import TrainConfig
-from train.run_folder import RunFolder
+from train.run_folder import RunFolder, complete_steps, folder_of
 
 FORMAT = "hanse.reproduction/1"
 
@@ -111,7 +111,7 @@ def compare(theirs: Mapping[int, Any], ours: Mapping[int, Any], first: int, last
 def differing_tensors(original: RunFolder, again: RunFolder, step: int) -> list[dict[str, Any]]:
     """Tensors of the two checkpoints of a step that are not equal bit for bit, in the model's order; the first twenty.
 
-    None where one of the runs kept no checkpoint of that step.
+    Nothing where one of the runs kept no checkpoint of that step.
     """
     if step not in complete_steps(original.checkpoints) or step not in complete_steps(again.checkpoints):
         return []

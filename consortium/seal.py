@@ -20,7 +20,7 @@ from typing import Any
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from common.errors import HanseError
-from common.files import atomic_file, merkle_root, sha256_file
+from common.files import atomic_file, is_plain, merkle_root, sha256_file
 from common.terminal import count, next_step, say
 from consortium import bundle
 from consortium.config import SEAL_KINDS, SealConfig
@@ -172,7 +172,7 @@ def _resources(resources: Any, where: str) -> dict[str, str]:
     for resource in resources:
         entry = fields(resource, where, "name", "algorithm", "digest")
         name = entry["name"]
-        if not isinstance(name, str) or not _is_plain(name) or name in files:
+        if not is_plain(name) or name in files:
             raise HanseError(f"{where}: {name!r:.200} is not the name of a file in the folder, or stands twice")
         if entry["algorithm"] != "sha256" or not _is_sha256(entry["digest"]):
             raise HanseError(f"{where}: gives no SHA-256 of {name}")
@@ -196,7 +196,7 @@ def hash_files(folder: Path, *, but: Path | None = None) -> dict[str, str]:
             with os.scandir(folder / prefix) as entries:
                 for entry in entries:
                     name = prefix + entry.name
-                    if not _is_plain(name):
+                    if not is_plain(name):
                         raise HanseError(f"{folder}: {name!r} has a name that could mislead; rename it")
                     if entry.is_dir(follow_symlinks=False):
                         pending.append(f"{name}/")
@@ -252,7 +252,7 @@ def _read_shards(folder: Path, value: Any) -> tuple[str, dict[str, str]]:
     from data_pipelines.shards import ShardsManifest
 
     manifest = ShardsManifest.read(folder)
-    return manifest.merkle_root, {f"{s.name}{ending}": sha for s in manifest.shards for ending, sha in s.files.items()}
+    return manifest.merkle_root, manifest.hashes
 
 
 def _read_export(folder: Path, value: Any) -> tuple[str, dict[str, str]]:
@@ -288,7 +288,3 @@ def _together(digests: Any) -> str:
 
 def _is_sha256(value: Any) -> bool:
     return isinstance(value, str) and SHA256.fullmatch(value) is not None
-
-
-def _is_plain(name: str) -> bool:
-    return name.isprintable() and "\\" not in name and not {"", ".", ".."} & set(name.split("/"))

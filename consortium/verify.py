@@ -16,7 +16,7 @@ from data_pipelines.shards import ShardsManifest
 from train import ledger
 from train.config import TrainConfig
 from train.lock import FORMAT, config_sha256
-from train.run_folder import RunFolder, read_metrics
+from train.run_folder import RunFolder, complete_steps, folder_of, read_metrics
 from train.stream import Stream, open_stream
 
 
@@ -142,7 +142,7 @@ def batches(evidence: Evidence) -> str:
 
 def checkpoints(evidence: Evidence) -> str:
     """Every file of every checkpoint has its hash, and the ledger knows the checkpoint's Merkle root."""
-    from train.checkpoint import Checkpoint, complete_steps, folder_of
+    from train.checkpoint import Checkpoint  # brings torch
 
     steps = complete_steps(evidence.folder.checkpoints)
     if not steps:

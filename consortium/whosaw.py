@@ -10,6 +10,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
@@ -18,7 +19,7 @@ from common.files import write_json
 from common.terminal import next_step, say, table
 from consortium.config import WhosawConfig
 from data_pipelines.shards import SIDECAR, ShardsManifest, beside
-from train.run_folder import RunFolder, read_metrics
+from train.run_folder import RunFolder, complete_steps, read_metrics
 from train.stream import Stream, open_stream
 
 FORMAT = "hanse.whosaw/1"
@@ -45,15 +46,13 @@ def run(config: WhosawConfig) -> None:
     done = max((record["step"] for record in read_metrics(folder.metrics) if "loss" in record), default=0)
     asked = questions(config.what)
     found = list(sightings(manifest, stream, asked, steps=done, global_batch=trained.batch.global_batch_size))
-    steps = _checkpoints(folder.checkpoints)
-    _tell(asked, found, steps, done)
+    steps = complete_steps(folder.checkpoints)
+    clean = _tell(asked, found, steps, done)
     if config.output:
         write_json(Path(config.output), _report(config, found, steps, done))
         say(f"wrote {config.output}")
-    seen = [sighting.steps[0] for sighting in found if sighting.steps]
-    clean = [step for step in steps if not seen or step < min(seen)]
-    if seen and clean:
-        next_step(f"hanse export run={config.run} step={clean[-1]}")
+    if clean is not None:
+        next_step(f"hanse export run={config.run} step={clean}")
 
 
 def questions(what: str) -> list[str]:
@@ -109,12 +108,7 @@ def _on_domain(urls: Sequence[str | None], domain: str) -> Any:
     """Which URLs lie on a domain or below it."""
     hosts = {url: (urlsplit(url).hostname or "") for url in {*urls} if url}
     inside = {url: host == domain or host.endswith("." + domain) for url, host in hosts.items()}
-    return pc.equal([inside.get(url, False) if url else False for url in urls], True)
-
-
-def _checkpoints(folder: Path) -> list[int]:
-    """Steps of the complete checkpoints, ascending."""
-    return sorted(int(path.parent.name[5:]) for path in folder.glob("step-" + "[0-9]" * 8 + "/manifest.json"))
+    return pa.array([inside.get(url, False) if url else False for url in urls], pa.bool_())
 
 
 def _report(config: WhosawConfig, found: Sequence[Sighting], checkpoints: Sequence[int], done: int) -> dict[str, Any]:
@@ -128,10 +122,11 @@ def _report(config: WhosawConfig, found: Sequence[Sighting], checkpoints: Sequen
     }
 
 
-def _tell(asked: Sequence[str], found: Sequence[Sighting], checkpoints: Sequence[int], done: int) -> None:
+def _tell(asked: Sequence[str], found: Sequence[Sighting], checkpoints: Sequence[int], done: int) -> int | None:
+    """Print what was found; the last checkpoint before the first sighting, where there are both."""
     if not found:
         say(f"no training document is {asked[0]}{f' or one of {len(asked) - 1} others' if len(asked) > 1 else ''}")
-        return
+        return None
     rows = [(one.id, one.tokens, len(one.steps), one.steps[0] if one.steps else "-",
              one.steps[-1] if one.steps else "-") for one in found[:SHOWN]]  # fmt: skip
     table(f"{len(found)} documents, {done} steps done", ("document", "tokens", "steps", "first", "last"), rows)
@@ -140,9 +135,10 @@ def _tell(asked: Sequence[str], found: Sequence[Sighting], checkpoints: Sequence
     seen = [one.steps[0] for one in found if one.steps]
     if not seen:
         say("no step has seen any of them")
-        return
+        return None
     first = min(seen)
     exposed, clean = [s for s in checkpoints if s >= first], [s for s in checkpoints if s < first]
     say(f"first seen in step {first}; checkpoints that saw it: "
         + (f"{exposed[0]} to {exposed[-1]} ({len(exposed)} kept)" if exposed else "none is kept")
         + f"; last clean one: {clean[-1] if clean else 'none is kept'}")  # fmt: skip
+    return clean[-1] if clean else None

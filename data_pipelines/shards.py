@@ -193,8 +193,12 @@ class ShardsManifest:
     def merkle_root(self) -> str:
         """One hash for all files of all shards, the counts, and the tokenizer; not for which library encoded."""
         facts = {key: value for key, value in asdict(self).items() if key not in ("encoder", "folder")}
-        leaves = {f"{s.name}{ending}": digest for s in self.shards for ending, digest in s.files.items()}
-        return merkle_root(leaves | {COUNTS: fingerprint(facts)})
+        return merkle_root(self.hashes | {COUNTS: fingerprint(facts)})
+
+    @property
+    def hashes(self) -> dict[str, str]:
+        """{path in the folder: sha256} of all files of all shards."""
+        return {f"{s.name}{ending}": digest for s in self.shards for ending, digest in s.files.items()}
 
     def of(self, split: str) -> list[ShardEntry]:
         """The shards of one split (``train``, ``validation``), in the manifest's order."""

@@ -36,16 +36,6 @@ DAMAGED = ".damaged"  # ending of a checkpoint that was set aside because its ha
 KEY = re.compile(r"(?P<name>.+)\[(?P<start>[0-9]{1,18}):(?P<stop>[0-9]{1,18})\]")
 
 
-def folder_of(checkpoints: Path, step: int) -> Path:
-    """The folder of a step's checkpoint."""
-    return checkpoints / f"step-{step:08d}"
-
-
-def complete_steps(checkpoints: Path) -> list[int]:
-    """Steps that have a complete checkpoint, ascending."""
-    return sorted(int(path.parent.name[5:]) for path in checkpoints.glob("step-" + "[0-9]" * 8 + "/manifest.json"))
-
-
 def root_of(shapes: Mapping[str, Iterable[int]], files: Mapping[str, Mapping[str, Any]]) -> str:
     """One hash for all files and for what the manifest says of them; see :func:`common.files.merkle_root`."""
     facts = {"tensors": {name: list(shape) for name, shape in shapes.items()}, "files": files}

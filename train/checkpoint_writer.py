@@ -28,10 +28,11 @@ from torch import Tensor
 
 from common.errors import HanseError
 from common.files import PARTIAL, fsync_folder, read_json, sha256_file, write_json
-from train.checkpoint import FORMAT, complete_steps, folder_of, root_of
+from train.checkpoint import FORMAT, root_of
 from train.config import CheckpointConfig
 from train.engine import Engine, Fragment
 from train.ranks import Place, together
+from train.run_folder import complete_steps, folder_of
 
 Parts = Mapping[str, Mapping[str, Tensor]]  # {part of the checkpoint: {key: values}}
 
@@ -43,6 +44,7 @@ class Written:
     Attributes:
         step: of the run when its state was copied; ``stall_seconds``: the loop's wait for this rank's copy.
         write_seconds: from the copy to the final name; ``bytes``: of all files of all ranks.
+        merkle_root: of its manifest, on rank 0, which wrote it.
     """
 
     folder: Path
@@ -50,6 +52,7 @@ class Written:
     stall_seconds: float
     write_seconds: float
     bytes: int
+    merkle_root: str | None
 
 
 class Writer:
@@ -105,7 +108,7 @@ class Writer:
             raise
         self._work = None
         return Written(folder_of(self.checkpoints, self._state["step"]), self._state["step"], self._stall,
-                       time.perf_counter() - self._begun, self._bytes)  # fmt: skip
+                       time.perf_counter() - self._begun, self._bytes, result)  # fmt: skip
 
     def wait(self) -> Written | None:
         """Until nothing is in hand; the checkpoint that was."""
@@ -145,9 +148,11 @@ class Writer:
         self._gathered, self._bytes = True, sum(entry["bytes"] for entry in files.values())
         self._work = self._thread.submit(self._complete, files) if self.place.first else _nothing()
 
-    def _complete(self, files: dict[str, Any]) -> None:
-        finish(self._partial, folder_of(self.checkpoints, self._state["step"]), files, self._shapes, self._state)
+    def _complete(self, files: dict[str, Any]) -> str:
+        final = folder_of(self.checkpoints, self._state["step"])
+        root = finish(self._partial, final, files, self._shapes, self._state)
         prune(self.checkpoints, self.policy)
+        return root
 
 
 def _nothing() -> Future[None]:
@@ -200,15 +205,16 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
 
 
 def finish(partial: Path, final: Path, files: dict[str, Any], shapes: Mapping[str, tuple[int, ...]],
-           state: Mapping[str, Any]) -> None:  # fmt: skip
-    """Add ``state.json`` and ``manifest.json``, flush the folders, and give the checkpoint its final name."""
+           state: Mapping[str, Any]) -> str:  # fmt: skip
+    """Add ``state.json`` and ``manifest.json``, flush the folders, and give the checkpoint its final name; its root."""
     try:
         write_json(partial / "state.json", dict(state))
         path = partial / "state.json"
         files["state.json"] = {"bytes": path.stat().st_size, "sha256": sha256_file(path)}
+        root = root_of(shapes, files)
         write_json(partial / "manifest.json", {
             "format": FORMAT,
-            "merkle_root": root_of(shapes, files),
+            "merkle_root": root,
             "tensors": {name: list(shape) for name, shape in shapes.items()},
             "files": dict(sorted(files.items())),
         })  # fmt: skip
@@ -218,6 +224,7 @@ def finish(partial: Path, final: Path, files: dict[str, Any], shapes: Mapping[st
             shutil.rmtree(final)
         partial.rename(final)
         fsync_folder(final.parent)
+        return root
     except OSError as error:
         raise _cannot_write(partial, error) from None
 

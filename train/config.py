@@ -223,7 +223,7 @@ class ExportConfig:
 
     def problems(self) -> list[str]:
         """Everything wrong with the values, one line each."""
-        return [*_run_problems(self.run), *_step_problems(self.step), *_one_of(self, "dtype", EXPORT_DTYPES)]
+        return [*run_problems(self.run), *_step_problems(self.step), *_one_of(self, "dtype", EXPORT_DTYPES)]
 
 
 @dataclass
@@ -244,7 +244,7 @@ class GenerateConfig:
     def problems(self) -> list[str]:
         """Everything wrong with the values, one line each."""
         found = [
-            *_run_problems(self.run),
+            *run_problems(self.run),
             *_step_problems(self.step),
             *_at_least(self, 1, "prompt_words", "max_new_tokens"),
             *_at_least(self, 0, "temperature", "seed"),
@@ -267,14 +267,15 @@ class ReportConfig:
 
     def problems(self) -> list[str]:
         """Everything wrong with the values, one line each."""
-        return _run_problems(self.run)
+        return run_problems(self.run)
 
 
 def _step_problems(step: int | None) -> list[str]:
     return [] if step is None or step >= 1 else [f"step={step}: a checkpoint has a step of 1 or more; null: the latest"]
 
 
-def _run_problems(run: str) -> list[str]:
+def run_problems(run: str) -> list[str]:
+    """What is wrong with the folder of a run."""
     if not (Path(run) / "config.yaml").is_file():
         return [f"run={run}: no run folder of 'hanse train' (no config.yaml in it)"]
     return []

@@ -164,10 +164,9 @@ class Engine:
     def _exact_sum(self, elements: int) -> ExactSum:
         owned = {part.name: Owned(part.group, part.offset, part.start, part.stop) for part in self.fragments()}
         parameters = list(self.engine.module.parameters())
-        named = {id(parameter): self.names[id(parameter)] for parameter in parameters}
         return ExactSum(
-            self.engine, parameters, [math.prod(self.shapes[named[id(one)]]) for one in parameters],
-            {key: owned[name] for key, name in named.items() if name in owned}, self._flats(),
+            self.engine, parameters, [math.prod(self.shapes[self.names[id(one)]]) for one in parameters],
+            {key: owned[name] for key, name in self.names.items() if name in owned}, self._flats(),
             sharded=self.stage >= 2,
             micro_batches=self.config.batch.global_batch_size // self.config.batch.micro_batch_size,
             bucket_elements=_bucket(elements),

@@ -11,7 +11,7 @@ import torch
 
 from common.errors import HanseError
 from train.ranks import together
-from train.stream import MicroBatch, Stream
+from train.stream import MicroBatch, Stream, rank_samples
 
 if TYPE_CHECKING:
     from train.setup import Run
@@ -78,8 +78,9 @@ def _watch(name: str, names: list[str]) -> Any:
 def sample_number(run: Run, step: int, turn: int, place: int) -> int:
     """The number in the order of data of a sequence of this rank's micro-batches."""
     batch = run.config.batch
-    micro = turn * run.place.ranks + run.place.rank
-    return step * batch.global_batch_size + micro * batch.micro_batch_size + place
+    mine = rank_samples(step * batch.global_batch_size, global_batch=batch.global_batch_size,
+                        micro_batch=batch.micro_batch_size, rank=run.place.rank, ranks=run.place.ranks)  # fmt: skip
+    return mine[turn][place]
 
 
 def documents_of(stream: Stream, sample: int) -> str:
@@ -88,5 +89,5 @@ def documents_of(stream: Stream, sample: int) -> str:
     held = stream.sources[source]
     _, documents = held.window(window)
     numbers = np.unique(documents)
-    shard, _ = held._place(window)
+    shard, _ = held.place(window)
     return f"sample {sample} ({held.name}: {shard.prefix.name}, documents {numbers[0]} to {numbers[-1]})"

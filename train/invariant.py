@@ -45,7 +45,6 @@ class Owned:
 class Bucket:
     """Neighbouring parameters whose integer sums travel together."""
 
-    parameters: list[Any]
     places: dict[int, tuple[int, int]]  # id of a parameter -> (offset, elements) in the buffer
     elements: int
     sums: Tensor | None = None
@@ -73,7 +72,7 @@ class ExactSum:
         self.sharded, self.micro_batches, self.clip = sharded, micro_batches, clip
         self.exponent, self.norm = FIRST_EXPONENT, 0.0
         self._buckets = _buckets(list(reversed(list(zip(parameters, sizes, strict=True)))), bucket_elements)
-        self._bucket_of = {id(parameter): bucket for bucket in self._buckets for parameter in bucket.parameters}
+        self._bucket_of = {key: bucket for bucket in self._buckets for key in bucket.places}
         self._next = 0  # buckets are sent in one order on all ranks, whichever is full first
         self._mine: list[Tensor] = []
         self._largest = torch.zeros((), dtype=torch.float64, device=flats[0].device)
@@ -177,9 +176,8 @@ def _buckets(parameters: Iterable[tuple[Any, int]], elements: int) -> list[Bucke
     buckets: list[Bucket] = []
     for parameter, size in parameters:
         if not buckets or buckets[-1].elements + size > elements:
-            buckets.append(Bucket([], {}, 0))
+            buckets.append(Bucket({}, 0))
         bucket = buckets[-1]
-        bucket.parameters.append(parameter)
         bucket.places[id(parameter)] = (bucket.elements, size)
         bucket.elements += size
     return buckets

@@ -33,10 +33,9 @@ class Ledger:
 
     def __init__(self, path: Path):
         self.path, self._previous, end = path, GENESIS, 0
-        for line, record in lines(path):
+        for line, _ in lines(path):
             end += len(line) + 1
             self._previous = hashlib.sha256(line).hexdigest()
-            assert record
         if path.is_file() and path.stat().st_size > end:
             with path.open("rb+") as file:
                 file.truncate(end)

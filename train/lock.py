@@ -6,12 +6,13 @@ import hashlib
 import os
 import platform
 import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict
 from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
 
+from common.configuration import belongs, differences, leaves
 from common.errors import HanseError
 from common.files import merkle_root, read_json
 from data_pipelines.manifest import fingerprint
@@ -61,13 +62,10 @@ def config_sha256(config: TrainConfig) -> str:
 
     So is a key at its default: a later version's new keys change no hash, unless they are used.
     """
-    usual = dict(_leaves(asdict(TrainConfig())))
-    return fingerprint({key: value for key, value in _leaves(asdict(config))
-                        if not _free(key) and (key not in usual or value != usual[key])})  # fmt: skip
-
-
-def _free(key: str) -> bool:
-    return any(key == one or key.startswith(f"{one}.") for one in (*FREE, "name", "determinism"))
+    usual = dict(leaves(asdict(TrainConfig())))
+    free = (*FREE, "name", "determinism")
+    return fingerprint({key: value for key, value in leaves(asdict(config))
+                        if not belongs(key, free) and (key not in usual or value != usual[key])})  # fmt: skip
 
 
 def code() -> dict[str, Any]:
@@ -110,13 +108,6 @@ def _devices(torch: Any) -> list[str]:
     return [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
 
 
-def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """{dotted key: (before, now)} of everything that differs between two locks."""
-    one, other = dict(_leaves(before)), dict(_leaves(now))
-    return {key: (one.get(key), other.get(key)) for key in sorted(one.keys() | other.keys())
-            if one.get(key) != other.get(key)}  # fmt: skip
-
-
 def hold_to(path: Path, now: Mapping[str, Any]) -> list[str]:
     """Compare with another run's lock; what differs without deciding what is computed, a line each.
 
@@ -132,11 +123,3 @@ def hold_to(path: Path, now: Mapping[str, Any]) -> list[str]:
         told = "; ".join(f"{key} was {found[key][0]}, is {found[key][1]}" for key in binding)
         raise HanseError(f"lock={path}: this would not repeat that run: {told}; give it the same, or leave lock out")
     return [f"{key}: was {was}, is {here}" for key, (was, here) in found.items()]
-
-
-def _leaves(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    if isinstance(value, Mapping) and value:
-        for key, inner in value.items():
-            yield from _leaves(inner, f"{prefix}.{key}" if prefix else str(key))
-    else:
-        yield prefix, value

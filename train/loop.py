@@ -17,7 +17,6 @@ import torch
 import torch.distributed as dist
 
 from common.errors import EXIT_DONE, EXIT_GO_ON
-from common.files import read_json
 from train import outcome
 from train.checkpoint_writer import Written
 from train.config import TrainConfig
@@ -165,8 +164,7 @@ def _bits_per_byte(losses: dict[str, LanguageLoss]) -> dict[str, Any]:
 def note_checkpoint(run: Run, requests: Requests, written: Written | None) -> None:
     """Tell of a checkpoint that is complete now, if one is."""
     if written and run.ledger:
-        root = read_json(written.folder / "manifest.json", "checkpoint manifest")["merkle_root"]
-        run.ledger.write("checkpoint", {"step": written.step, "merkle_root": root})
+        run.ledger.write("checkpoint", {"step": written.step, "merkle_root": written.merkle_root})
         run.ledger.sync()
     if written:
         run.metrics.event(written.step, "checkpoint", path=written.folder.name, bytes=written.bytes,

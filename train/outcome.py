@@ -10,13 +10,13 @@ import psutil
 import torch
 
 from common.terminal import count, duration, next_step, say
-from train.checkpoint import Checkpoint, complete_steps, folder_of
+from train.checkpoint import Checkpoint
 from train.config import TrainConfig
 from train.data_table import say_losses
 from train.evaluate import LanguageLoss
 from train.metrics import StepClock
 from train.ranks import Place
-from train.run_folder import RunFolder
+from train.run_folder import RunFolder, complete_steps, folder_of
 
 if TYPE_CHECKING:
     from train.setup import Data, Run

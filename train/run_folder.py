@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import socket
-from collections.abc import Container, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -15,6 +15,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
+from common.configuration import belongs, differences
 from common.errors import HanseError
 from common.files import read_json, room_for, write_json, write_text
 from train.config import TrainConfig
@@ -109,7 +110,8 @@ class RunFolder:
         if self.config.is_file():
             before = asdict(self.read_config())  # keys that are newer than the run have their defaults
             free = set(FREE) - set(FROZEN[config.determinism])
-            changed = sorted(_differences(before, asdict(config), free))
+            found = differences(before, asdict(config))
+            changed = [f"{key} was {was}, now {now}" for key, (was, now) in found.items() if not belongs(key, free)]
             if changed:
                 raise HanseError(f"{self.path} was started with another configuration: {'; '.join(changed)}; "
                                  "give it the same again, or name another folder with run=...")  # fmt: skip
@@ -148,6 +150,16 @@ class RunFolder:
         write_json(path, {**before, **values, "paths": paths})
 
 
+def folder_of(checkpoints: Path, step: int) -> Path:
+    """The folder of a step's checkpoint."""
+    return checkpoints / f"step-{step:08d}"
+
+
+def complete_steps(checkpoints: Path) -> list[int]:
+    """Steps that have a complete checkpoint, ascending."""
+    return sorted(int(path.parent.name[5:]) for path in checkpoints.glob("step-" + "[0-9]" * 8 + "/manifest.json"))
+
+
 def read_metrics(path: Path) -> list[dict[str, Any]]:
     """The records of a ``metrics.jsonl``; a half-written last line is left out.
 
@@ -166,16 +178,6 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
                 raise HanseError(f"{path}: line {number} is no record of a step; delete it to go on") from None
             records.append(record)
     return records
-
-
-def _differences(before: Any, now: Any, free: Container[str], prefix: str = "") -> Iterator[str]:
-    if prefix in free:
-        return
-    if isinstance(before, dict) and isinstance(now, dict):
-        for key in before.keys() | now.keys():
-            yield from _differences(before.get(key), now.get(key), free, f"{prefix}.{key}" if prefix else str(key))
-    elif before != now:
-        yield f"{prefix} was {before}, now {now}"
 
 
 def _holder() -> dict[str, Any]:

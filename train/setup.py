@@ -12,12 +12,12 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
+from common.configuration import differences
 from common.errors import HanseError
 from common.files import read_json, sha256_file, sweep_partial, write_json
 from common.terminal import say
 from data_pipelines.shards import ShardsManifest
 from data_pipelines.tokenizer import token_byte_lengths, tokenizer_sha256
-from train import checkpoint as checkpoints
 from train import lock, outcome
 from train.checkpoint import DAMAGED, Checkpoint, Damaged
 from train.checkpoint_writer import Writer
@@ -29,7 +29,7 @@ from train.metrics import Metrics
 from train.model import build_model, flops_per_token, model_config, parameter_counts
 from train.precision import choose, measured_peaks
 from train.ranks import Place, together
-from train.run_folder import RunFolder
+from train.run_folder import RunFolder, complete_steps, folder_of
 from train.stream import Stream, open_sources, open_stream
 
 
@@ -133,7 +133,7 @@ def open_ledger(config: TrainConfig, folder: RunFolder, now: dict[str, Any], fir
             say(f"lock: {line}")
     if not folder.lock.is_file():
         write_json(folder.lock, now)
-    differs = lock.differences(read_json(folder.lock, "lock of this run"), now)
+    differs = differences(read_json(folder.lock, "lock of this run"), now)
     ledger = Ledger(folder.ledger)
     ledger.write("start", {
         "step": first_step, "lock": sha256_file(folder.lock), **now["layout"],
@@ -192,8 +192,8 @@ def open_checkpoint(folder: RunFolder, data: Data, place: Place) -> Checkpoint |
         HanseError: the only one there is is damaged, or it belongs to other data.
     """
     damaged: list[tuple[Path, str]] = []
-    for step in reversed(checkpoints.complete_steps(folder.checkpoints)):
-        path = checkpoints.folder_of(folder.checkpoints, step)
+    for step in reversed(complete_steps(folder.checkpoints)):
+        path = folder_of(folder.checkpoints, step)
         found, damage = verified(path, place)
         if found is None:
             damaged.append((path, damage))

@@ -166,7 +166,7 @@ class Source:
 
     def window(self, number: int) -> tuple[np.ndarray, np.ndarray]:
         """(ids, documents): int64 arrays of ``length + 1`` ids, and of the document (counted in the shard) of each."""
-        shard, start = self._place(number)
+        shard, start = self.place(number)
         stop = start + self.length + 1
         first, last = np.searchsorted(shard.document_starts, (start, stop - 1), side="right")
         edges = np.concatenate(([start], shard.document_starts[first:last], [stop]))
@@ -175,7 +175,7 @@ class Source:
 
     def targets(self, number: int) -> int:
         """Labels that count in a window, told by the index alone: a document's first token is nobody's next token."""
-        shard, start = self._place(number)
+        shard, start = self.place(number)
         first, last = np.searchsorted(shard.document_starts, (start, start + self.length), side="right")
         return self.length - len(np.unique(shard.document_starts[first:last]))
 
@@ -186,7 +186,7 @@ class Source:
         first, last = max(-(-(start - self.length) // self.length), 0), (stop - 1) // self.length
         return np.arange(before + first, min(before + last + 1, int(self._ends[which])))
 
-    def _place(self, number: int) -> tuple[TokenShard, int]:
+    def place(self, number: int) -> tuple[TokenShard, int]:
         """The shard of a window, and the token at which it starts there."""
         which = int(np.searchsorted(self._ends, number, side="right"))
         return self.shards[which], (number - (int(self._ends[which - 1]) if which else 0)) * self.length
@@ -266,9 +266,15 @@ class Stream:
 
     def step(self, consumed: int, *, global_batch: int, micro_batch: int, rank: int, ranks: int) -> list[MicroBatch]:
         """One rank's micro-batches of the step that starts at sample ``consumed``, in the order they are run."""
-        accumulation = global_batch // (micro_batch * ranks)
-        firsts = [consumed + (turn * ranks + rank) * micro_batch for turn in range(accumulation)]
-        return [self.micro_batch(range(first, first + micro_batch)) for first in firsts]
+        mine = rank_samples(consumed, global_batch=global_batch, micro_batch=micro_batch, rank=rank, ranks=ranks)
+        return [self.micro_batch(samples) for samples in mine]
+
+
+def rank_samples(consumed: int, *, global_batch: int, micro_batch: int, rank: int, ranks: int) -> list[range]:
+    """The samples of each of a rank's micro-batches, in the step that starts at sample ``consumed``."""
+    accumulation = global_batch // (micro_batch * ranks)
+    firsts = [consumed + (turn * ranks + rank) * micro_batch for turn in range(accumulation)]
+    return [range(first, first + micro_batch) for first in firsts]
 
 
 def open_sources(

@@ -13,10 +13,10 @@ from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 from common.errors import HanseError
 from data_pipelines.shards import ShardsManifest
 from data_pipelines.tokenizer import tokenizer_sha256
-from train.checkpoint import Checkpoint, complete_steps, folder_of
+from train.checkpoint import Checkpoint
 from train.config import TrainConfig
 from train.model import build_model
-from train.run_folder import RunFolder
+from train.run_folder import RunFolder, complete_steps, folder_of
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 
-from train.checkpoint import folder_of
+from train.run_folder import folder_of
 
 pytestmark = pytest.mark.slow
 

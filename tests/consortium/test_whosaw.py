@@ -19,7 +19,7 @@ def drawn(stream, below):
     seen = {}
     for number in range(below):
         source, window = stream.sample(number)
-        shard, start = stream.sources[source]._place(window)
+        shard, start = stream.sources[source].place(window)
         for token in range(start, start + LENGTH + 1):
             seen.setdefault((shard.prefix, token), set()).add(number)
     return seen

@@ -23,11 +23,12 @@ from common.errors import HanseError
 from common.files import sha256_file
 from tests.disk import small_disk
 from train import checkpoint
-from train.checkpoint import Checkpoint, Damaged, complete_steps, folder_of
+from train.checkpoint import Checkpoint, Damaged
 from train.checkpoint_writer import Writer, Written, best_steps, finish, prune, write_share
 from train.config import CheckpointConfig
 from train.engine import MOMENTS, Fragment
 from train.ranks import Place
+from train.run_folder import complete_steps, folder_of
 
 STATE = {
     "step": 12, "consumed_samples": 96, "data_merkle_root": "d", "tokenizer_sha256": "t", "model": {"layers": 2},

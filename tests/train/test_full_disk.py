@@ -12,7 +12,8 @@ from common.errors import EXIT_DONE, EXIT_USER_ERROR
 from tests.disk import fill, small_disk
 from tests.train.command import Command
 from tests.train.multirank import losses
-from train.checkpoint import Checkpoint, complete_steps, folder_of
+from train.checkpoint import Checkpoint
+from train.run_folder import complete_steps, folder_of
 
 
 def line_of(command: Command) -> str:

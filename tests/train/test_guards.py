@@ -5,7 +5,7 @@ import re
 import pytest
 
 from tests.train.multirank import losses, train_cases
-from train.checkpoint import complete_steps
+from train.run_folder import complete_steps
 
 
 @pytest.mark.slow

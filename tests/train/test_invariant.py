@@ -14,9 +14,9 @@ from hypothesis import strategies as some
 
 from common.errors import HanseError
 from tests.train.multirank import train_cases
-from train.checkpoint import Checkpoint, complete_steps, folder_of
+from train.checkpoint import Checkpoint
 from train.invariant import ExactAdamW, ExactSum, Owned
-from train.run_folder import read_metrics
+from train.run_folder import complete_steps, folder_of, read_metrics
 
 STEPS, SEQUENCES = 8, 24  # twelve micro-batches of two sequences a step: for 1, 2, 3 and 4 ranks
 

@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from common.configuration import differences
 from common.errors import HanseError
 from common.files import write_json
 from data_pipelines.shards import ShardsManifest
-from train.lock import config_sha256, describe, differences, hold_to
+from train.lock import config_sha256, describe, hold_to
 from train.ranks import Place
 
 

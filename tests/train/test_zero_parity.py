@@ -14,10 +14,10 @@ from torch.nn.functional import cross_entropy
 
 from common.configuration import instantiate
 from tests.train.multirank import train_cases
-from train.checkpoint import Checkpoint, complete_steps, folder_of
+from train.checkpoint import Checkpoint
 from train.config import TrainConfig
 from train.model import PackedLanguageModel, build_model, model_inputs
-from train.run_folder import read_metrics
+from train.run_folder import complete_steps, folder_of, read_metrics
 from train.setup import open_data
 from train.stream import IGNORED
 
