@@ -18,6 +18,8 @@ VERBS = {
              "curated corpus -> tokenizer.json and its fertility a language"),
         Verb("tokenize", "data_pipelines.config:TokenizeConfig", "data_pipelines.tokenize:run",
              "curated corpus + tokenizer -> token shards and manifest"),
+        Verb("plan", "train.config:PlanConfig", "train.plan:run",
+             "training configuration -> memory a GPU, time, GPU-hours and energy, before any is asked for"),
         Verb("train", "train.config:TrainConfig", "train.start:run",
              "token shards -> run folder; goes on by itself where a checkpoint is"),
         Verb("export", "train.config:ExportConfig", "train.export:run",

@@ -24,6 +24,13 @@ HELP = """hanse {name} [group=choice] [key=value]: {line}
 --KEY                short for KEY=true"""
 
 
+def open_dictionary() -> Any:
+    """A dictionary to which the command line may add keys without a ``+``: what another verb is given."""
+    from omegaconf import OmegaConf
+
+    return OmegaConf.create({}, flags={"struct": False})
+
+
 def sort_arguments(name: str, arguments: list[str]) -> tuple[list[str], list[str], list[Path]]:
     """(Hydra's flags, overrides, folders of ``--config-dir``): people mix them, argparse wants them apart.
 

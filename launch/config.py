@@ -5,17 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from omegaconf import MISSING, OmegaConf
+from omegaconf import MISSING
 
+from common.configuration import open_dictionary
 from launch.site import Site, detect, host_names
 
 LAUNCHERS = ("srun", "torchrun")
 TASKS = ("train", "corpus")
-
-
-def _open_dictionary() -> Any:
-    """A dictionary to which the command line may add keys without a ``+``."""
-    return OmegaConf.create({}, flags={"struct": False})
 
 
 @dataclass
@@ -51,8 +47,8 @@ class LaunchConfig:
 
     site: Site = field(default_factory=Site)
     task: str = "train"
-    train: Any = field(default_factory=_open_dictionary)
-    corpus: Any = field(default_factory=_open_dictionary)
+    train: Any = field(default_factory=open_dictionary)
+    corpus: Any = field(default_factory=open_dictionary)
     nodes: int = 1
     spare_nodes: int = 0
     ranks_per_node: int | None = None

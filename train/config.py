@@ -11,6 +11,10 @@ from typing import Any
 
 from omegaconf import MISSING
 
+from common.configuration import open_dictionary
+from launch.site import Site
+from train.hardware import GPUS, find_gpu
+
 ZERO_STAGES = (1, 2, 3)
 PRECISIONS = ("auto", "bf16", "fp32")
 DETERMINISM = ("D0", "D1", "D2")
@@ -80,6 +84,7 @@ class EngineConfig:
 
     zero_stage: int = 1
     precision: str = "auto"
+    recompute_every_layers: int = 0
 
 
 @dataclass
@@ -159,8 +164,8 @@ class TrainConfig:
                        "evaluate.every_steps", "evaluate.tokens_per_language",
                        "model.vocabulary_size", "model.vocabulary_multiple"),
             *_at_least(self, 0, "seed", "threads_per_rank", "schedule.warmup_steps", "schedule.final_fraction",
-                       "checkpoint.keep_every_steps", "checkpoint.every_minutes", "checkpoint.keep_best",
-                       "optimizer.weight_decay", "optimizer.gradient_clipping"),
+                       "engine.recompute_every_layers", "checkpoint.keep_every_steps", "checkpoint.every_minutes",
+                       "checkpoint.keep_best", "optimizer.weight_decay", "optimizer.gradient_clipping"),
             *_one_of(self, "determinism", DETERMINISM),
             *_one_of(self, "engine.zero_stage", ZERO_STAGES),
             *_one_of(self, "engine.precision", PRECISIONS),
@@ -257,6 +262,44 @@ class GenerateConfig:
 
 
 @dataclass
+class PlanConfig:
+    """What ``hanse plan`` takes."""
+
+    train: Any = field(default_factory=open_dictionary)
+    site: Site = field(default_factory=Site)
+    gpu: str | None = None
+    gpu_memory_gb: float | None = None
+    gpus_per_node: int | None = None
+    nodes: list[int] = field(default_factory=lambda: [1])
+    mfu: float = 0.4
+    measured_in: str | None = None
+    spare_memory: float = 0.1
+    storage_gb_per_second: float | None = None
+    pue: float | None = None
+    node_watts: float = 0.0
+    output: str | None = None
+    experiment: Any = None
+
+    def problems(self) -> list[str]:
+        """Everything wrong with the values, one line each."""
+        found = run_problems(self.measured_in, "measured_in") if self.measured_in else []
+        if self.gpu is not None and find_gpu(self.gpu) is None:
+            found.append(f"gpu={self.gpu}: one of {', '.join(GPUS)}")
+        if not self.nodes or min(self.nodes) < 1:
+            found.append(f"nodes={self.nodes}: numbers of 1 or more, e.g. [1,2,4]")
+        if not 0 < self.mfu <= 1:
+            found.append(f"mfu={self.mfu}: a share of the GPU's peak, above 0 and 1 at most")
+        if not 0 <= self.spare_memory < 1:
+            found.append(f"spare_memory={self.spare_memory}: a share of the GPU's memory, in [0, 1)")
+        if self.pue is not None and not self.pue >= 1:
+            found.append(f"pue={self.pue}: 1 or more (all the site uses / what its machines use); null: unknown")
+        for key in ("gpu_memory_gb", "gpus_per_node", "storage_gb_per_second"):
+            if (value := getattr(self, key)) is not None and not value > 0:
+                found.append(f"{key}={value}: must be above 0; null: the site's, or unknown")
+        return found + ([] if self.node_watts >= 0 else [f"node_watts={self.node_watts}: must be 0 or more"])
+
+
+@dataclass
 class ReportConfig:
     """What ``hanse report`` takes."""
 
@@ -274,10 +317,10 @@ def _step_problems(step: int | None) -> list[str]:
     return [] if step is None or step >= 1 else [f"step={step}: a checkpoint has a step of 1 or more; null: the latest"]
 
 
-def run_problems(run: str) -> list[str]:
-    """What is wrong with the folder of a run."""
+def run_problems(run: str, key: str = "run") -> list[str]:
+    """What is wrong with the folder of a run, named by ``key``."""
     if not (Path(run) / "config.yaml").is_file():
-        return [f"run={run}: no run folder of 'hanse train' (no config.yaml in it)"]
+        return [f"{key}={run}: no run folder of 'hanse train' (no config.yaml in it)"]
     return []
 
 

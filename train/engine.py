@@ -105,7 +105,7 @@ def deepspeed_config(config: TrainConfig, ranks: int, precision: str, parameters
     Buckets are sized from the model: the default of 5e8 elements is allocated whole and makes a small model 20 times
     slower on a CPU.
     """
-    bucket = _bucket(parameters)
+    bucket = bucket_elements(parameters)
     zero: dict[str, Any] = {
         "stage": config.engine.zero_stage,
         "reduce_bucket_size": bucket,
@@ -135,7 +135,8 @@ def deepspeed_config(config: TrainConfig, ranks: int, precision: str, parameters
     }
 
 
-def _bucket(parameters: int) -> int:
+def bucket_elements(parameters: int) -> int:
+    """Elements of a communication bucket: the whole model at most, 1M at least."""
     return int(min(5e8, max(parameters, 1_000_000)))
 
 
@@ -169,7 +170,7 @@ class Engine:
             {key: owned[name] for key, name in self.names.items() if name in owned}, self._flats(),
             sharded=self.stage >= 2,
             micro_batches=self.config.batch.global_batch_size // self.config.batch.micro_batch_size,
-            bucket_elements=_bucket(elements),
+            bucket_elements=bucket_elements(elements),
             clip=self.config.optimizer.gradient_clipping,
         )  # fmt: skip
 

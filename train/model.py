@@ -47,6 +47,18 @@ def build_model(config: PretrainedConfig, seed: int, attention: str = "sdpa") ->
         raise HanseError(f"model.settings: {' '.join(str(error).split())}") from None
 
 
+def recompute_activations(model: PreTrainedModel, every_layers: int) -> None:
+    """Keep only the input of every n-th layer, and compute it again on the way back (Chen et al., arXiv 1604.06174).
+
+    Raises:
+        HanseError: the architecture cannot.
+    """
+    try:
+        model.activation_checkpointing_enable(every_n_layers=every_layers)
+    except ValueError as error:
+        raise HanseError(f"engine.recompute_every_layers={every_layers}: {' '.join(str(error).split())}") from None
+
+
 def shape_of_model(config: PretrainedConfig) -> PreTrainedModel:
     """The model without memory: every parameter has its shape and lies on the meta device. 70B take a second."""
     with init_empty_weights(include_buffers=True):

@@ -77,6 +77,7 @@ def summary(
         "languages": {name: _language(name, data, losses, unigram) for name in languages},
         "tokens_per_second": speed,
         "mfu": speed * run.flops_per_token / run.peak,
+        "flops_per_token": run.flops_per_token,
         "parameters": run.parameters,
         "steps": step,
         "consumed_tokens": step * config.tokens_per_step,

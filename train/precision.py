@@ -7,6 +7,7 @@ import time
 import torch
 
 SIZES = {"cpu": (256, 1024), "cuda": (2048, 8192)}  # of square matrices: a quick look, then large enough for the peak
+LOOKS = 4  # products at least: the first pays for loading the kernels, and on a busy machine one alone says nothing
 WORTH_IT = 1.15  # bf16 is taken when it is at least this much faster: it rounds, so a draw goes to fp32
 
 
@@ -21,7 +22,9 @@ def matmul_flops_per_second(dtype: torch.dtype, device: torch.device, seconds: f
             return best
         a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
         until = end if size == SIZES[device.type][-1] else time.perf_counter() + seconds / 10
-        while time.perf_counter() < until:
+        done = 0
+        while time.perf_counter() < until or done < LOOKS:
+            done += 1
             start = time.perf_counter()
             a @ b
             if device.type == "cuda":

@@ -26,7 +26,7 @@ from train.engine import Engine
 from train.evaluate import Evaluation, all_reduce_sum
 from train.ledger import Ledger
 from train.metrics import Metrics
-from train.model import build_model, flops_per_token, model_config, parameter_counts
+from train.model import build_model, flops_per_token, model_config, parameter_counts, recompute_activations
 from train.precision import choose, measured_peaks
 from train.ranks import Place, together
 from train.run_folder import RunFolder, complete_steps, folder_of
@@ -81,6 +81,8 @@ def set_up(config: TrainConfig, place: Place, folder: RunFolder, device: torch.d
     precision = agree_on_precision(config, resumed, peaks)
     with together(place):
         model = build_model(data.model, config.seed, config.model.attention)
+        if config.engine.recompute_every_layers:
+            recompute_activations(model, config.engine.recompute_every_layers)
         if resumed:
             resumed.check_model({name: tuple(parameter.shape) for name, parameter in model.named_parameters()})
             model.load_state_dict(resumed.weights(), strict=False)  # tied weights have one name

@@ -10,6 +10,7 @@ from omegaconf import OmegaConf
 
 from common.errors import EXIT_USER_ERROR, ConfigError, HanseError
 from common.files import write_text
+from data_pipelines.shards import ShardsManifest
 from launch.local import run_ranks
 from train.config import TrainConfig, batch_problems
 from train.determinism import set_variables
@@ -24,6 +25,7 @@ def run(config: TrainConfig) -> int:
 
 def _start_ranks(config: TrainConfig) -> int:
     """Start the ranks on this machine. They read the composed configuration from a file, not the command line."""
+    ShardsManifest.read(Path(config.data.shards))  # ranks would say the same, ten seconds later
     RunFolder(config.run).check_free()  # before anything is written into a folder that another run may be using
     logs = Path(config.run) / "logs"
     write_text(logs / "start.yaml", OmegaConf.to_yaml(OmegaConf.structured(config)))

@@ -2,6 +2,7 @@
 
 import pytest
 
+from common.errors import EXIT_USER_ERROR
 from train.ranks import Place, find_place, first_host, torchrun_variables
 
 
@@ -41,3 +42,10 @@ def test_all_tasks_of_a_job_agree_on_address_and_port_and_keep_what_is_set():
     kept = {"MASTER_PORT": "29500"}
     torchrun_variables(Place(0, 1), kept)
     assert kept["MASTER_PORT"] == "29500"
+
+
+def test_missing_shards_are_told_before_any_rank_starts(hanse, tmp_path, capfd):
+    settings = ["name=x", f"run={tmp_path / 'run'}", f"data.shards={tmp_path / 'nowhere'}", "tokens=10_000_000"]
+    assert hanse("train", *settings) == EXIT_USER_ERROR
+    assert "no shards manifest ('hanse tokenize' writes one)" in capfd.readouterr().err
+    assert not (tmp_path / "run").exists()

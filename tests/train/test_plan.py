@@ -1,0 +1,141 @@
+"""A plan says what training would need: its arithmetic is that of the engine, its memory that of tensors."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from benchmarks.memory import on_ranks
+from common.errors import EXIT_DONE, EXIT_USER_ERROR
+from train.config import ModelConfig
+from train.hardware import GPUS, find_gpu
+from train.memory import Layout, activations, memory, saved_bytes, states
+from train.model import PackedLanguageModel, build_model, model_config, recompute_activations
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+SETTINGS = {"hidden_size": 64, "intermediate_size": 160, "num_hidden_layers": 3, "num_attention_heads": 4}
+ARCHITECTURES = ("llama", "qwen3", "mistral", "apertus", "olmo2")
+REQUEST = ["train.name=x", "train.model=llama3-8b", "train.tokens=2e12", "train.data.sequence_length=4096",
+           "train.batch.global_batch_size=1024", "train.batch.micro_batch_size=1"]  # fmt: skip
+
+
+def small(architecture, key_value_heads=2):
+    settings = {**SETTINGS, "num_key_value_heads": key_value_heads}
+    return model_config(ModelConfig(architecture, settings), 200, 48, pad_token_id=0)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("every", [0, 1, 2])
+def test_activations_counted_without_memory_are_those_kept_with_it(architecture, every):
+    config = small(architecture)
+    planned = activations(config, 48, "fp32", every)
+    module = PackedLanguageModel(build_model(config, 0))
+    whole = saved_bytes(module, 2, 48, "cpu")
+    if every:
+        recompute_activations(module.model, every)
+    kept = saved_bytes(module, 2, 48, "cpu")
+    inputs = kept - planned.fixed
+    of_one_layer = (whole - kept) / -(-3 // every) if every else 0
+    assert planned.fixed + 2 * planned.a_sequence == pytest.approx(planned.fixed + inputs + of_one_layer, rel=1e-4)
+    assert every == 0 or kept < 0.75 * whole
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_recomputed_activations_change_no_bit_of_the_gradient(architecture):
+    ids = torch.randint(0, 200, (2, 48))
+    documents = (torch.arange(48) > 20).long().expand(2, 48)
+    positions = torch.cat([torch.arange(21), torch.arange(27)]).expand(2, 48)
+    found = []
+    for every in (0, 1, 2):
+        module = PackedLanguageModel(build_model(small(architecture), 0))
+        if every:
+            recompute_activations(module.model, every)
+        module(ids, positions, ids, documents)[0].backward()
+        found.append({name: one.grad for name, one in module.named_parameters()})
+    for other in found[1:]:
+        assert all(torch.equal(other[name], gradient) for name, gradient in found[0].items())
+
+
+@given(st.integers(1, 10**12), st.integers(1, 512), st.sampled_from(["bf16", "fp32"]))
+def test_states_follow_the_zero_paper(parameters, ranks, precision):
+    """All stages agree on one rank; each shares out what the one before does and more; nothing is lost."""
+    value = {"bf16": 2, "fp32": 4}[precision]
+    found = {stage: states(parameters, Layout(ranks, stage, precision)) for stage in (1, 2, 3)}
+    assert found[1][0] == found[2][0] == value * parameters == pytest.approx(found[3][0] * ranks)
+    assert found[1][1] == value * parameters == pytest.approx(found[2][1] * ranks) == pytest.approx(found[3][1] * ranks)
+    assert len({part[2] for part in found.values()}) == 1
+    assert sum(found[1]) >= sum(found[2]) >= sum(found[3])
+    if ranks == 1:
+        assert found[1] == found[2] == found[3]
+
+
+def test_memory_grows_with_the_micro_batch_by_its_activations():
+    counted = activations(small("llama"), 48, "bf16")
+    one, two = (memory(10**6, counted, Layout(4, 2, "bf16"), size) for size in (1, 2))
+    assert two.activations - one.activations == counted.a_sequence
+    assert two.total - one.total >= counted.a_sequence
+    assert one.total == one.states + one.buffers + one.activations + one.head
+
+
+@pytest.mark.parametrize("path", sorted((CONFIGS / "site").glob("*.yaml")), ids=lambda path: path.stem)
+def test_the_gpu_of_every_site_is_known(path):
+    name = yaml.safe_load(path.read_text()).get("node", {}).get("gpu")
+    assert name is None or find_gpu(name)[0].split()[0] in name
+
+
+@pytest.mark.parametrize("name", ["NVIDIA A100-SXM-64GB", "NVIDIA GH200 480GB", "AMD Instinct MI250X", "h100"])
+def test_a_gpu_is_found_by_the_name_its_driver_gives(name):
+    assert find_gpu(name)[0].split()[0].lower() in name.lower()
+
+
+def test_a_plan_adds_up_and_is_written_for_programs(hanse, tmp_path, capsys):
+    output = tmp_path / "plan.json"
+    assert hanse("plan", *REQUEST, "site=lumi", "nodes=[1,16]", "pue=1.2", f"output={output}") == EXIT_DONE
+    plan = json.loads(output.read_text())
+    assert plan["parameters"] == 8_030_261_248
+    assert (plan["gpu"]["name"], plan["gpu"]["memory_gb"], plan["gpus_per_node"]) == ("MI250X GCD", 64, 8)
+    for one in plan["times"]:
+        assert one["tokens_per_second"] * one["seconds"] == pytest.approx(2e12)
+        assert one["gpu_hours"] == pytest.approx(one["ranks"] * one["seconds"] / 3600)
+        used = one["tokens_per_second"] * plan["flops_per_token"]
+        assert used / (one["ranks"] * GPUS["MI250X GCD"].bf16_flops) == pytest.approx(plan["mfu"])
+        assert one["facility_mwh"] == pytest.approx(1.2 * one["mwh"])
+    assert plan["fits"]["1"]["stage"] > plan["fits"]["16"]["stage"]  # more GPUs, less on each
+    said = capsys.readouterr().out
+    assert "hanse launch site=lumi nodes=1 train.engine.zero_stage=3" in said
+    assert "MI250X GCD 64 GB" in said
+
+
+def test_what_does_not_fit_is_said_with_what_would_help(hanse, capsys):
+    request = [one.replace("llama3-8b", "llama3-70b") for one in REQUEST]
+    assert hanse("plan", *request, "gpu=A100", "nodes=[1]") == EXIT_DONE
+    said = capsys.readouterr().out
+    assert "hanse launch" not in said
+    assert "next: more nodes" in said
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (["gpu=B300"], "gpu=B300: one of A100, H100"),
+        (["nodes=[0]"], "nodes=[0]: numbers of 1 or more"),
+        (["mfu=1.5"], "mfu=1.5: a share"),
+        (["train.batch.micro_batch_size=0"], "train.batch.micro_batch_size=0: must be 1 or more"),
+        (["measured_in=nowhere"], "measured_in=nowhere: no run folder"),
+        (["site=local"], "site=local: the peak of its GPU (none) is not known"),
+    ],
+)
+def test_nonsense_is_refused(hanse, capfd, wrong, message):
+    assert hanse("plan", *REQUEST, *wrong) == EXIT_USER_ERROR
+    assert message in capfd.readouterr().err
+
+
+@pytest.mark.slow
+def test_states_are_planned_within_a_tenth_of_what_lies_in_real_ranks():
+    cases = [(stage, precision) for precision in ("fp32", "bf16") for stage in (1, 2, 3)]
+    for case, found in zip(cases, on_ranks(2, "llama-8m", cases), strict=True):
+        assert found["found"] - found["bucket"] == pytest.approx(found["states_planned"], rel=0.1), case

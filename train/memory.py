@@ -1,0 +1,172 @@
+"""What lies in the memory of one rank while it trains, computed from shapes: nothing of the model's size is allocated.
+
+The states are arithmetic (Rajbhandari et al., arXiv 1910.02054); what DeepSpeed 0.19 keeps beside them was read off a
+running one (``benchmarks/memory.py`` compares). Activations are counted, not estimated: the model runs on the meta
+device, where tensors have shapes and no values, and what autograd keeps for the backward pass is added up.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AttentionInterface, PretrainedConfig
+
+from train.engine import bucket_elements
+from train.loss import ROWS_ELEMENTS
+from train.model import PackedLanguageModel, recompute_activations, shape_of_model
+
+VALUE_BYTES = {"fp32": 4, "bf16": 2}
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+ADAM_BYTES = 12  # a parameter: master weight and both moments in fp32
+COUNTED = "hanse-counted"
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes on one rank at the worst moment of a step.
+
+    Attributes:
+        weights, gradients, optimizer: the states, as the ZeRO stage shares them out.
+        buffers: buckets of communication, gathered weights (stage 3), gradients in fp32 while the optimizer steps.
+        activations: kept for the backward pass of one micro-batch.
+        head: logits of the rows that go through the output embedding at once.
+    """
+
+    weights: float
+    gradients: float
+    optimizer: float
+    buffers: float
+    activations: float
+    head: float
+
+    @property
+    def states(self) -> float:
+        """What is there all the time."""
+        return self.weights + self.gradients + self.optimizer
+
+    @property
+    def total(self) -> float:
+        """All of it."""
+        return self.states + self.buffers + self.activations + self.head
+
+
+@dataclass(frozen=True)
+class Activations:
+    """Bytes that autograd keeps: ``fixed + micro_batch * a_sequence``; ``logits``: elements a sequence."""
+
+    fixed: float
+    a_sequence: float
+    logits: int
+    fused: bool
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How the states are shared out, and where; ``overlap``: communication beside computation, as on GPUs."""
+
+    ranks: int
+    stage: int
+    precision: str
+    overlap: bool = True
+    device: str = "cuda"
+
+
+def states(parameters: int, layout: Layout) -> tuple[float, float, float]:
+    """Bytes of weights, gradients and optimizer on one rank."""
+    value, ranks = VALUE_BYTES[layout.precision] * parameters, layout.ranks
+    weights, gradients = value / (ranks if layout.stage == 3 else 1), value / (ranks if layout.stage >= 2 else 1)
+    return weights, gradients, ADAM_BYTES * parameters / ranks
+
+
+def buffers(parameters: int, layout: Layout) -> float:
+    """Bytes of what DeepSpeed needs beside the states, at the worse of two moments: reducing, and stepping."""
+    value = VALUE_BYTES[layout.precision]
+    bucket = value * min(bucket_elements(parameters), parameters)
+    reducing = bucket * (2 if layout.overlap else 1)  # one is filled while another is sent
+    stepping = (4 if layout.precision != "fp32" else 0) * parameters / layout.ranks
+    if layout.stage == 3:
+        return 2 * bucket + max(reducing - bucket, stepping)  # one for gradients stays; gathered weights fill another
+    return max(reducing, stepping + value * parameters / layout.ranks)
+
+
+def memory(parameters: int, kept: Activations, layout: Layout, micro_batch: int) -> Memory:
+    """Everything on one rank of a model with so many ``parameters``."""
+    rows = min(ROWS_ELEMENTS[layout.device], micro_batch * kept.logits)
+    return Memory(
+        *states(parameters, layout),
+        buffers=buffers(parameters, layout),
+        activations=kept.fixed + micro_batch * kept.a_sequence,
+        head=rows * (2 * VALUE_BYTES[layout.precision] + 4 if kept.fused else 12),  # as stored, in fp32, its gradient
+    )
+
+
+def activations(config: PretrainedConfig, length: int, precision: str, recompute_every: int = 0) -> Activations:
+    """Count them on the meta device, for packed sequences of ``length`` tokens.
+
+    Where layers are recomputed, the worst moment has the inputs of all of these and everything of one.
+    """
+    AttentionInterface.register(COUNTED, _attention)
+    model = shape_of_model(config)
+    torch.nn.Module.to(model, DTYPES[precision])
+    module = PackedLanguageModel(model)
+    module.attention = "sdpa"
+    model.set_attn_implementation(COUNTED)
+    fixed, a_sequence = _count(module, length)
+    if recompute_every:
+        recompute_activations(model, recompute_every)
+        _, kept = _count(module, length)
+        a_sequence = kept + (a_sequence - kept) / -(-config.num_hidden_layers // recompute_every)
+    return Activations(fixed, a_sequence, length * config.vocab_size, module.fused)
+
+
+def _count(module: PackedLanguageModel, length: int) -> tuple[float, float]:
+    one, two = (saved_bytes(module, batch, length, "meta") for batch in (1, 2))
+    return 2 * one - two, two - one
+
+
+def saved_bytes(module: PackedLanguageModel, batch: int, length: int, device: str) -> int:
+    """Bytes of all tensors that one forward pass keeps for its backward pass, parameters left out."""
+    own = {id(parameter) for parameter in module.parameters()}
+    own_storage = {parameter.untyped_storage()._cdata for parameter in module.parameters()}
+    kept: dict[int, Tensor] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()._cdata
+        if id(tensor) not in own and storage not in own_storage:
+            kept[storage] = tensor  # held, so that no later tensor takes its place
+        return tensor
+
+    ids = torch.zeros(batch, length, dtype=torch.int64, device=device)
+    positions = torch.arange(length, device=device).expand(batch, length)
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        module(ids, positions, ids, ids)
+    return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
+
+
+class _Attention(torch.autograd.Function):
+    """Keeps what a memory-efficient kernel keeps: inputs, output, a logarithm a row; never the square of scores."""
+
+    @staticmethod
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, bias: Tensor) -> Tensor:
+        out = torch.empty_like(query)
+        ctx.save_for_backward(query, key, value, bias, out, query.new_empty(query.shape[:-1], dtype=torch.float32))
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, ...]:
+        raise NotImplementedError
+
+
+def _attention(module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor, **_: Any) -> tuple[Tensor, None]:
+    """In place of ``sdpa``, which has no kernel for tensors without values. Shapes (B, heads, L, head size).
+
+    As in ``sdpa``, keys and values are repeated for grouped queries, and each layer makes a bias of the mask.
+    """
+    groups = module.num_key_value_groups
+    if groups > 1:
+        key, value = (one.repeat_interleave(groups, dim=1) for one in (key, value))
+    out = _Attention.apply(query, key, value, mask.to(query.dtype))
+    return out.transpose(1, 2).contiguous(), None
