@@ -18,12 +18,13 @@ from hanse import VERBS
 ROOT = Path(__file__).parents[1]
 CONFIGS = ROOT / "configs"
 PACKAGES = ("common", "configs", "data_pipelines", "train", "launch", "consortium")
-# What each may import of ours, besides itself. `train` may import one module of launch: it starts local ranks.
+# What each may import of ours, besides itself. Of launch, `train` takes what starts local ranks, and, for plans, what a
+# site is and how another verb is asked for its configuration.
 MAY_IMPORT = {
     "common": set(),
     "configs": set(),
     "data_pipelines": {"common"},
-    "train": {"common", "data_pipelines", "launch.local"},
+    "train": {"common", "data_pipelines", "launch.local", "launch.site", "launch.verb"},
     "launch": {"common"},
     "consortium": {"common", "data_pipelines", "train", "launch.local"},
     "hanse": {"common"},
