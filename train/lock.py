@@ -8,6 +8,7 @@ import platform
 import subprocess
 from collections.abc import Mapping
 from dataclasses import asdict
+from functools import cache
 from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
@@ -90,6 +91,7 @@ def _git(*arguments: str) -> bytes | None:
     return done.stdout if done.returncode == 0 else None
 
 
+@cache
 def installed() -> dict[str, str]:
     """{distribution: "version sha256:..."}; the hash is that of the list of its files, which holds theirs."""
     found = {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from functools import cache
 
 import torch
 
@@ -33,6 +34,7 @@ def matmul_flops_per_second(dtype: torch.dtype, device: torch.device, seconds: f
     return best
 
 
+@cache  # a device does not change, and many short trainings may share a process
 def measured_peaks(device: torch.device) -> dict[str, float]:
     """FLOP/s of one rank in fp32 and bf16; two seconds."""
     return {
