@@ -20,6 +20,10 @@ LANGUAGE = re.compile(r"[a-z]{2,3}")
 SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
+MERGES = ("frequent", "parity")
+PARITY_UNITS = ("bytes", "characters", "documents")
+
+
 @dataclass
 class PackageConfig:
     """A file inside a pinned Python package, read as a zip archive: never installed, never imported."""
@@ -240,17 +244,37 @@ class CorpusConfig:
 
 
 @dataclass
+class KnownConfig:
+    """A tokenizer to compare with: a file, or a member of a pinned package; ``pattern`` where the file has none."""
+
+    path: str | None = None
+    package: PackageConfig | None = None
+    pattern: str | None = None
+
+    def problems(self, key: str) -> list[str]:
+        """Everything wrong with it, one line each."""
+        if (self.path is None) == (self.package is None):
+            return [f"{key}: give either path, the file of a tokenizer, or package"]
+        return self.package.problems(f"{key}.package") if self.package else []
+
+
+@dataclass
 class TokenizerConfig:
     """Configuration of ``hanse tokenizer``."""
 
     name: str = MISSING
     corpus: str = "data/${name}/corpus"
     output: str = "data/${name}/tokenizer"
+    downloads: str = "data/downloads"
     vocabulary_size: int = 16_384
     reserved_tokens: int = 6
     max_megabytes_per_language: int = 256
+    sampling_exponent: float = 0.0
     min_frequency: int = 2
+    merges: str = "frequent"
+    parity_unit: str = "bytes"
     pattern: str = MISSING
+    known: dict[str, KnownConfig] = field(default_factory=dict)
 
     def problems(self) -> list[str]:
         """Everything wrong with the configuration, one line each."""
@@ -266,6 +290,14 @@ class TokenizerConfig:
             found.append(f"max_megabytes_per_language: {self.max_megabytes_per_language} MB; give 1 or more")
         if self.min_frequency < 1:
             found.append(f"min_frequency: {self.min_frequency}; give 1 or more")
+        if not 0 <= self.sampling_exponent <= 1:
+            found.append(f"sampling_exponent: {self.sampling_exponent}; give 0 (equal) to 1 (as it is)")
+        if self.merges not in MERGES:
+            found.append(f"merges: '{self.merges}' is unknown; use one of {', '.join(MERGES)}")
+        if self.parity_unit not in PARITY_UNITS:
+            found.append(f"parity_unit: '{self.parity_unit}' is unknown; use one of {', '.join(PARITY_UNITS)}")
+        for name, known in self.known.items():
+            found += known.problems(f"known.{name}")
         if not self.pattern:
             found.append("pattern: empty; give the regular expression that cuts text into words")
         return found

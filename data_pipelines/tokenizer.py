@@ -1,13 +1,16 @@
 """``hanse tokenizer``: curated corpus -> byte-level BPE, and how many tokens it needs in each language.
 
-Each language gives the same number of bytes of training text, so that none pays for another's size with longer texts.
+Each language gives the same number of bytes of training text unless told otherwise, so that none pays for another's
+size with longer texts; ``merges=parity`` goes further and lets the language served worst choose each merge.
 """
 
 from __future__ import annotations
 
 import importlib.metadata
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +22,14 @@ from common.errors import ConfigError, HanseError
 from common.files import inside, read_json, sha256_file, write_json
 from common.folders import replaced_folder, restore
 from common.terminal import Progress, count, next_step, say, table
+from data_pipelines import fertility, parity_bpe
 from data_pipelines.config import TokenizerConfig
 from data_pipelines.manifest import CorpusManifest, fingerprint
-from data_pipelines.training_text import equal_texts, texts_of, train_bytes
+from data_pipelines.training_text import drawn_texts, train_bytes
 
 END_OF_DOCUMENT, PADDING = "<|endoftext|>", "<|pad|>"  # ids 0 and 1
 FORMAT = "hanse.tokenizer/1"
+BESIDE = ("name", "corpus", "output", "downloads", "known")  # settings that change nothing of the tokenizer
 MOST_IDS = 2**24  # beyond any vocabulary; a file that asks for more is broken
 
 
@@ -33,7 +38,7 @@ def run(config: TokenizerConfig) -> None:
     _pattern(config)
     folder, corpus = Path(config.output), CorpusManifest.read(Path(config.corpus))
     restore(folder)
-    settings = {key: value for key, value in asdict(config).items() if key not in ("name", "corpus", "output")}
+    settings = {key: value for key, value in asdict(config).items() if key not in BESIDE}
     identity = fingerprint({"settings": settings, "corpus": corpus.merkle_root, "tools": _tools()})
     if _is_finished(folder, identity):
         say(f"{folder}/ holds this tokenizer already: nothing to do (delete it to train it again)")
@@ -42,6 +47,8 @@ def run(config: TokenizerConfig) -> None:
             _build(config, corpus, partial, identity)
         say(f"wrote {folder}/ (tokenizer.json: sha256 {tokenizer_sha256(folder)[:16]})")
     _show(folder)
+    if config.known:
+        fertility.compare(config, folder, corpus)
     next_step(f"hanse tokenize {same_again(config.name)}")
 
 
@@ -110,8 +117,8 @@ def byte_pieces(value: Any, file: Path) -> dict[bytes, int]:
     raise HanseError(f"{file}: not a byte-level BPE; bits per byte need one, train it with 'hanse tokenizer'")
 
 
-def train(texts: Iterator[str], config: TokenizerConfig) -> Tokenizer:
-    """Train a byte-level BPE; the same texts in the same order give the same file."""
+def train(texts: Mapping[str, Iterable[str]], config: TokenizerConfig) -> Tokenizer:
+    """Train a byte-level BPE on texts of each language; the same texts in the same order give the same file."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
@@ -120,16 +127,46 @@ def train(texts: Iterator[str], config: TokenizerConfig) -> Tokenizer:
         ]
     )
     tokenizer.decoder = decoders.ByteLevel()
-    reserved = [f"<|reserved_{number}|>" for number in range(config.reserved_tokens)]
+    special = [END_OF_DOCUMENT, PADDING, *(f"<|reserved_{number}|>" for number in range(config.reserved_tokens))]
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())  # all 256 bytes: any text can be written
+    if config.merges == "parity":
+        tokens, merges = parity_merges(tokenizer, texts, config, alphabet, config.vocabulary_size - len(special))
+        vocabulary = {token: number for number, token in enumerate([*special, *tokens])}
+        tokenizer.model = models.BPE(vocabulary, merges)
+        tokenizer.add_special_tokens(special)
+        return tokenizer
     trainer = trainers.BpeTrainer(
         vocab_size=config.vocabulary_size,
         min_frequency=config.min_frequency,
-        special_tokens=[END_OF_DOCUMENT, PADDING, *reserved],
-        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),  # all 256 bytes: any text can be written
+        special_tokens=special,
+        initial_alphabet=alphabet,
         show_progress=False,
     )
-    tokenizer.train_from_iterator(texts, trainer)
+    tokenizer.train_from_iterator(chain.from_iterable(texts.values()), trainer)
     return tokenizer
+
+
+def parity_merges(
+    tokenizer: Tokenizer, texts: Mapping[str, Iterable[str]], config: TokenizerConfig, alphabet: list[str], size: int
+) -> tuple[list[str], list[tuple[str, str]]]:
+    """(tokens, merges) of :mod:`data_pipelines.parity_bpe`, words being cut as the tokenizer cuts them."""
+    numbers: dict[str, int] = {}
+    languages = []
+    measure = {"bytes": lambda text: len(text.encode()), "characters": len, "documents": lambda text: 1}
+    for own in texts.values():
+        counts, unit = Counter[int](), 0
+        for text in own:
+            unit += measure[config.parity_unit](text)
+            pieces = tokenizer.pre_tokenizer.pre_tokenize_str(text)
+            counts.update(numbers.setdefault(piece, len(numbers)) for piece, _ in pieces)
+        languages.append(parity_bpe.Language(counts, unit))
+    places = {letter: place for place, letter in enumerate(alphabet)}
+    words = [[places[letter] for letter in word] for word in numbers]
+    progress = Progress("merging", size, "tokens", done=len(alphabet))
+    found = parity_bpe.learn(words, languages, alphabet, size, least=config.min_frequency, told=progress.update)
+    if progress.done < size:
+        progress.update(size, "no pair left that is frequent enough")
+    return found
 
 
 def _pattern(config: TokenizerConfig) -> Regex:
@@ -146,13 +183,12 @@ def _build(config: TokenizerConfig, corpus: CorpusManifest, folder: Path, identi
         raise HanseError(
             f"{corpus.folder}: no training text in {', '.join(empty)}; lower validation_fraction of the corpus"
         )
-    budget = min(*sizes.values(), config.max_megabytes_per_language * 10**6)
-    tokenizer = train(_balanced(corpus, list(sizes), budget), config)
+    budgets = sampled_bytes(sizes, config)
+    tokenizer = train(_sampled(corpus, budgets), config)
     tokenizer.save(str(folder / "tokenizer.json"))
     _write_transformers_config(folder)
     tokenizer.encode_special_tokens = True  # their text is text, as in the shards
-    fertility = {language: _fertility(tokenizer, corpus, language) for language in sizes}
-    write_json(folder / "fertility.json", {language: row for language, row in fertility.items() if row})
+    write_json(folder / "fertility.json", fertility.measured(fertility.counter(tokenizer), corpus, list(sizes)))
     manifest = {
         "format": FORMAT,
         "fingerprint": identity,
@@ -160,7 +196,7 @@ def _build(config: TokenizerConfig, corpus: CorpusManifest, folder: Path, identi
         "end_of_document_id": tokenizer.token_to_id(END_OF_DOCUMENT),
         "training": {
             "corpus_merkle_root": corpus.merkle_root,
-            "bytes_per_language": budget,
+            "bytes_per_language": budgets,
             "languages": list(sizes),
             "tools": _tools(),
             "config": asdict(config),
@@ -170,28 +206,28 @@ def _build(config: TokenizerConfig, corpus: CorpusManifest, folder: Path, identi
     write_json(folder / "manifest.json", manifest)
 
 
-def _balanced(corpus: CorpusManifest, languages: list[str], budget: int) -> Iterator[str]:
-    progress = Progress("reading", budget * len(languages), "B")
-    for language in languages:
-        for text in equal_texts(corpus, language, budget):
+def sampled_bytes(sizes: Mapping[str, int], config: TokenizerConfig) -> dict[str, int]:
+    """Bytes to read of each language: in proportion to ``size ** sampling_exponent``, as many as the limits allow."""
+    shares = {language: size**config.sampling_exponent for language, size in sizes.items()}
+    most = config.max_megabytes_per_language * 10**6
+    scale = min(min(size, most) / shares[language] for language, size in sizes.items())
+    return {language: min(sizes[language], round(scale * share)) for language, share in shares.items()}
+
+
+def _sampled(corpus: CorpusManifest, budgets: Mapping[str, int]) -> dict[str, Iterator[str]]:
+    """The texts to learn from, read when they are asked for."""
+    progress = Progress("reading", sum(budgets.values()), "B")
+
+    def texts(language: str, budget: int) -> Iterator[str]:
+        for text in drawn_texts(corpus, language, budget):
             yield text
             progress.advance(len(text.encode("utf-8")), language)
-    if progress.done < progress.total:  # a character that did not fit whole
-        progress.update(progress.total)
-    say(f"learning merges from {count(budget, 'B')} of each of {', '.join(languages)}")
+        if language == list(budgets)[-1]:
+            if progress.done < progress.total:  # a character that did not fit whole
+                progress.update(progress.total)
+            say("learning merges from " + ", ".join(f"{count(size, 'B')} {name}" for name, size in budgets.items()))
 
-
-def _fertility(tokenizer: Tokenizer, corpus: CorpusManifest, language: str) -> dict[str, Any]:
-    """Tokens per whitespace-separated word and bytes per token on the validation split; {} where that is empty."""
-    words = size = tokens = 0
-    for texts in texts_of(corpus, language, "validation"):
-        words += sum(len(text.split()) for text in texts)
-        size += sum(len(text.encode("utf-8")) for text in texts)
-        tokens += sum(map(len, tokenizer.encode_batch_fast(texts, add_special_tokens=False)))
-    if not tokens:
-        return {}
-    counts = {"words": words, "bytes": size, "tokens": tokens}
-    return {"tokens_per_word": tokens / max(words, 1), "bytes_per_token": size / tokens, **counts}
+    return {language: texts(language, budget) for language, budget in budgets.items()}
 
 
 def _write_transformers_config(folder: Path) -> None:
@@ -223,7 +259,7 @@ def _tools() -> dict[str, str]:
 
 
 def _show(folder: Path) -> None:
-    fertility = read_json(folder / "fertility.json", "fertility table")
+    found = read_json(folder / "fertility.json", "fertility table")
     size = read_json(folder / "manifest.json", "tokenizer manifest")["vocabulary_size"]
     rows = [
         [
@@ -233,7 +269,7 @@ def _show(folder: Path) -> None:
             f"{row['words']:,}",
             count(row["bytes"], "B"),
         ]
-        for language, row in fertility.items()
+        for language, row in found.items()
     ]
     if rows:
         head = ["language", "tokens/word", "bytes/token", "words", "bytes"]

@@ -1,4 +1,4 @@
-"""The same number of bytes of each language, drawn by document hash: no language pays for another's size."""
+"""A given number of bytes of each language, drawn by document hash: no language pays for another's size."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def train_bytes(corpus: CorpusManifest, language: str) -> int:
     return int(_sizes(corpus, language)[1].sum())
 
 
-def equal_texts(corpus: CorpusManifest, language: str, budget_bytes: int) -> Iterator[str]:
+def drawn_texts(corpus: CorpusManifest, language: str, budget_bytes: int) -> Iterator[str]:
     """Texts of the training split of a language, ``budget_bytes`` of UTF-8 in all, none twice.
 
     Documents are drawn by the hash of their ids, so that a small budget is not spent on the first file; the last one
