@@ -20,7 +20,7 @@ PRECISIONS = ("auto", "bf16", "fp32")
 DETERMINISM = ("D0", "D1", "D2")
 ATTENTIONS = ("sdpa", "eager")
 EXPORT_DTYPES = ("fp32", "bf16")
-DECAYS = ("linear", "1-sqrt")
+DECAYS = ("linear", "1-sqrt", "cosine")
 WANDB_MODES = ("offline", "online", "disabled")
 
 
@@ -70,12 +70,13 @@ class OptimizerConfig:
 
 @dataclass
 class ScheduleConfig:
-    """Warmup, stable, decay (WSD: Hu et al., arXiv 2404.06395; 1-sqrt: Haegele et al., arXiv 2405.18392)."""
+    """Warmup, middle, decay; the shapes and their sources stand in :mod:`train.schedule`."""
 
     warmup_steps: int = MISSING
     decay_fraction: float = MISSING
     decay: str = "1-sqrt"
     final_fraction: float = 0.0
+    fall: float = 0.0
 
 
 @dataclass
@@ -165,7 +166,8 @@ class TrainConfig:
                        "model.vocabulary_size", "model.vocabulary_multiple"),
             *_at_least(self, 0, "seed", "threads_per_rank", "schedule.warmup_steps", "schedule.final_fraction",
                        "engine.recompute_every_layers", "checkpoint.keep_every_steps", "checkpoint.every_minutes",
-                       "checkpoint.keep_best", "optimizer.weight_decay", "optimizer.gradient_clipping"),
+                       "checkpoint.keep_best", "optimizer.weight_decay", "optimizer.gradient_clipping",
+                       "schedule.fall"),
             *_one_of(self, "determinism", DETERMINISM),
             *_one_of(self, "engine.zero_stage", ZERO_STAGES),
             *_one_of(self, "engine.precision", PRECISIONS),

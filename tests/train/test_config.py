@@ -15,12 +15,12 @@ def refused(hanse, capsys, *arguments: str) -> str:
 def test_all_problems_of_the_values_are_told_at_once(hanse, capsys, tiny_settings, tmp_path):
     text = refused(
         hanse, capsys, *tiny_settings, f"run={tmp_path}", "engine.zero_stage=4", "optimizer.betas=[0.9]",
-        "data.mixture={fr: -1, de: 0}", "schedule.decay=cosine", "optimizer.learning_rate=0", "track.wandb=maybe",
+        "data.mixture={fr: -1, de: 0}", "schedule.decay=step", "optimizer.learning_rate=0", "track.wandb=maybe",
     )  # fmt: skip
     assert "problems in the configuration" in text
     for part in (
         "engine.zero_stage=4: one of 1, 2, 3", "optimizer.betas=[0.9]", "data.mixture.fr=-1", "at least one language",
-        "schedule.decay=cosine: one of linear, 1-sqrt", "optimizer.learning_rate=0", "track.wandb=maybe",
+        "schedule.decay=step: one of linear, 1-sqrt, cosine", "optimizer.learning_rate=0", "track.wandb=maybe",
     ):  # fmt: skip
         assert part in text
 

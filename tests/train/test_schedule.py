@@ -10,11 +10,14 @@ from train.config import BatchConfig, DataConfig, OptimizerConfig, ScheduleConfi
 from train.schedule import learning_rate
 
 
-def config(steps: int, warmup: int, fraction: float, decay: str, final: float = 0.0) -> TrainConfig:
+def config(steps: int, warmup: int, fraction: float, decay: str, final: float = 0.0, fall: float = 0.0) -> TrainConfig:
     return TrainConfig(
         tokens=steps * 8, data=DataConfig(sequence_length=4), batch=BatchConfig(2, 1),
-        optimizer=OptimizerConfig(learning_rate=0.5), schedule=ScheduleConfig(warmup, fraction, decay, final),
+        optimizer=OptimizerConfig(learning_rate=0.5), schedule=ScheduleConfig(warmup, fraction, decay, final, fall),
     )  # fmt: skip
+
+
+SHAPES = st.sampled_from(["linear", "1-sqrt", "cosine"])
 
 
 @st.composite
@@ -22,7 +25,7 @@ def schedules(draw):
     steps = draw(st.integers(1, 300))
     fraction = draw(st.floats(0, 1))
     warmup = draw(st.integers(0, steps - round(steps * fraction)))
-    return config(steps, warmup, fraction, draw(st.sampled_from(["linear", "1-sqrt"])), draw(st.floats(0, 0.5)))
+    return config(steps, warmup, fraction, draw(SHAPES), draw(st.floats(0, 0.5)))
 
 
 @given(schedules())
@@ -41,3 +44,22 @@ def test_rises_stays_falls_and_ends_where_it_should(settings):
 def test_shapes_in_the_middle_of_the_decay():
     assert learning_rate(74, config(100, 0, 0.5, "linear")) == pytest.approx(0.25)
     assert learning_rate(74, config(100, 0, 0.5, "1-sqrt")) == pytest.approx(0.5 * (1 - math.sqrt(0.5)))
+    assert learning_rate(49, config(100, 0, 1.0, "cosine")) == pytest.approx(0.25)
+    assert learning_rate(24, config(100, 0, 1.0, "cosine")) == pytest.approx(0.5 * (1 + math.cos(math.pi / 4)) / 2)
+
+
+@given(st.integers(1, 50), st.floats(0, 2), st.sampled_from(["linear", "1-sqrt", "cosine"]))
+def test_a_falling_middle_has_no_jump_and_goes_on_into_the_decay(warmup, fall, decay):
+    settings = config(200, warmup, 0.25, decay, fall=fall)
+    rates = [learning_rate(step, settings) for step in range(200)]
+    assert rates[warmup - 1] == 0.5
+    assert rates[warmup - 1 :] == sorted(rates[warmup - 1 :], reverse=True)
+    assert rates[149] == pytest.approx(0.5 * (150 / warmup) ** -fall)
+    assert all(after / before > 0.2 for before, after in zip(rates[warmup - 1 : 150], rates[warmup:150], strict=False))
+
+
+def test_the_inverse_square_root_is_a_fall_of_one_half():
+    """Vaswani et al.: rate ~ min(step ** -0.5, step * warmup ** -1.5), steps counted from 1."""
+    settings = config(1000, 100, 0.0, "linear", fall=0.5)
+    expected = [min(step**-0.5, step * 100**-1.5) * 0.5 * 100**0.5 for step in range(1, 1001)]
+    assert [learning_rate(step, settings) for step in range(1000)] == pytest.approx(expected)
