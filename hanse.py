@@ -22,6 +22,8 @@ VERBS = {
              "training configuration -> memory a GPU, time, GPU-hours and energy, before any is asked for"),
         Verb("train", "train.config:TrainConfig", "train.start:run",
              "token shards -> run folder; goes on by itself where a checkpoint is"),
+        Verb("evaluate", "train.config:EvaluateVerbConfig", "train.score:run",
+             "checkpoint -> bits per byte and accuracy a language and source; tasks"),
         Verb("export", "train.config:ExportConfig", "train.export:run",
              "checkpoint -> Hugging Face folder that transformers loads"),
         Verb("generate", "train.config:GenerateConfig", "train.generate:run",

@@ -21,6 +21,7 @@ DETERMINISM = ("D0", "D1", "D2")
 ATTENTIONS = ("sdpa", "eager")
 EXPORT_DTYPES = ("fp32", "bf16")
 DECAYS = ("linear", "1-sqrt", "cosine")
+TASKS = ("next_sentence",)
 WANDB_MODES = ("offline", "online", "disabled")
 
 
@@ -261,6 +262,35 @@ class GenerateConfig:
         if not all(prompt.strip() for prompt in self.prompts):
             found.append('prompts: one of them is empty; write e.g. \'prompts=["Au commencement","Im Anfang"]\'')
         return found
+
+
+@dataclass
+class EvaluateVerbConfig:
+    """What ``hanse evaluate`` takes."""
+
+    run: str = MISSING
+    step: int | None = None
+    ranks: int = 1
+    tokens_per_language: int = 0
+    micro_batch_size: int = 4
+    tasks: list[str] = field(default_factory=list)
+    items_per_language: int = 200
+    seed: int = 0
+    output: str | None = None
+    shards: str | None = None
+    tokenizer: str | None = None
+    experiment: Any = None
+
+    def problems(self) -> list[str]:
+        """Everything wrong with the values, one line each."""
+        found = [
+            *run_problems(self.run),
+            *_step_problems(self.step),
+            *_at_least(self, 1, "ranks", "micro_batch_size", "items_per_language"),
+            *_at_least(self, 0, "tokens_per_language", "seed"),
+        ]
+        unknown = [name for name in self.tasks if name not in TASKS]
+        return found + [f"tasks: no task '{name}'; there is {', '.join(TASKS)}" for name in unknown]
 
 
 @dataclass

@@ -1,0 +1,237 @@
+"""``hanse evaluate``: checkpoint -> loss, bits per byte and accuracy of each language and source, and tasks.
+
+Data-parallel through accelerate, whose ranks take every n-th piece of work; pieces are added up in their order, so that
+any number of ranks gives the same numbers, bit for bit.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import torch
+from omegaconf import OmegaConf
+from torch import nn
+from torch.nn.functional import log_softmax
+
+from common.errors import EXIT_DONE, EXIT_USER_ERROR, HanseError
+from common.files import sha256_file, write_json, write_text
+from common.terminal import Progress, count, next_step, say, table
+from data_pipelines.shards import SIDECAR, beside
+from data_pipelines.tokenizer import token_byte_lengths
+from launch.local import run_ranks
+from train.config import EvaluateVerbConfig
+from train.model import PackedLanguageModel, model_inputs
+from train.ranks import find_place, torchrun_variables
+from train.stream import IGNORED, MicroBatch, open_sources, pack
+from train.tasks import Item, answer, next_sentence, summary
+from train.trained import Trained, open_trained
+
+FORMAT = "hanse.evaluation/1"
+SETTINGS = ("tokens_per_language", "tasks", "items_per_language", "seed")  # that decide what is measured
+
+
+@dataclass(frozen=True)
+class Score:
+    """Sums over labels: negative log-likelihood in nats, labels, those the model ranked first, their UTF-8 bytes."""
+
+    nll: float
+    targets: int
+    correct: int
+    bytes: int
+
+    def to_json(self) -> dict[str, float]:
+        """With what they amount to: nats a token, bits a byte, accuracy of the likeliest token."""
+        targets = max(self.targets, 1)
+        return {"loss": self.nll / targets, "bits_per_byte": self.nll / math.log(2) / max(self.bytes, 1),
+                "token_accuracy": self.correct / targets, **asdict(self)}  # fmt: skip
+
+
+def total(scores: Iterable[Score]) -> Score:
+    """The sum, rounded once."""
+    held = list(scores)
+    return Score(math.fsum(one.nll for one in held), sum(one.targets for one in held),
+                 sum(one.correct for one in held), sum(one.bytes for one in held))  # fmt: skip
+
+
+def run(config: EvaluateVerbConfig) -> int:
+    """Evaluate a checkpoint; with ``ranks`` above 1 on as many processes of this machine."""
+    if config.ranks > 1 and find_place(os.environ) is None:
+        logs = Path(config.run) / "logs"
+        write_text(logs / "evaluate.yaml", OmegaConf.to_yaml(OmegaConf.structured(config)))
+        threads = max(1, len(os.sched_getaffinity(0)) // config.ranks)
+        command = [sys.executable, "-m", "train.score", str(logs / "evaluate.yaml")]
+        return run_ranks(command, config.ranks, threads, logs / "evaluate")
+    return _evaluate(config)
+
+
+def _evaluate(config: EvaluateVerbConfig) -> int:
+    place = find_place(os.environ)
+    if place:
+        torchrun_variables(place, os.environ)
+        torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+    from accelerate import PartialState
+
+    state = PartialState(cpu=not torch.cuda.is_available())
+    trained = open_trained(config.run, config.step, config.shards, config.tokenizer)
+    model = trained.model()
+    nn.Module.to(model, state.device)
+    scores, found = losses(config, trained, model, state), tasks(config, trained, model, state)
+    if state.is_main_process:
+        value = as_json(config, trained, scores, found)
+        path = Path(config.output or trained.folder.path / f"evaluations/step-{trained.step:08d}.json")
+        write_json(path, value)
+        _show(value)
+        say(f"written: {path}")
+        next_step(f"hanse report run={config.run}")
+    if state.use_distributed:
+        state.wait_for_everyone()
+        state.destroy_process_group()
+    return EXIT_DONE
+
+
+def shared_out(state: Any, work: Sequence[Any], do: Callable[[Any], Any], what: str) -> list[Any]:
+    """``do`` for every piece of work, each by one rank; the results in the order of the work, on every rank."""
+    from accelerate.utils import gather_object
+
+    progress = Progress(what, len(work), "pieces", enabled=state.is_main_process)
+    mine = []
+    for index in range(state.process_index, len(work), state.num_processes):
+        mine.append((index, do(work[index])))
+        progress.update(min(index + state.num_processes, len(work)))
+    return [result for _, result in sorted(gather_object(mine), key=lambda pair: pair[0])]
+
+
+def losses(config: EvaluateVerbConfig, trained: Trained, model: nn.Module, state: Any) -> dict[tuple[str, str], Score]:
+    """{(language, source): score} over the validation windows, evenly drawn where not all are asked for."""
+    length, packed = trained.config.data.sequence_length, PackedLanguageModel(model)  # type: ignore[arg-type]
+    sources = {name: one for name, one in open_sources(trained.shards, "validation", length, 0).items() if one.windows}
+    work = []
+    for name, source in sources.items():
+        wanted = -(-config.tokens_per_language // length) if config.tokens_per_language else source.windows
+        windows = min(source.windows, wanted)
+        chosen = [index * source.windows // windows for index in range(windows)]
+        work += [(name, chosen[at : at + config.micro_batch_size]) for at in range(0, windows, config.micro_batch_size)]
+    bytes_of = token_byte_lengths(trained.tokenizer_folder)
+    origin = {name: [_sources_of(shard.prefix) for shard in source.shards] for name, source in sources.items()}
+
+    def do(piece: tuple[str, list[int]]) -> list[tuple[tuple[str, str], Score]]:
+        language, windows = piece
+        source = sources[language]
+        ids = pack([source.window(window) for window in windows], [0] * len(windows))
+        nll, correct = score_labels(packed, ids, state.device)
+        found = []
+        for row, window in enumerate(windows):
+            held = origin[language][source.shards.index(source.place(window)[0])]
+            of_document = held[ids.documents[row]]
+            for name in np.unique(of_document):
+                where = (of_document == name) & (ids.labels[row] != IGNORED)
+                size = int(bytes_of[ids.labels[row][where]].sum())
+                one = Score(math.fsum(nll[row][where]), int(where.sum()), int(correct[row][where].sum()), size)
+                found.append(((language, str(name)), one))
+        return found
+
+    parts: dict[tuple[str, str], list[Score]] = {}
+    for found in shared_out(state, work, do, "validation"):
+        for key, one in found:
+            parts.setdefault(key, []).append(one)
+    return {key: total(scores) for key, scores in sorted(parts.items())}
+
+
+def _sources_of(prefix: Path) -> np.ndarray:
+    """The source of each document of a shard."""
+    return pq.read_table(beside(prefix, SIDECAR), columns=["source"]).column(0).to_numpy(zero_copy_only=False)
+
+
+@torch.no_grad()
+def score_labels(model: PackedLanguageModel, batch: MicroBatch, device: torch.device) -> tuple[np.ndarray, np.ndarray]:
+    """(negative log-likelihood in nats, whether it was ranked first) of each label; (B, L), 0 where none counts."""
+    given = model_inputs(batch, device)
+    scores = log_softmax(model.logits(given["input_ids"], given["positions"], given["documents"]).float(), dim=-1)
+    labels = given["labels"]
+    counts = labels != IGNORED
+    nll = -scores.gather(2, labels.clamp_min(0)[..., None])[..., 0].double() * counts
+    return nll.cpu().numpy(), ((scores.argmax(2) == labels) & counts).cpu().numpy()
+
+
+def tasks(config: EvaluateVerbConfig, trained: Trained, model: nn.Module, state: Any) -> dict[str, dict[str, Any]]:
+    """{task: {language: accuracy ...}}; a language with too little text for a task is left out."""
+    makers = {"next_sentence": next_sentence}
+    found: dict[str, dict[str, Any]] = {}
+    for name in config.tasks:
+        work: list[Item] = []
+        for language in trained.validation_languages:
+            work += makers[name](trained, language, config.items_per_language, config.seed)
+
+        def do(item: Item) -> bool:
+            return answer(trained, model, item, state.device) == item.answer
+
+        right = shared_out(state, work, do, name)
+        by_language: dict[str, list[bool]] = {}
+        for item, one in zip(work, right, strict=True):
+            by_language.setdefault(item.language, []).append(one)
+        found[name] = {language: summary(answers) for language, answers in by_language.items()}
+    return found
+
+
+def as_json(
+    config: EvaluateVerbConfig, trained: Trained, scores: Mapping[tuple[str, str], Score], found: Mapping[str, Any]
+) -> dict[str, Any]:
+    """What is written: every number with the counts behind it, and what it was measured on."""
+    languages = sorted({language for language, _ in scores})
+    return {
+        "format": FORMAT,
+        "step": trained.step,
+        "checkpoint_manifest_sha256": sha256_file(trained.checkpoint.folder / "manifest.json"),
+        "data_merkle_root": trained.shards.merkle_root,
+        "tokenizer_sha256": trained.shards.tokenizer_sha256,
+        "settings": {
+            key: getattr(config, key) for key in ("tokens_per_language", "tasks", "items_per_language", "seed")
+        },
+        "languages": {
+            language: total(one for (name, _), one in scores.items() if name == language).to_json()
+            for language in languages
+        },
+        "sources": {
+            language: {source: one.to_json() for (name, source), one in scores.items() if name == language}
+            for language in languages
+        },
+        "tasks": dict(found),
+    }
+
+
+def _show(value: Mapping[str, Any]) -> None:
+    rows = []
+    for language, sources in value["sources"].items():
+        kinds = [(language, value["languages"][language])]
+        kinds += [(f"  {name}", one) for name, one in sources.items()] if len(sources) > 1 else []
+        rows += [[name, f"{one['bits_per_byte']:.3f}", f"{one['loss']:.3f}", f"{one['token_accuracy']:.1%}",
+                  f"{one['targets']:,}", count(one["bytes"], "B")] for name, one in kinds]  # fmt: skip
+    head = ["language", "bits/byte", "loss", "token accuracy", "labels", "bytes"]
+    table(f"validation text after step {value['step']}", head, rows)
+    for task, languages in value["tasks"].items():
+        rows = [[name, f"{one['accuracy']:.1%}", f"± {one['standard_error']:.1%}", one["items"]]
+                for name, one in languages.items()]  # fmt: skip
+        chance = next(iter(languages.values()))["chance"] if languages else 0
+        table(f"\n{task} (guessing gives {chance:.0%})", ["language", "accuracy", "standard error", "items"], rows)
+
+
+def _rank_of_local_start(path: str) -> int:
+    config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(EvaluateVerbConfig), OmegaConf.load(path)))
+    assert isinstance(config, EvaluateVerbConfig)
+    try:
+        return _evaluate(config)
+    except HanseError as error:
+        print(f"hanse evaluate: {error}", file=sys.stderr)
+        return EXIT_USER_ERROR
+
+
+if __name__ == "__main__":
+    sys.exit(_rank_of_local_start(sys.argv[1]))
