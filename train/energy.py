@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from common.terminal import duration
-from train.energy_ledger import ESTIMATE
+from train.energy_counters import ESTIMATE
 from train.energy_slurm import read_answers
 from train.energy_starts import Spent, Start, gap_note, read_starts, spend
 from train.grid import GridFactor
@@ -105,7 +105,7 @@ class EnergyTotals:
         """JSON values; every number that stems from energy says how it was come by."""
 
         def number(value: float | None, unit: str) -> dict[str, Any]:
-            return {"value": value, "unit": unit, "how": self.how}
+            return {"value": value, "unit": unit, "how": "not known" if value is None else self.how}
 
         return {
             "how": self.how,

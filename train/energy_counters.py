@@ -15,6 +15,7 @@ from pathlib import Path
 
 WHOLE_NODE, GPUS_AND_CPUS, GPUS, CPUS = "whole node", "GPUs and CPU packages", "GPUs only", "CPU packages only"
 WITH_MEMORY = {GPUS_AND_CPUS: "GPUs, CPU packages and memory", CPUS: "CPU packages and memory only"}
+ESTIMATE = "estimate from rated power"  # the source of a node without counters
 PLAUSIBLE_WATTS = 1000.0  # of one CPU package, where the driver tells no limit
 AMD_TICK = 1e6 / 2**16  # microjoules a unit of gpu_metrics' energy_accumulator (Linux, kgd_pp_interface.h)
 # Where energy_accumulator (64 bits) stands in gpu_metrics, by content_revision of format 1 (the same file).
@@ -50,7 +51,7 @@ class Source:
 
     name: str
     coverage: str
-    counters: tuple[Counter, ...]
+    counters: tuple[Counter, ...] = ()
     parts: tuple[Counter, ...] = ()
     notes: tuple[str, ...] = ()
 
@@ -111,8 +112,8 @@ class Meter:
         return value - before
 
 
-def find_source(root: Path, gpus: Sequence[str], nvml: str = "libnvidia-ml.so.1") -> Source | None:
-    """The best source of this node; None where nothing can be read.
+def find_source(root: Path, gpus: Sequence[str], nvml: str = "libnvidia-ml.so.1") -> Source:
+    """The best source of this node; one without counters, :data:`ESTIMATE`, where nothing can be read.
 
     Args:
         root: of the file system (another one in tests).
@@ -123,22 +124,24 @@ def find_source(root: Path, gpus: Sequence[str], nvml: str = "libnvidia-ml.so.1"
     if cray:
         return cray
     packages, notes = rapl_counters(root)
+    if not gpus and packages:
+        return Source("RAPL", _coverage(CPUS, packages), packages, notes=notes)
     cards: tuple[Counter, ...] = ()
     more: tuple[str, ...] = ()
-    memory = any(counter.name.endswith("dram") for counter in packages)
-    if not gpus:
-        coverage = WITH_MEMORY[CPUS] if memory else CPUS
-        return Source("RAPL", coverage, packages, notes=notes) if packages else None
-    if all(gpus):
-        name, cards = "NVML", nvml_counters(gpus, nvml)
-    else:
+    name = "NVML"
+    if gpus and all(gpus):
+        cards = nvml_counters(gpus, nvml)
+    elif gpus:
         name, (cards, more) = "AMD gpu_metrics", amd_counters(root)
-    if not cards:  # most of the energy would be missing from what the CPUs say
-        return None
+    if not cards:  # where there are GPUs, what the CPUs say would leave out most of it
+        return Source(ESTIMATE, "estimated", notes=("No energy counter can be read", *notes, *more))
     if not packages:
         return Source(name, GPUS, cards, notes=(*notes, *more))
-    coverage = WITH_MEMORY[GPUS_AND_CPUS] if memory else GPUS_AND_CPUS
-    return Source(f"{name} + RAPL", coverage, (*cards, *packages), notes=(*notes, *more))
+    return Source(f"{name} + RAPL", _coverage(GPUS_AND_CPUS, packages), (*cards, *packages), notes=(*notes, *more))
+
+
+def _coverage(told: str, packages: Iterable[Counter]) -> str:
+    return WITH_MEMORY[told] if any(counter.name.endswith("dram") for counter in packages) else told
 
 
 def cray_counters(root: Path) -> Source | None:
@@ -190,7 +193,7 @@ def amd_counters(root: Path) -> tuple[tuple[Counter, ...], tuple[str, ...]]:
     counting = tuple(counter for counter in found if counter.read() > 0)
     notes = []
     if counting and len(counting) < len(found):
-        notes.append(f"{len(found) - len(counting)} of {len(found)} dies say 0: counted with the other die of their "
+        notes.append(f"{len(found) - len(counting)} of {len(found)} dies say 0, counted with the other die of their "
                      "package")  # fmt: skip
     if len(found) < len(amd):
         notes.append(f"{len(amd) - len(found)} of {len(amd)} GPUs tell no energy")

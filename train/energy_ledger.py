@@ -35,7 +35,6 @@ if TYPE_CHECKING:
 
 FORMAT = "hanse.energy/1"
 TICK_SECONDS = 60.0  # a CPU package at 300 W runs through its counter's range of 262 kJ in 15 minutes
-ESTIMATE = "estimate from rated power"
 
 
 class NodeReader:
@@ -43,25 +42,22 @@ class NodeReader:
 
     Args:
         gpus: of the node's ranks (see :func:`train.energy_counters.find_source`).
-        root, clock: another file system and seconds of another clock, for tests.
+        root: of the file system; ``clock``: with ``monotonic()`` and ``time()``; others in tests.
     """
 
-    def __init__(self, config: EnergyConfig, gpus: Sequence[str], root: Path = Path("/"),
-                 clock: Callable[[], float] = time.monotonic):  # fmt: skip
-        source = find_source(root, gpus)
-        self.meter = Meter(source) if source else None
+    def __init__(self, config: EnergyConfig, gpus: Sequence[str], root: Path = Path("/"), clock: Any = time):
+        self.source = find_source(root, gpus)
+        self.meter = Meter(self.source) if self.source.counters else None
         self.watts, self.basis = rated_power(config, gpus, root)
-        self.clock, self.began = clock, clock()
-        self.ticked = self.began
+        self.clock: Callable[[], float] = clock.monotonic
+        self.began = self.ticked = self.clock()
         if self.meter:
             self.meter.read(self.began)
 
     def describe(self) -> dict[str, Any]:
         """What is read here."""
-        source = self.meter.source if self.meter else None
-        notes = source.notes if source else ("no energy counter can be read here",)
-        return {"source": source.name if source else ESTIMATE, "coverage": source.coverage if source else "estimated",
-                "rated_watts": self.watts, "rated_from": self.basis, "about": list(notes)}  # fmt: skip
+        return {"source": self.source.name, "coverage": self.source.coverage, "about": list(self.source.notes),
+                "rated_watts": self.watts, "rated_from": self.basis}  # fmt: skip
 
     def read(self) -> dict[str, Any]:
         """Joules so far (None: not known), and what the counters say."""
@@ -87,7 +83,7 @@ def rated_power(config: EnergyConfig, gpus: Sequence[str], root: Path) -> tuple[
         return (threads * config.thread_watts or None), told
     cards = len(gpus) * config.gpu_watts if config.gpu_watts else gpu_watts(root, gpus)
     if cards is None:
-        return None, "rated power of the GPUs is not known: set energy.gpu_watts"
+        return None, "rated power of the GPUs is not known"
     whose = "energy.gpu_watts" if config.gpu_watts else "the driver's limit"
     return cards + threads * config.thread_watts, f"{len(gpus)} GPUs at {cards / len(gpus):g} W ({whose}), {told}"
 
@@ -99,14 +95,15 @@ class EnergyRecorder:
         HanseError: there is an ``energy.jsonl``, and it is damaged.
     """
 
-    def __init__(self, config: EnergyConfig, place: Place, folder: RunFolder, device: torch.device):
-        self.config, self.place = config, place
+    def __init__(self, config: EnergyConfig, place: Place, folder: RunFolder, device: torch.device, *,
+                 root: Path = Path("/"), clock: Any = time):  # fmt: skip
+        self.config, self.place, self.clock = config, place, clock
         ranks = gathered(place, _who(device))
         nodes = [rank["node"] for rank in ranks]
         self.node, self.devices = nodes[place.rank], _devices(ranks)
         mine = [rank["gpu"] for rank in ranks if rank["node"] == self.node and rank["gpu"] is not None]
-        self.reader = NodeReader(config, mine) if nodes.index(self.node) == place.rank else None
-        self.began = time.monotonic()
+        self.reader = NodeReader(config, mine, root, clock) if nodes.index(self.node) == place.rank else None
+        self.began = clock.monotonic()
         self.ledger: Ledger | None = None
         self.before: dict[str, Any] | None = None
         with together(place):
@@ -142,7 +139,7 @@ class EnergyRecorder:
             mine = (self.node, (self.reader.describe() if kind == "start" else {}) | self.reader.read())
         nodes = dict(filter(None, gathered(self.place, mine)))
         if self.ledger:
-            at = {"time": time.time(), "seconds": time.monotonic() - self.began}
+            at = {"time": self.clock.time(), "seconds": self.clock.monotonic() - self.began}
             self.ledger.write(kind, {"step": step, "at": at, **facts, "nodes": nodes})
             self.ledger.sync()
 

@@ -10,7 +10,8 @@ from typing import Any
 
 from common.errors import HanseError
 from common.terminal import duration
-from train.energy_ledger import ESTIMATE, FORMAT, last_sign
+from train.energy_counters import ESTIMATE
+from train.energy_ledger import FORMAT, last_sign
 from train.grid import GridFactor
 from train.ledger import lines
 from train.run_folder import RunFolder
@@ -167,6 +168,8 @@ def _spend(start: Start, power: float | None, slurm: float | None) -> Spent:
 
 def _notes(start: Start, measured: float, slurm: float | None) -> list[str]:
     about = {(note, node) for node, told in start.nodes.items() for note in told["about"]}
+    about |= {(f"Estimated as rated power times time: {told['rated_from']}", node)
+              for node, told in start.nodes.items() if told["source"] == ESTIMATE and told["rated_watts"]}  # fmt: skip
     for node, reading in start.last.items():
         about |= {(note, node) for note in reading.get("notes", ())}
         about |= {(f"{counter} could not be read at last: what it counted since is missing", node)
