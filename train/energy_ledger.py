@@ -1,8 +1,8 @@
 """``energy.jsonl``: what a run drew, a line at each start, checkpoint and end, chained as :mod:`train.ledger` does.
 
-    {"kind": "start", "step": 0, "at": {"time": ..., "seconds": 8.1}, "run": {...}, "site": {...}, "slurm": null,
-     "devices": {"MI250X": 8}, "nodes": {"nid005001": {"source": "Cray pm_counters", "coverage": "whole node", ...}}}
-    {"kind": "checkpoint", "step": 100, "at": {...}, "nodes": {"nid005001": {"joules": 81234.0, "raw": {...}, ...}}}
+    {"kind": "start", "step": 0, "at": {"time": ..., "seconds": ...}, "run": {...}, "site": {...}, "slurm": null,
+     "devices": {...}, "nodes": {"nid005001": {"source": "Cray pm_counters", "coverage": "whole node", ...}}}
+    {"kind": "checkpoint", "step": 100, "at": {...}, "nodes": {"nid005001": {"joules": ..., "raw": {...}, ...}}}
 
 One rank a node reads, rank 0 writes. Joules and seconds count from the beginning of the start that the line belongs to;
 the raw counters stand beside them, so that all can be reckoned anew.
