@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from common.terminal import duration
-from train.energy_counters import ESTIMATE
 from train.energy_slurm import read_answers
 from train.energy_starts import Spent, Start, gap_note, read_starts, spend
 from train.grid import GridFactor
@@ -32,7 +31,7 @@ class EnergyTotals:
     Attributes:
         joules: of the machines (IT equipment, without PUE): measured and estimated together.
         measured_joules: read off counters, or Slurm's accounting; ``estimated_joules``: the rest of ``joules``.
-        sources: {source: joules}, e.g. "Cray pm_counters", "NVML + RAPL", "estimate from rated power".
+        sources: {source: joules}, e.g. "Cray pm_counters", "NVML + RAPL", "estimated".
         coverage: what was counted, e.g. "whole node", "GPUs only", "CPU packages only", "estimated".
         pue: power usage effectiveness of the sites, weighted by energy; None where a start names none.
         facility_joules: ``joules`` with each start's PUE.
@@ -199,8 +198,8 @@ def _known(drawn: Spent) -> bool:
 def _sources(spent: Iterable[Spent]) -> dict[str, float]:
     found: dict[str, float] = {}
     for drawn in spent:
-        for source, joules in (*drawn.measured.items(), (ESTIMATE, drawn.estimated)):
-            if joules or source != ESTIMATE:
+        for source, joules in (*drawn.measured.items(), ("estimated", drawn.estimated)):
+            if joules or source != "estimated":
                 found[source] = found.get(source, 0.0) + joules
     return dict(sorted(found.items()))
 

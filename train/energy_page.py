@@ -27,8 +27,8 @@ def energy_rows(totals: EnergyTotals) -> list[list[str]]:
     """(what, number, how) of the report's table."""
     rows = [
         ["energy of the machines", _energy(totals.joules), totals.how],
-        ["a step kept", _joules(totals.joules_per_step), totals.how],
-        ["a token kept", _joules(totals.joules_per_token), totals.how],
+        ["energy a step", _joules(totals.joules_per_step), totals.how],
+        ["energy a token", _joules(totals.joules_per_token), totals.how],
         ["energy of the site", _energy(totals.facility_joules),
          f"{totals.how}; PUE {totals.pue:.3g}" if totals.pue else "no PUE was given"],
         ["emissions, location-based", _kilograms(totals.kg_co2e), _factors(totals.how, totals.grid)],
@@ -38,7 +38,11 @@ def energy_rows(totals: EnergyTotals) -> list[list[str]]:
                      _factors(totals.how, totals.grid_market)])  # fmt: skip
     devices = ", ".join(f"{hours:,.3g} h {kind}" for kind, hours in totals.devices.items())
     rows += [
-        ["wall time", duration(totals.wall_seconds), f"of {totals.starts} starts; lost work included"],
+        [
+            "wall time",
+            duration(totals.wall_seconds),
+            f"of {totals.starts} start{'s' * (totals.starts != 1)}, lost work included",
+        ],
         ["device time", f"{totals.device_hours:,.3g} h", devices],
         ["training computation", _flops(totals.flops), totals.flops_formula],
     ]

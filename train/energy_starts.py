@@ -191,6 +191,6 @@ def gap_note(starts: Sequence[Start]) -> str:
     if not cut:
         return ""
     seconds = sum(start.gap_seconds for start in cut)
-    last = " (the last one may be running)" if not starts[-1].ended else ""
-    return (f"{len(cut)} of {len(starts)} starts have no last line{last}: counters cover them up to their last "
+    last = " (the last one may still be running)" if not starts[-1].ended else ""
+    return (f"Of {len(starts)} starts {len(cut)} did not end in good order{last}: their records end with the last "
             f"checkpoint, the {duration(seconds)} after that are estimated from their mean power.")  # fmt: skip

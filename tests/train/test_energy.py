@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import stat
+import sys
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path
@@ -14,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as some
 
 from common.errors import HanseError
+from launch.local import run_ranks
 from tests.train.energy_trees import Machine, cray, mi250x, rapl
 from train.config import EnergyConfig, FactorConfig
 from train.energy import energy_totals
@@ -150,7 +152,7 @@ def test_whatever_kills_it_all_that_was_spent_is_counted_and_no_token_twice(kind
     assert (totals.steps_kept, totals.steps_done) == (20, done)
     assert totals.tokens_kept == 20 * TOKENS
     assert any("trained again after a crash" in note for note in totals.notes) == (done > 20)
-    assert any("have no last line" in note for note in totals.notes) == bool(killed)
+    assert any("did not end in good order" in note for note in totals.notes) == bool(killed)
 
 
 def test_a_line_cut_short_by_the_crash_is_left_out_and_the_next_start_goes_on(tmp_path):
@@ -162,7 +164,7 @@ def test_a_line_cut_short_by_the_crash_is_left_out_and_the_next_start_goes_on(tm
     assert totals.measured_joules == 2100 * (SET_UP_SECONDS + 4 * STEP_SECONDS)
     assert totals.estimated_joules == 2100 * 5 * STEP_SECONDS
     assert totals.how == "partly estimated (42%)"
-    assert "the last one may be running" in " ".join(totals.notes)
+    assert "the last one may still be running" in " ".join(totals.notes)
     start(run, machine, 4, 20)
     assert energy_totals(run.path).joules == 2100 * (2 * SET_UP_SECONDS + (9 + 16) * STEP_SECONDS)
 
@@ -355,3 +357,20 @@ def test_every_country_of_the_table_has_a_year_and_a_source():
         assert 0 < factor.kg_co2e_per_kwh < 1
         assert factor.year >= 2023
         assert factor.source
+
+
+@pytest.mark.slow
+def test_one_rank_a_node_reads_and_each_node_is_counted_once(tmp_path):
+    """Three ranks over gloo on two nodes, which are names: four times the energy is what a reader a rank would say."""
+    roots, run = [tmp_path / "n0", tmp_path / "n1"], new_run(tmp_path / "run")
+    for root in roots:
+        cray(root)
+    program = Path(__file__).with_name("energy_program.py")
+    command = [sys.executable, str(program), *map(str, (run.path, *roots))]
+    assert run_ranks(command, 3, 1, tmp_path / "logs") == 0
+    totals = energy_totals(run.path)
+    assert (totals.how, totals.joules) == ("measured", 1000 + 2000)
+    assert list(totals.devices) == ["CPU node"]
+    assert totals.device_hours == pytest.approx(2 * totals.wall_seconds / 3600)
+    assert "rank 1 reads: False" in (tmp_path / "logs/rank-00001.log").read_text()
+    assert "rank 2 reads: True" in (tmp_path / "logs/rank-00002.log").read_text()
