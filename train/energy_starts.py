@@ -76,7 +76,7 @@ def read_starts(folder: RunFolder) -> list[Start]:
     try:
         signs = [part[0]["before"] for part in parts[1:]] + [last_sign(folder)]
         return [_start(part, sign) for part, sign in zip(parts, signs[: len(parts)], strict=True)]
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise HanseError(f"{folder.energy}: not an energy ledger of {FORMAT} ({error!r})") from None
 
 
@@ -84,29 +84,65 @@ def _start(records: Sequence[Record], sign: Record | None) -> Start:
     first, last = records[0], records[-1]
     if first["format"] != FORMAT:
         raise ValueError(first["format"])
-    ended, nodes, gap, last_step = last["kind"] == "end", first["nodes"], 0.0, int(last["step"])
-    if not ended and sign and sign["time"] >= first["at"]["time"]:
-        gap, last_step = max(0.0, sign["time"] - last["at"]["time"]), max(last_step, int(sign["step"]))
-    rated, site, slurm = [node["rated_watts"] for node in nodes.values()], first["site"], first["slurm"] or {}
+    site, slurm, nodes = first["site"], first["slurm"] or {}, first["nodes"]
+    before, after = _readings(first, nodes), _readings(last, nodes)
+    began, told = _number(first["at"]["time"]), _number(last["at"]["time"])
+    set_up, covered = _number(first["at"]["seconds"]), _number(last["at"]["seconds"])
+    ended, gap, last_step = last["kind"] == "end", 0.0, _whole(last["step"])
+    if not ended and sign and _number(sign["time"]) >= began:
+        gap, last_step = max(0.0, sign["time"] - told), max(last_step, _whole(sign["step"]))
+    if last_step < _whole(first["step"]):
+        raise ValueError(f"step {last_step} after step {first['step']}")
+    rated, ends = [node["rated_watts"] for node in nodes.values()], [node["joules"] for node in after.values()]
+    power = None
+    if covered > set_up and None not in ends:
+        power = (math.fsum(ends) - math.fsum(node["joules"] for node in before.values())) / (covered - set_up)
     return Start(
-        first_step=int(first["step"]), last_step=last_step, ended=ended, began=float(first["at"]["time"]), nodes=nodes,
-        last={name: last["nodes"][name] for name in nodes}, covered_seconds=float(last["at"]["seconds"]),
-        gap_seconds=gap, power=_power(first, last), rated_power=None if None in rated else math.fsum(rated),
-        devices=first["devices"], tokens_per_step=int(first["run"]["tokens_per_step"]),
-        flops_per_token=int(first["run"]["flops_per_token"]), pue=site["pue"], grid=_factor(site["grid"]),
+        first_step=_whole(first["step"]), last_step=last_step, ended=ended, began=began, nodes=nodes, last=after,
+        covered_seconds=covered, gap_seconds=gap, power=power,
+        rated_power=None if None in rated else math.fsum(map(_number, rated)),
+        devices={str(kind): _whole(number) for kind, number in first["devices"].items()},
+        tokens_per_step=_whole(first["run"]["tokens_per_step"]),
+        flops_per_token=_whole(first["run"]["flops_per_token"]),
+        pue=None if site["pue"] is None else _number(site["pue"]), grid=_factor(site["grid"]),
         grid_market=_factor(site["grid_market"]), slurm=f"{slurm['job']}.{slurm['step']}" if slurm.get("step") else "",
     )  # fmt: skip
 
 
+def _readings(line: Record, nodes: Mapping[str, Record]) -> dict[str, Record]:
+    """{node: its reading} of a line, checked."""
+    found = {name: line["nodes"][name] for name in nodes}
+    for name, reading in found.items():
+        if reading["joules"] is not None:
+            _number(reading["joules"])
+        texts = [nodes[name]["source"], nodes[name]["coverage"], nodes[name]["rated_from"], *nodes[name]["about"],
+                 *reading.get("notes", ()), *reading.get("missing", ())]  # fmt: skip
+        if not all(isinstance(text, str) for text in texts):
+            raise TypeError(f"a text of node {name} is none")
+    return found
+
+
+def _number(value: Any) -> float:
+    """A number that energy, time or power can be."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1e30:
+        raise ValueError(f"{value!r} is no amount")
+    return float(value)
+
+
+def _whole(value: Any) -> int:
+    return int(_number(value))
+
+
 def _factor(told: Mapping[str, Any] | None) -> GridFactor | None:
-    return GridFactor(**told) if told else None
-
-
-def _power(first: Record, last: Record) -> float | None:
-    """Mean watts between two lines of a start."""
-    before, after = ([node["joules"] for node in line["nodes"].values()] for line in (first, last))
-    seconds = last["at"]["seconds"] - first["at"]["seconds"]
-    return (math.fsum(after) - math.fsum(before)) / seconds if seconds > 0 and None not in after else None
+    if not told:
+        return None
+    country = told["country"]
+    return GridFactor(
+        _number(told["kg_co2e_per_kwh"]),
+        _whole(told["year"]),
+        str(told["source"]),
+        None if country is None else str(country),
+    )
 
 
 @dataclass(frozen=True)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import stat
 import sys
 import tempfile
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -343,6 +345,45 @@ def test_a_ledger_that_was_edited_or_is_another_s_is_refused_in_one_line(tmp_pat
     run.energy.write_text(text)
     with pytest.raises(HanseError, match=r"energy\.jsonl"):
         energy_totals(run.path)
+
+
+WRONG = some.sampled_from([None, -1, True, float("nan"), float("inf"), 10**400, 1e308, "", "x", [], {}, [1], {"a": 1}])
+
+
+def leaves(value, path=()):
+    if isinstance(value, dict | list):
+        for key, inner in value.items() if isinstance(value, dict) else enumerate(value):
+            yield (*path, key)
+            yield from leaves(inner, (*path, key))
+
+
+@settings(deadline=None, max_examples=200)
+@given(data=some.data(), wrong=WRONG)
+def test_a_stranger_s_ledger_gives_finite_numbers_or_one_error(data, wrong, tmp_path_factory):
+    """One value anywhere in a sound ledger is replaced, the chain made anew."""
+    run = RunFolder(tmp_path_factory.getbasetemp() / "stranger")
+    if not (run.path / "sound").exists():
+        start(new_run(run.path), cray(run.path / "machine"), 0, 8, config=EnergyConfig(country="FI", pue=1.1))
+        run.energy.rename(run.path / "sound")
+    records = [json.loads(line) for line in (run.path / "sound").read_text().splitlines()]
+    path = data.draw(some.sampled_from(list(leaves(records))))
+    holder = records
+    for key in path[:-1]:
+        holder = holder[key]
+    holder[path[-1]] = wrong
+    run.energy.unlink(missing_ok=True)
+    previous = "0" * 64
+    with run.energy.open("w") as file:
+        for record in records:
+            line = json.dumps(record | {"previous": previous} if isinstance(record, dict) else record)
+            previous = hashlib.sha256(line.encode()).hexdigest()
+            file.write(line + "\n")
+    with suppress(HanseError):
+        totals = energy_totals(run.path)
+        json.dumps(totals.to_json(), allow_nan=False)
+        energy_rows(totals)
+        energy_note(totals)
+        energy_line(totals.to_json())
 
 
 def test_a_run_without_a_ledger_says_so(tmp_path):
