@@ -28,6 +28,9 @@ from data_pipelines.shards import ShardsManifest
 from train.charts import PALETTE, Chart, Series, draw, fitted
 from train.config import ReportConfig, TrainConfig
 from train.data_table import corpus_of, data_table, say_losses
+from train.energy import EnergyTotals, energy_totals
+from train.energy_page import energy_line, energy_note, energy_rows
+from train.energy_slurm import ask
 from train.run_folder import RunFolder, read_metrics
 
 Record = dict[str, Any]
@@ -52,6 +55,7 @@ def run(config: ReportConfig) -> None:
     evidence.folder.update_summary({"paths": {"report": str(output)}})
     validated = evidence.evaluations[-1]["evaluation"] if evidence.evaluations else {}
     say_losses({name: (found["bits_per_byte"], evidence.unigram.get(name)) for name, found in validated.items()})
+    say(energy_line(evidence.energy.to_json()))
     say(f"wrote {output} ({count(output.stat().st_size, 'B')}, {evidence.status}): open it in a browser")
     if evidence.last_step >= evidence.config.steps:
         experiment = same_again(evidence.config.name)
@@ -73,6 +77,7 @@ class Evidence:
     summary: dict[str, Any]
     shards: ShardsManifest | None
     corpus: CorpusManifest | None
+    energy: EnergyTotals
 
     @cached_property
     def steps(self) -> list[Record]:
@@ -137,12 +142,13 @@ def read_evidence(config: ReportConfig) -> Evidence:
     """Read a run folder.
 
     Raises:
-        HanseError: its configuration, metrics or summary is missing or not readable.
+        HanseError: its configuration, metrics, summary or a ledger is missing or not readable.
     """
     folder = RunFolder(config.run)
     settings, summary = folder.read_config(), folder.path / "summary.json"
     shards = _there(Path(config.shards or settings.data.shards))
     corpus = corpus_of(shards, Path(config.corpus) if config.corpus else None) if shards else None
+    ask(folder)
     return Evidence(
         folder=folder,
         config=settings,
@@ -150,6 +156,7 @@ def read_evidence(config: ReportConfig) -> Evidence:
         summary=read_json(summary, "summary") if summary.is_file() else {},
         shards=shards,
         corpus=corpus,
+        energy=energy_totals(folder.path),
     )
 
 
@@ -194,6 +201,7 @@ def page(evidence: Evidence) -> str:
         charts=machine_charts(evidence),
         data=data(evidence),
         events=events(evidence),
+        energy=Table(["", "", ""], energy_rows(evidence.energy), energy_note(evidence.energy), text=True),
         machine=machine(evidence),
         files=files(evidence),
         config_text=evidence.folder.config.read_text(encoding="utf-8"),

@@ -9,6 +9,7 @@ import pytest
 
 from data_pipelines.shards import ShardsManifest
 from train import outcome
+from train.energy import energy_totals
 from train.ranks import Place
 from train.run_folder import read_metrics
 
@@ -54,7 +55,8 @@ def values(**more) -> dict:
     languages = {"fr": {"bits_per_byte": 2.0, "unigram_bits_per_byte": 2.5},
                  "de": {"bits_per_byte": None, "unigram_bits_per_byte": 2.0}}  # fmt: skip
     return {"languages": languages, "steps": 6, "consumed_tokens": 3072, "wall_seconds": 75.0, "mfu": 0.52,
-            "tokens_per_second": 2000.0, "paths": {"checkpoint": "c"}, "finished": True, **more}  # fmt: skip
+            "tokens_per_second": 2000.0, "paths": {"checkpoint": "c"}, "finished": True,
+            "energy": energy_totals("nowhere").to_json(), **more}  # fmt: skip
 
 
 def test_a_finished_run_names_what_comes_next_and_a_stopped_one_how_to_go_on(tiny_config, capsys):

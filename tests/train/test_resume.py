@@ -10,6 +10,7 @@ import pytest
 
 from common.errors import EXIT_DONE, EXIT_GO_ON, EXIT_USER_ERROR
 from tests.train.multirank import evaluations, losses, train_cases
+from train.energy import energy_totals
 from train.run_folder import read_metrics
 
 STEPS, SAVED = 30, 10  # optimizer steps of the whole run, and of the checkpoint that resumes start from
@@ -133,6 +134,13 @@ def test_whatever_ends_a_start_the_same_command_goes_on_bit_for_bit(tiny_setting
         ["start"] + ["resume"] * 3
     )
     assert json.loads((run / "summary.json").read_text())["finished"]
+
+    energy = energy_totals(run)  # of this machine, whatever it can tell
+    assert (energy.starts, energy.killed) == (4, 1)
+    went_on = [record["step"] for record in records if record.get("event") == "resume"][1]
+    assert (energy.steps_kept, energy.steps_done) == (60, 60 + killed - went_on)
+    assert energy.tokens_kept == records[-1]["step"] * 8 * 64
+    assert 0 < energy.gap_seconds < energy.wall_seconds
 
 
 @pytest.mark.slow
