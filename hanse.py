@@ -42,6 +42,8 @@ VERBS = {
              "a key to seal with; shows the public part and its fingerprint"),
         Verb("seal", "consortium.config:SealConfig", "consortium.seal:run",
              "folder + key -> signed statement of what it holds; checks one"),
+        Verb("average", "consortium.config:AverageConfig", "consortium.average:run",
+             "checkpoints -> one model: averages, SLERP, TIES, the outer step of DiLoCo"),
     )
 }  # fmt: skip
 

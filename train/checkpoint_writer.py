@@ -181,29 +181,41 @@ def write_share(parts: Parts, partial: Path, rank: int) -> dict[str, Any]:
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Write one-dimensional fp32 tensors as safetensors; see :func:`write_stream`."""
+    return write_stream(path, {key: tensor.numel() for key, tensor in tensors.items()}, tensors.values())
+
+
+def write_stream(path: Path, sizes: Mapping[str, int], values: Iterable[Tensor]) -> dict[str, Any]:
     """Write one-dimensional fp32 tensors as safetensors, flushed to the disk; ``{bytes, sha256}``.
+
+    Args:
+        sizes: {key: elements}, in the order of the file.
+        values: all elements in that order, in pieces of any length; only one is held at a time.
 
     The hash is that of what was to be written, taken on the way: a disk that kept something else is found out by
     whoever compares. (The library's own writer takes another copy of everything, and reading a file back to hash it
     asks the page cache, not the disk.)
     """
     header, at = {}, 0
-    for key, tensor in tensors.items():
-        assert (tensor.dtype, tensor.dim(), tensor.is_contiguous()) == (torch.float32, 1, True)
-        header[key] = {"dtype": "F32", "shape": list(tensor.shape), "data_offsets": [at, at + tensor.nbytes]}
-        at += tensor.nbytes
+    for key, size in sizes.items():
+        header[key] = {"dtype": "F32", "shape": [size], "data_offsets": [at, at + 4 * size]}
+        at += 4 * size
     text = json.dumps(header, ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)
-    blocks: list[bytearray | memoryview] = [bytearray(len(text).to_bytes(8, "little") + text)]
-    blocks += [memoryview(cast(Any, tensor.numpy())).cast("B") for tensor in tensors.values() if tensor.numel()]
-    digest = hashlib.sha256()
+    head = len(text).to_bytes(8, "little") + text
+    digest, written = hashlib.sha256(head), 0
     with path.open("wb") as file:
-        for block in blocks:
-            digest.update(block)
-            file.write(block)
+        file.write(head)
+        for tensor in values:
+            assert (tensor.dtype, tensor.dim(), tensor.is_contiguous()) == (torch.float32, 1, True)
+            if tensor.numel():
+                block = memoryview(cast(Any, tensor.numpy())).cast("B")
+                digest.update(block)
+                written += file.write(block)
         file.flush()
         os.fsync(file.fileno())
-    return {"bytes": sum(map(len, blocks)), "sha256": digest.hexdigest()}
+    assert written == at
+    return {"bytes": len(head) + at, "sha256": digest.hexdigest()}
 
 
 def finish(partial: Path, final: Path, files: dict[str, Any], shapes: Mapping[str, tuple[int, ...]],

@@ -6,7 +6,7 @@ import hashlib
 import os
 import platform
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from importlib.metadata import distributions
 from pathlib import Path
@@ -34,7 +34,11 @@ BINDING = ("code.sha256", "config_sha256", "seed", "tokenizer_sha256", "data_mer
 
 
 def describe(
-    config: TrainConfig, manifest: ShardsManifest, place: Place, precision: str, parents: list[dict[str, Any]]
+    config: TrainConfig,
+    manifest: ShardsManifest,
+    place: Place,
+    precision: str,
+    parents: Sequence[Mapping[str, Any]] = (),
 ) -> dict[str, Any]:
     """The lock of a start; JSON values, no secrets, no path of this machine. ``parents``: what the run began with."""
     import torch
@@ -52,7 +56,7 @@ def describe(
         "seed": config.seed,
         "tokenizer_sha256": manifest.tokenizer_sha256,
         "data_merkle_root": manifest.merkle_root,
-        **({"parents": parents} if parents else {}),
+        **({"parents": list(parents)} if parents else {}),
         "determinism": config.determinism,
         "precision": precision,
         "layout": {"ranks": place.ranks, "zero_stage": config.engine.zero_stage,

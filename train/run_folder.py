@@ -40,6 +40,24 @@ class RunFolder:
         self.heartbeat = self.path / "heartbeat.json"
         self.stop_file, self.save_file = self.path / "stop", self.path / "save"  # made by hand, or by a launcher
 
+    @property
+    def flat(self) -> bool:
+        """Whether the folder is itself a checkpoint with the configuration of a run: what ``hanse average`` writes."""
+        return (self.path / "manifest.json").is_file()
+
+    def find_checkpoints(self) -> dict[int, Path]:
+        """{step: folder} of the complete checkpoints, ascending; of a flat folder, itself.
+
+        Raises:
+            HanseError: a flat folder's state tells no step.
+        """
+        if self.flat:
+            state = read_json(self.path / "state.json", "checkpoint state")
+            if not isinstance(state, dict) or not isinstance(state.get("step"), int):
+                raise HanseError(f"{self.path / 'state.json'}: tells no step")
+            return {state["step"]: self.path}
+        return {step: folder_of(self.checkpoints, step) for step in complete_steps(self.checkpoints)}
+
     @contextmanager
     def in_use(self) -> Iterator[None]:
         """Hold the folder: no second run may write in it.
@@ -78,6 +96,10 @@ class RunFolder:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise HanseError(f"{self.path}: cannot be created ({error.strerror}); set another run=...") from None
+        if self.flat:
+            raise HanseError(
+                f"{self.path}: holds a model, not a run; begin a run with it: init_from={self.path} run=..."
+            )
         if self.stop_file.exists():
             raise HanseError(f"{self.stop_file}: this file keeps the run stopped; delete it to go on")
         lock = self.path / "in-use.json"

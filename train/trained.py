@@ -16,7 +16,7 @@ from data_pipelines.tokenizer import tokenizer_sha256
 from train.checkpoint import Checkpoint
 from train.config import TrainConfig
 from train.model import build_model
-from train.run_folder import RunFolder, complete_steps, folder_of
+from train.run_folder import RunFolder
 
 
 @dataclass(frozen=True)
@@ -83,13 +83,14 @@ def open_trained(run: str, step: int | None, shards: str | None, tokenizer: str 
     """
     folder = RunFolder(run)
     config = folder.read_config()
-    steps = complete_steps(folder.checkpoints)
+    found = folder.find_checkpoints()
+    steps = list(found)
     if not steps:
         raise HanseError(f"{folder.checkpoints}: no complete checkpoint here; 'hanse train' writes one")
     if step is not None and step not in steps:
         raise HanseError(f"step={step}: no checkpoint of that step in {folder.checkpoints}; "
                          f"there {'are' if len(steps) > 1 else 'is'} {', '.join(map(str, steps))}")  # fmt: skip
-    checkpoint = Checkpoint(folder_of(folder.checkpoints, step or steps[-1]))
+    checkpoint = Checkpoint(found[steps[-1] if step is None else step])
     checkpoint.verify()
     manifest = ShardsManifest.read(_there(shards or config.data.shards, "shards"))
     if manifest.merkle_root != checkpoint.state["data_merkle_root"]:

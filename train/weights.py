@@ -28,6 +28,7 @@ class Weights(ABC):
 
     Attributes:
         shapes: {name: shape} of all tensors.
+        facts: where they stood in training (``step``, ``consumed_tokens`` ...); empty where that is not known.
         settings: of the model, as ``transformers`` names them; may be empty.
         tokenizer_sha256: of the ``tokenizer.json`` they were trained with; None where that is not known.
     """
@@ -35,6 +36,7 @@ class Weights(ABC):
     folder: Path
     shapes: dict[str, tuple[int, ...]]
     settings: dict[str, Any]
+    facts: dict[str, Any]
     tokenizer_sha256: str | None
 
     @abstractmethod
@@ -71,7 +73,8 @@ class CheckpointWeights(Weights):
         self.folder, self.checkpoint = folder, Checkpoint(folder)
         self.shapes, self._spans = self.checkpoint.shapes, self.checkpoint.slices("model")
         self.settings = self.checkpoint.state["model"]
-        self.tokenizer_sha256 = self.checkpoint.state["tokenizer_sha256"]
+        self.facts = self.checkpoint.state
+        self.tokenizer_sha256 = self.facts["tokenizer_sha256"] or None
 
     def read(self, name: str, start: int, stop: int, out: Tensor) -> None:
         self.checkpoint.read(self._spans[name], start, stop, out)
@@ -99,7 +102,7 @@ class HubWeights(Weights):
         said = read_json(folder / EXPORT, "export manifest") if (folder / EXPORT).is_file() else {}
         if not (isinstance(self.settings, dict) and isinstance(said, dict)):
             raise HanseError(f"{folder}: config.json or {EXPORT} does not hold a JSON object")
-        self._said = said.get("files", {})
+        self.facts, self._said = said, said.get("files", {})
         tokenizer = folder / "tokenizer.json"
         known = sha256_file(tokenizer) if tokenizer.is_file() else None
         self.tokenizer_sha256 = said.get("tokenizer_sha256", known)
