@@ -129,7 +129,8 @@ def _check_output(output: Path, inputs: Sequence[Weights]) -> None:
                 f"output={output}: is one of the inputs, which the result names as its parents; set another"
             )
     manifest = output / "manifest.json"
-    if manifest.is_file() and "method" not in read_json(manifest, "manifest"):
+    made_here = manifest.is_file() and "method" in read_json(manifest, "manifest")
+    if output.exists() and not made_here and not (output.is_dir() and not any(output.iterdir())):
         raise HanseError(f"{output}: exists and was not written by this verb; move it away, or set another output")
 
 
