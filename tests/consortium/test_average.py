@@ -33,7 +33,7 @@ def models(tmp_path) -> list[Path]:
             for seed in range(4)]  # fmt: skip
 
 
-@pytest.fixture(params=[7, 1 << 20], ids=["many pieces", "one piece"])
+@pytest.fixture(params=[64, 1 << 20], ids=["many pieces", "one piece"])
 def average(request, hanse, tmp_path, monkeypatch):
     """``average(INPUTS, OVERRIDES ...)``: the resulting weights."""
     monkeypatch.setattr(merging, "PIECE", request.param)
