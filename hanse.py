@@ -42,6 +42,12 @@ VERBS = {
              "a key to seal with; shows the public part and its fingerprint"),
         Verb("seal", "consortium.config:SealConfig", "consortium.seal:run",
              "folder + key -> signed statement of what it holds; checks one"),
+        Verb("registry", "consortium.config:RegistryConfig", "consortium.registry:run",
+             "a consortium's keys and accepted checkpoints: begin, enrol, revoke, show"),
+        Verb("contribute", "consortium.config:ContributeConfig", "consortium.contribute:run",
+             "checkpoint + key -> sealed contribution, for others to accept"),
+        Verb("accept", "consortium.config:AcceptConfig", "consortium.accept:run",
+             "contribution -> every check, a review, and a place in the registry"),
     )
 }  # fmt: skip
 
