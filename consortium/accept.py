@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -147,9 +146,7 @@ def _review_and_accept(case: Case, key: ec.EllipticCurvePrivateKey, rows: list[R
     needed = registry.register.policy.reviews
     holders = {registry.register.holders[one].holder for one in counted}
     if len(holders) < needed:
-        say(
-            f"{len(holders)} of {needed} reviews ({', '.join(sorted(holders)) or 'none yet'}); the registry is as it was"
-        )
+        say(f"{len(holders)} of {needed} reviews ({', '.join(sorted(holders)) or 'none yet'}): not in the registry yet")
         next_step(f"hanse accept registry={registry.folder} contribution={case.config.contribution} key=ANOTHER.key")
         return
     _accept(case, key, counted)
@@ -183,7 +180,7 @@ def _accept(case: Case, key: ec.EllipticCurvePrivateKey, reviews: dict[str, str]
     }  # fmt: skip
     head = registry.append("accept", facts, key, before=lambda: _move(case.folder, registry.folder / folder))
     say(f"accepted: {registry.folder / folder}, with {len(reviews)} reviews; checkpoint {case.identity}")
-    say(f"head {head} (line {len(registry.heads)}); policy: {asdict(registry.register.policy)}")
+    say(f"head {head} (line {len(registry.heads)})")
     next_step(f"hanse registry registry={registry.folder}")
 
 

@@ -1,4 +1,4 @@
-"""``hanse contribute``: a checkpoint, its papers and what it was measured to be, sealed, in a registry's ``incoming/``."""
+"""``hanse contribute``: a checkpoint, its papers and what it was measured to be, sealed, into ``incoming/``."""
 
 from __future__ import annotations
 
@@ -84,9 +84,7 @@ def run(config: ContributeConfig) -> None:
         write_json(folder / PAPER, asdict(_paper(source, config, identity, flops, registry)))
         (folder / SEAL).write_bytes(make(folder, key, "contribution"))
     size = sum(path.stat().st_size for path in output.rglob("*") if path.is_file())
-    say(
-        f"wrote {output}/ ({count(size, 'B')}): {config.name}, step {source.checkpoint.state['step']}, checkpoint {identity}"
-    )
+    say(f"wrote {output}/ ({count(size, 'B')}): checkpoint {identity}")
     next_step(f"hanse accept registry={config.registry} contribution={output}")
 
 
@@ -99,8 +97,8 @@ def _source(config: ContributeConfig) -> Source:
     checkpoint = Checkpoint(Path(config.checkpoint))
     checkpoint.verify()
     if not checkpoint.manifest.get("parents"):
-        raise HanseError(f"{config.checkpoint}: names no parents, and comes without its run: nobody could tell where it "
-                         "is from; contribute it with run=FOLDER")  # fmt: skip
+        raise HanseError(f"{config.checkpoint}: names no parents, and comes without its run: nobody could tell where "
+                         "it is from; contribute it with run=FOLDER")  # fmt: skip
     tokenizer = Path(config.tokenizer)
     if tokenizer_sha256(tokenizer) != checkpoint.state["tokenizer_sha256"]:
         raise HanseError(f"{tokenizer}: not the tokenizer of {checkpoint.folder} (its sha256 differs)")
@@ -114,7 +112,8 @@ def _measured(source: Source, config: ContributeConfig) -> dict[str, Any]:
     if source.shards is not None:
         longest = source.checkpoint.state["model"].get("max_position_embeddings") or 512
         length = source.config.data.sequence_length if source.config else min(longest, 512)
-        told["bits_per_byte"] = bits_per_byte(model_of(source.checkpoint), source.shards, source.tokenizer, length=length,
+        model = model_of(source.checkpoint)
+        told["bits_per_byte"] = bits_per_byte(model, source.shards, source.tokenizer, length=length,
                                               tokens_per_language=config.tokens_per_language)  # fmt: skip
         told["validation"] = {"data_merkle_root": source.shards.merkle_root, "sequence_length": length,
                               "tokens_per_language": config.tokens_per_language}  # fmt: skip

@@ -281,15 +281,15 @@ def evaluation(case: Case) -> str:
     """``evaluation.json`` holds what can be measured again."""
     value = case.evaluation
     try:
-        golden, text = value["golden"], value["validation"]
-        scores = value["bits_per_byte"]
+        golden, text, scores = value["golden"], value["validation"], value["bits_per_byte"]
         numbers = [golden["largest"], *scores.values()]
-        whole = (value["format"] == EVALUATION_FORMAT and SHA256.fullmatch(golden["sha256"]) is not None
-                 and isinstance(golden["kept"], list) and all(type(one) is float and 0 <= one < math.inf for one in numbers)
-                 and (text is None) == (not scores)
-                 and (text is None or (SHA256.fullmatch(text["data_merkle_root"]) is not None
-                      and all(type(text[key]) is int and 0 < text[key] < 2**32
-                              for key in ("sequence_length", "tokens_per_language")))))  # fmt: skip
+        whole = value["format"] == EVALUATION_FORMAT and SHA256.fullmatch(golden["sha256"]) is not None
+        whole = whole and all(type(one) is float and 0 <= one < math.inf for one in numbers)
+        whole = whole and isinstance(golden["kept"], list) and (text is None) == (not scores)
+        if text is not None:
+            sizes = (text["sequence_length"], text["tokens_per_language"])
+            whole = whole and all(type(size) is int and 0 < size < 2**32 for size in sizes)
+            whole = whole and SHA256.fullmatch(text["data_merkle_root"]) is not None
     except (KeyError, TypeError, AttributeError):
         whole = False
     if not whole:

@@ -95,8 +95,8 @@ class Registry:
             HanseError: it does not.
         """
         if seen not in self.heads:
-            raise HanseError(f"{self.index}: no line has the hash {seen[:64]} that you saw before: lines were taken away or "
-                             "replaced since; do not use it, and ask who keeps the registry")  # fmt: skip
+            raise HanseError(f"{self.index}: no line has the hash {seen[:64]} that you saw before: lines were taken "
+                             "away or replaced since; do not use it, and ask who keeps the registry")  # fmt: skip
 
     def append(
         self, kind: str, facts: Mapping[str, Any], key: ec.EllipticCurvePrivateKey,

@@ -44,8 +44,8 @@ def golden(case: Case) -> str:
     difference, scale = float(np.abs(here - kept).max()), max(1.0, found["largest"])
     tolerance = case.registry.register.policy.logit_tolerance
     if not difference <= tolerance * scale:
-        raise HanseError(f"the model gives other logits than its contributor recorded: they differ by {difference:.1e}, "
-                         f"allowed are {tolerance:.0e} of {scale:.1f}; these are not the weights that were measured")  # fmt: skip
+        raise HanseError(f"the model gives other logits than its contributor recorded: by {difference:.1e}, where "
+                         f"{tolerance:.0e} of {scale:.1f} is allowed; not the weights that were measured")  # fmt: skip
     return f"differ by {difference:.1e} at most, of {scale:.1f}"
 
 
@@ -56,9 +56,7 @@ def scores(case: Case) -> str:
     claimed = case.evaluation["bits_per_byte"]
     if case.config.data is None:
         _compare(case, claimed, [register.models[one].bits_per_byte for one in parents], "as claimed")
-        raise Unknown(
-            "only as claimed, which is no worse than its parents; data=FOLDER with validation text measures it"
-        )
+        raise Unknown("only as claimed, which its parents allow; data=FOLDER with validation text measures it")
     found = _measure(case, case.checkpoint)
     text = case.evaluation["validation"]
     if text is not None and text["data_merkle_root"] == case.shards.merkle_root:
@@ -119,7 +117,7 @@ def compute(case: Case) -> str:
         own = own_flops(case)
     if paper.flops != own:
         raise HanseError(
-            f"contribution.json: says {paper.flops:.4e} FLOPs for itself; its model and ledger make {own:.4e}"
+            f"contribution.json: says {paper.flops:.4e} FLOPs for itself, by model and ledger it is {own:.4e}"
         )
     total = case.registry.register.cumulative_flops(own, paper.parents)
     if paper.cumulative_flops != total:
@@ -168,9 +166,7 @@ def license_fits(case: Case) -> str:
         raise HanseError("; ".join(found))
     unknown = licenses.unknown([paper.license, *theirs, *paper.data_licenses])
     if unknown or not paper.data_licenses:
-        what = (
-            f"{', '.join(unknown)[:200]}: of a licence that is not known here" if unknown else "the data's is not said"
-        )
+        what = f"{', '.join(unknown)[:200]} is not known here" if unknown else "the data's licences are not said"
         raise Unknown(f"{paper.license}: {what}; a person must look")
     return f"{paper.license}, on data under {', '.join(sorted(set(paper.data_licenses)))}"
 

@@ -114,7 +114,7 @@ class Register:
     """Keys, models and policy after some lines.
 
     Attributes:
-        public_keys: all keys ever enrolled, by fingerprint; whether one may do something is for :meth:`standing` to say.
+        public_keys: all keys ever enrolled, by fingerprint; whether one may do something, :meth:`standing` says.
         days: {manifest_sha256: day on which the model was accepted}.
     """
 
@@ -160,8 +160,8 @@ class Register:
             raise HanseError(f"{where}: the key {key} of {holder.holder} is valid from {holder.valid_from} to "
                              f"{holder.valid_until or 'any day'}, not on {day}")  # fmt: skip
         if not set(roles) & set(holder.roles):
-            raise HanseError(f"{where}: the key {key} of {holder.holder} is enrolled as {', '.join(holder.roles)}; this "
-                             f"takes a {' or '.join(roles)}")  # fmt: skip
+            raise HanseError(f"{where}: the key {key} of {holder.holder} is enrolled as {', '.join(holder.roles)}; "
+                             f"this takes a {' or '.join(roles)}")  # fmt: skip
         return holder
 
     def ancestors(self, parents: list[dict]) -> set[str]:
@@ -284,8 +284,8 @@ class Register:
                 raise HanseError(f"{where}: its parent {identity} is not in this registry; contribute that one first")
             reason = self.doubt(identity)
             if reason:
-                raise HanseError(f"{where}: its parent {identity[:12]} ({self.models[identity].folder}) may not be built "
-                                 f"on: {reason}")  # fmt: skip
+                raise HanseError(f"{where}: its parent {identity[:12]} ({self.models[identity].folder}) may not be "
+                                 f"built on: {reason}")  # fmt: skip
         if len({(one["manifest_sha256"], one["role"]) for one in parents}) != len(parents):
             raise HanseError(f"{where}: a parent stands twice")
 
@@ -307,9 +307,7 @@ class Register:
         left = [one for key, one in holders.items() if key not in revoked and "maintainer" in one.roles
                 and one.valid_from <= day <= (one.valid_until or day)]  # fmt: skip
         if not left:
-            raise HanseError(
-                f"{where}: nobody would be left who maintains the registry; enrol another maintainer first"
-            )
+            raise HanseError(f"{where}: nobody would be left who maintains the registry; enrol somebody else first")
 
 
 _KINDS: dict[str, tuple[type[Any], Callable[..., None]]] = {

@@ -1,4 +1,4 @@
-"""``hanse registry``: begin one, enrol and revoke keys, revoke checkpoints, see what is in it and whether it is whole."""
+"""``hanse registry``: begin one, enrol and revoke keys, revoke checkpoints, see what is in it and if it is whole."""
 
 from __future__ import annotations
 
@@ -21,10 +21,8 @@ from consortium.seal import check
 def run(config: RegistryConfig) -> None:
     """Do what was asked for, and show what then is."""
     folder = Path(config.registry)
-    if config.create:
-        registry = _create(folder, config)
-    else:
-        registry = open_registry(folder, config.root)
+
+    registry = _create(folder, config) if config.create else open_registry(folder, config.root)
     if config.seen:
         registry.remember(config.seen)
     if config.enrol:
@@ -38,9 +36,7 @@ def run(config: RegistryConfig) -> None:
         show(registry)
         if config.files:
             say(check_files(registry))
-    say(
-        f"head {registry.head} (line {len(registry.heads)}); seen={registry.head[:8]}... notices later if lines are lost"
-    )
+    say(f"head {registry.head} (line {len(registry.heads)}); seen=HEAD notices later if lines were taken away")
 
 
 def open_registry(folder: Path, root: str | None) -> Registry:
@@ -107,9 +103,10 @@ def show(registry: Registry) -> None:
     table("keys", ("holder", "key", "roles", "from", "until", ""), rows)
     policy = ", ".join(f"{name}={value or '-'}" for name, value in asdict(register.policy).items())
     say(f"policy: {policy}")
-    table(f"{len(register.models)} models", ("model", "tokens", "FLOPs, all", "licence", "parents", "reviews", "by", ""),
-          [_row(register, one, model) for one, model in sorted(register.models.items(),
-                                                               key=lambda pair: (pair[1].name, pair[1].step))])  # fmt: skip
+
+    models = sorted(register.models.items(), key=lambda pair: (pair[1].name, pair[1].step))
+    columns = ("model", "tokens", "FLOPs, all", "licence", "parents", "reviews", "by", "")
+    table(f"{len(models)} models", columns, [_row(register, one, model) for one, model in models])
 
 
 def _row(register: Register, identity: str, model: Model) -> tuple[Any, ...]:

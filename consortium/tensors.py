@@ -27,8 +27,8 @@ def check_tensor_file(path: Path, name: str) -> int:
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
         if size < 8 or not 2 <= length <= min(LARGEST_HEADER, size - 8):
-            raise HanseError(f"{name}: claims a header of {length} bytes, in a file of {size}; at most {LARGEST_HEADER} "
-                             "are read")  # fmt: skip
+            raise HanseError(f"{name}: claims a header of {length} bytes, in a file of {size}; at most "
+                             f"{LARGEST_HEADER} are read")  # fmt: skip
         header = strict_json(file.read(length), f"{name}: header")
     if not isinstance(header, dict) or not header:
         raise HanseError(f"{name}: its header names no tensors")
