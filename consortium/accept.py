@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -65,20 +66,30 @@ def run(config: AcceptConfig) -> int:
     key = load_private(Path(config.key)) if config.key else None
     if key:
         registry.register.standing(fingerprint(key.public_key()), ("reviewer", "maintainer"), today(), str(config.key))
-    try:
-        with quarantined(Path(config.contribution), registry.folder / "quarantine",
-                         int(config.largest_gigabytes * 1e9)) as copy:  # fmt: skip
-            case = Case(copy, registry, config, today())
-            rows = [_root_row(registry), ("files", CHECKED, "only regular files with names of a contribution"),
-                    *judge(case)]  # fmt: skip
-            refused = _tell(rows, config, registry)
-            if key and not refused:
-                _review_and_accept(case, key, rows)
-    except HanseError as error:
-        if "case" in locals():
-            raise
-        return _tell([_root_row(registry), ("files", REFUSED, str(error))], config, registry)
-    return refused
+    with examined(registry, config) as (case, rows):
+        code = _tell(rows, config, registry)
+        if key and case and code == EXIT_DONE:
+            _review_and_accept(case, key, rows)
+    return code
+
+
+@contextmanager
+def examined(registry: Registry, config: AcceptConfig) -> Iterator[tuple[Case | None, list[Row]]]:
+    """The contribution's copy in quarantine, for as long as the context lasts, and every check that was made of it.
+
+    There is no case where not even a copy could be made.
+    """
+    rows = [_root_row(registry)]
+    place, largest = registry.folder / "quarantine", int(config.largest_gigabytes * 1e9)
+    with ExitStack() as stack:
+        try:
+            copy = stack.enter_context(quarantined(Path(config.contribution), place, largest))
+        except HanseError as error:
+            yield None, [*rows, ("files", REFUSED, str(error))]
+            return
+        rows.append(("files", CHECKED, "only regular files with names of a contribution"))
+        case = Case(copy, registry, config, today())
+        yield case, [*rows, *judge(case)]
 
 
 def _root_row(registry: Registry) -> Row:
@@ -132,7 +143,7 @@ def _review_and_accept(case: Case, key: ec.EllipticCurvePrivateKey, rows: list[R
     holder, contributor = registry.register.holders[mine], registry.register.holders[case.seal.key]
     if "reviewer" in holder.roles and holder.holder != contributor.holder:
         path = review_path(registry, case.identity, mine)
-        facts = {"verdict": "accept", "manifest_sha256": case.identity, "registry": registry.register.name,
+        facts = {"verdict": "accept", "manifest_sha256": case.identity, "registry": registry.heads[0],
                  "head": registry.head, "checks": _as_objects(rows)}  # fmt: skip
         with atomic_file(path) as partial:
             partial.write_bytes(make(case.folder, key, "review", facts, files=case.seal.files))

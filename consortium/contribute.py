@@ -76,7 +76,9 @@ def run(config: ContributeConfig) -> None:
     restore(output)
     measured = _measured(source, config)
     with replaced_folder(output, FORMAT, PAPER) as folder:
-        shutil.copytree(source.checkpoint.folder, folder / "checkpoint", symlinks=True)
+        for name in ("manifest.json", *source.checkpoint.files):
+            (folder / "checkpoint" / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(source.checkpoint.folder / name, folder / "checkpoint" / name)
         (folder / TOKENIZER).parent.mkdir()
         shutil.copyfile(source.tokenizer / "tokenizer.json", folder / TOKENIZER)
         write_json(folder / EVALUATION, measured)

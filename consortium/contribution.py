@@ -34,7 +34,7 @@ OF_A_RUN = (CONFIG, LOCK, LEDGER)
 TENSORS = re.compile(r"checkpoint/[a-z_]{1,32}/[a-z]{1,32}-[0-9]{5}\.safetensors")
 # The largest that each may be, in bytes; tensor files are bounded by all together.
 LARGEST = {PAPER: 1 << 20, SEAL: bundle.LARGEST, EVALUATION: 16 << 20, MANIFEST: 64 << 20, STATE: 16 << 20,
-           TOKENIZER: 256 << 20, CONFIG: 1 << 20, LOCK: 16 << 20, LEDGER: 8 << 30, ENERGY: 1 << 30}  # fmt: skip
+           TOKENIZER: 256 << 20, CONFIG: 1 << 20, LOCK: 16 << 20, LEDGER: 1 << 30, ENERGY: 1 << 30}  # fmt: skip
 MOST_FILES = 100_000
 REVIEW_ENDING = ".review.sig"
 
@@ -110,8 +110,11 @@ def read_reviews(registry: Registry, identity: str, held: Seal) -> tuple[dict[st
         except HanseError as error:
             problems.append(str(error))
             continue
-        told = (review.kind, review.root, review.facts.get("verdict"), review.facts.get("manifest_sha256"))
-        if told != ("review", held.root, "accept", identity) or path.name != f"{review.key}{REVIEW_ENDING}":
+        told = [review.kind, review.root, *map(review.facts.get, ("verdict", "manifest_sha256", "registry"))]
+        if (
+            told != ["review", held.root, "accept", identity, registry.heads[0]]
+            or path.name != f"{review.key}{REVIEW_ENDING}"
+        ):
             problems.append(f"{path}: accepts something else than what {identity[:12]} holds")
             continue
         found[review.key] = hashlib.sha256(content).hexdigest()

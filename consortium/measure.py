@@ -33,6 +33,10 @@ def _numbers(what: str, count: int, below: int) -> np.ndarray:
     return np.array([int.from_bytes(digest, "big") % below for digest in digests], dtype=np.int64)
 
 
+class NoText(HanseError):  # noqa: N818
+    """There is no validation text here that the model could be measured on: says nothing about the model."""
+
+
 @torch.no_grad()
 def golden_logits(model: PreTrainedModel) -> dict[str, Any]:
     """Logits of the golden batch in fp32: {"sha256" of all; "kept": (2, L, 8) of them; "largest" absolute one}.
@@ -65,16 +69,16 @@ def bits_per_byte(
     ``model`` may not be used for anything else afterwards.
 
     Raises:
-        HanseError: the shards were written with another tokenizer, or hold no validation text.
+        NoText: the shards were written with another tokenizer, or hold no validation text.
     """
     if tokenizer_sha256(tokenizer) != shards.tokenizer_sha256:
-        raise HanseError(f"{shards.folder}: written with another tokenizer than the model's; tokenize the validation "
-                         "text with the contribution's")  # fmt: skip
+        raise NoText(f"{shards.folder}: written with another tokenizer than the model's; tokenize the validation "
+                     "text with the contribution's")  # fmt: skip
     sizes = token_byte_lengths(tokenizer)
     sources = open_sources(shards, "validation", length, 0, hashes=True)
     evaluation = Evaluation(sources, tokens_per_language, 1, sizes)
     if not evaluation.languages:
-        raise HanseError(f"{shards.folder}: no validation text of {length} tokens in any language")
+        raise NoText(f"{shards.folder}: no validation text of {length} tokens in any language")
     module, device = PackedLanguageModel(model), torch.device("cpu")
     nats, count = dict.fromkeys(evaluation.languages, 0.0), dict.fromkeys(evaluation.languages, 0)
     for number, (language, batch) in enumerate(evaluation.batches):

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 from omegaconf import OmegaConf
+from transformers import PreTrainedModel
 
 from common.errors import EXIT_DONE, HanseError
 from common.files import read_json, write_text
@@ -18,7 +19,7 @@ from consortium.case import Case
 from consortium.config import ReproduceConfig
 from consortium.contribution import CONFIG, EVALUATION, TOKENIZER
 from consortium.form import evidence_of
-from consortium.measure import bits_per_byte, golden_logits
+from consortium.measure import NoText, bits_per_byte, golden_logits
 from consortium.verify import Unknown
 from train import ledger
 from train.checkpoint import Checkpoint
@@ -30,7 +31,7 @@ SAME_SCORE = 1e-3  # bits per byte; measured again on the same text by another m
 
 def golden(case: Case) -> str:
     """The model, loaded here, gives the logits that the contributor recorded."""
-    found = golden_logits(model_of(case.checkpoint))
+    found = golden_logits(loaded(case.checkpoint))
     said = case.evaluation["golden"]
     if found["sha256"] == said["sha256"]:
         return "the same to the last bit"
@@ -49,6 +50,21 @@ def golden(case: Case) -> str:
     return f"differ by {difference:.1e} at most, of {scale:.1f}"
 
 
+def loaded(checkpoint: Checkpoint) -> PreTrainedModel:
+    """The model of a checkpoint.
+
+    Raises:
+        HanseError: it cannot be made; whatever transformers and torch find wrong with what a stranger wrote.
+    """
+    try:
+        return model_of(checkpoint)
+    except HanseError:
+        raise
+    except Exception as error:
+        what = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        raise HanseError(f"the model cannot be loaded ({what})") from None
+
+
 def scores(case: Case) -> str:
     """In no language is the model worse than its best parent by more than the policy allows."""
     register = case.registry.register
@@ -57,7 +73,10 @@ def scores(case: Case) -> str:
     if case.config.data is None:
         _compare(case, claimed, [register.models[one].bits_per_byte for one in parents], "as claimed")
         raise Unknown("only as claimed, which its parents allow; data=FOLDER with validation text measures it")
-    found = _measure(case, case.checkpoint)
+    try:
+        found = _measure(case, case.checkpoint)
+    except NoText as reason:
+        raise Unknown(str(reason)) from None
     text = case.evaluation["validation"]
     if text is not None and text["data_merkle_root"] == case.shards.merkle_root:
         for name, score in found.items():
@@ -72,7 +91,7 @@ def scores(case: Case) -> str:
 def _measure(case: Case, checkpoint: Checkpoint) -> dict[str, float]:
     text = case.evaluation["validation"] or {"tokens_per_language": 16_384}
     longest = min(512, case.model_config.max_position_embeddings or 512)
-    return bits_per_byte(model_of(checkpoint), case.shards, case.folder / TOKENIZER,
+    return bits_per_byte(loaded(checkpoint), case.shards, case.folder / TOKENIZER,
                          length=min(text.get("sequence_length", longest), 65_536),
                          tokens_per_language=min(text["tokens_per_language"], 10**7))  # fmt: skip
 
