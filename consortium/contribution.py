@@ -2,7 +2,7 @@
 
     contribution.json         what it is: model, licence, parents, compute (this page's dataclass)
     contribution.sig          seal of kind 'contribution' over all other files
-    checkpoint/               as 'hanse train' or 'hanse average' wrote it
+    checkpoint/               manifest.json, state.json and the tensors, as they were written
     tokenizer/tokenizer.json
     evaluation.json           golden logits, and bits per byte a language
     config.json  run.lock.json  ledger.jsonl  energy.jsonl     of the run, where a run made it
@@ -29,12 +29,14 @@ PAPER, SEAL, EVALUATION = "contribution.json", "contribution.sig", "evaluation.j
 MANIFEST, STATE = "checkpoint/manifest.json", "checkpoint/state.json"
 TOKENIZER, CONFIG, LOCK = "tokenizer/tokenizer.json", "config.json", "run.lock.json"
 LEDGER, ENERGY = "ledger.jsonl", "energy.jsonl"
+CARRIED = "checkpoint/config.yaml"  # an average takes along the configuration of one of its parents
 NEEDED = (PAPER, SEAL, EVALUATION, MANIFEST, STATE, TOKENIZER)
 OF_A_RUN = (CONFIG, LOCK, LEDGER)
 TENSORS = re.compile(r"checkpoint/[a-z_]{1,32}/[a-z]{1,32}-[0-9]{5}\.safetensors")
 # The largest that each may be, in bytes; tensor files are bounded by all together.
 LARGEST = {PAPER: 1 << 20, SEAL: bundle.LARGEST, EVALUATION: 16 << 20, MANIFEST: 64 << 20, STATE: 16 << 20,
-           TOKENIZER: 256 << 20, CONFIG: 1 << 20, LOCK: 16 << 20, LEDGER: 1 << 30, ENERGY: 1 << 30}  # fmt: skip
+           TOKENIZER: 256 << 20, CONFIG: 1 << 20, CARRIED: 1 << 20, LOCK: 16 << 20, LEDGER: 1 << 30,
+           ENERGY: 1 << 30}  # fmt: skip
 MOST_FILES = 100_000
 REVIEW_ENDING = ".review.sig"
 

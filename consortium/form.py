@@ -8,8 +8,10 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
+import yaml
 from transformers import AutoConfig
 
 from common.errors import HanseError
@@ -19,6 +21,7 @@ from consortium import verify
 from consortium.case import Case
 from consortium.config import NAME
 from consortium.contribution import (
+    CARRIED,
     CONFIG,
     ENERGY,
     EVALUATION,
@@ -67,6 +70,8 @@ def papers(case: Case) -> str:
             found = next((key for key in keys(value) if key in CODE), None) if name != TOKENIZER else None
             if found:
                 raise HanseError(f"{name}: has the key '{found}', by which code of others could be run")
+    if (case.folder / CARRIED).is_file():
+        check_yaml(case.folder / CARRIED, CARRIED)
     paper = case.paper
     if paper.manifest_sha256 != case.identity:
         raise HanseError("contribution.json: names another checkpoint than lies in checkpoint/ (manifest_sha256)")
@@ -78,6 +83,23 @@ def papers(case: Case) -> str:
     if not run and not paper.parents:
         raise HanseError("neither the papers of a run nor parents: nobody could tell where these weights come from")
     return f"{paper.name}, step {paper.step}, {count(paper.tokens)} tokens, {paper.license}"
+
+
+def check_yaml(path: Path, name: str) -> None:
+    """Refuse YAML in which anything stands for something else: references, tags, values of the reader's machine.
+
+    Raises:
+        HanseError: there is such a thing, or it is no YAML.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+        strange = "${" in text or any(
+            isinstance(event, yaml.AliasEvent) or getattr(event, "tag", None) for event in yaml.parse(text)
+        )
+    except (UnicodeDecodeError, yaml.YAMLError, RecursionError):
+        raise HanseError(f"{name}: not readable as YAML") from None
+    if strange:
+        raise HanseError(f"{name}: has references, tags or values of the machine that reads it (${{...}})")
 
 
 def keys(value: Any) -> Iterator[str]:
