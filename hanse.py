@@ -44,6 +44,12 @@ VERBS = {
              "folder + key -> signed statement of what it holds; checks one"),
         Verb("average", "consortium.config:AverageConfig", "consortium.average:run",
              "checkpoints -> one model: averages, SLERP, TIES, the outer step of DiLoCo"),
+        Verb("registry", "consortium.config:RegistryConfig", "consortium.registry:run",
+             "a consortium's keys and accepted checkpoints: begin, enrol, revoke, show"),
+        Verb("contribute", "consortium.config:ContributeConfig", "consortium.contribute:run",
+             "checkpoint + key -> sealed contribution, for others to accept"),
+        Verb("accept", "consortium.config:AcceptConfig", "consortium.accept:run",
+             "contribution -> every check, a review, and a place in the registry"),
     )
 }  # fmt: skip
 

@@ -47,7 +47,8 @@ class Bench:
     """Trainings and evaluations in one process: a start would cost more than a round."""
 
     def __init__(self, data: Path, folder: Path):
-        self.data, self.folder, self.scores = data, folder, {}
+        self.folder = folder
+        self.places = [f"data.shards={data / 'shards'}", f"data.tokenizer={data / 'tokenizer'}"]
         for name, schema in (("train_schema", TrainConfig), ("average_schema", AverageConfig)):
             ConfigStore.instance().store(name, schema)
         self.device = initialise_ranks(ALONE)
@@ -59,8 +60,8 @@ class Bench:
     def train(self, name: str, steps: int, seed: int, *, base: Path | None, every: int) -> list[Path]:
         """A training; its checkpoints, old to new."""
         config = self.compose(
-            "train", "experiment=demo/train", f"run={self.folder / name}", f"data.shards={self.data / 'shards'}",
-            f"data.tokenizer={self.data / 'tokenizer'}", f"tokens={steps * SEQUENCES * LENGTH}", "ranks=1",
+            "train", "experiment=demo/train", *self.places, f"run={self.folder / name}",
+            f"tokens={steps * SEQUENCES * LENGTH}", "ranks=1",
             f"data.sequence_length={LENGTH}", f"batch.global_batch_size={SEQUENCES}",
             f"batch.micro_batch_size={SEQUENCES}", f"seed={seed}", f"schedule.warmup_steps={WARMUP}",
             "schedule.decay_fraction=0", "engine.precision=fp32", f"checkpoint.every_steps={every}",
@@ -83,8 +84,7 @@ class Bench:
     @torch.no_grad()
     def score(self, folder: Path) -> float:
         """Validation bits per byte of a model, mean of the languages."""
-        config = self.compose("train", "experiment=demo/train", f"data.shards={self.data / 'shards'}",
-                              f"data.tokenizer={self.data / 'tokenizer'}", f"data.sequence_length={LENGTH}",)  # fmt: skip
+        config = self.compose("train", "experiment=demo/train", *self.places, f"data.sequence_length={LENGTH}")
         found = open_data(config)
         evaluation = Evaluation(found.validation, 16_384, SEQUENCES, found.token_bytes)
         model = build_model(found.model, 0)

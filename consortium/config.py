@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -10,9 +11,12 @@ from omegaconf import MISSING
 
 from train.config import ZERO_STAGES, run_problems
 
-SEAL_KINDS = ("files", "checkpoint", "corpus", "run", "evaluation", "review", "reproduction")
 AVERAGE_METHODS = ("average", "linear", "slerp", "ties", "diloco")
 AVERAGE_DECAYS = ("linear", "1-sqrt", "cosine")
+SEAL_KINDS = ("files", "checkpoint", "corpus", "run", "evaluation", "review", "reproduction", "contribution")
+ROLES = ("maintainer", "contributor", "reviewer")
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+DAY = re.compile(r"\d{4}-\d\d-\d\d")
 
 
 @dataclass
@@ -170,4 +174,126 @@ class AverageConfig:
             found.append(f"outer_momentum={self.outer_momentum}: must be in [0, 1)")
         if not math.isfinite(self.scale):
             found.append(f"scale={self.scale}: must be finite")
+
+
+@dataclass
+class Policy:
+    """What a contribution to a registry must meet; ``configs/registry.yaml`` says what each key means."""
+
+    reviews: int = 1
+    licenses: list[str] = field(default_factory=list)
+    opt_out_since: str = ""
+    worse_bits_per_byte: float = 0.05
+    logit_tolerance: float = 1e-4
+
+    def problems(self) -> list[str]:
+        """What is wrong with it, one line each."""
+        found = [] if 0 <= self.reviews <= 100 else [f"policy.reviews={self.reviews}: 0 to 100"]
+        if self.opt_out_since and not DAY.fullmatch(self.opt_out_since):
+            found.append(f"policy.opt_out_since={self.opt_out_since}: a day, YYYY-MM-DD")
+        for name in ("worse_bits_per_byte", "logit_tolerance"):
+            if not 0 <= getattr(self, name) < math.inf:
+                found.append(f"policy.{name}={getattr(self, name)}: 0 or more")
+        return found
+
+
+@dataclass
+class RegistryConfig:
+    """What ``hanse registry`` takes."""
+
+    registry: str = MISSING
+    root: str | None = None
+    seen: str | None = None
+    files: bool = False
+    key: str | None = None
+    create: str | None = None
+    enrol: str | None = None
+    revoke: str | None = None
+    change_policy: bool = False
+    holder: str | None = None
+    roles: list[str] = field(default_factory=list)
+    valid_from: str | None = None
+    valid_until: str | None = None
+    since: str | None = None
+    reason: str | None = None
+    policy: Policy = field(default_factory=Policy)
+
+    def problems(self) -> list[str]:
+        """Everything wrong with the values, one line each."""
+        found = self.policy.problems()
+        actions = [name for name in ("create", "enrol", "revoke", "change_policy") if getattr(self, name)]
+        if len(actions) > 1:
+            found.append(f"{', '.join(actions)}: one at a time")
+        if bool(actions) != (self.key is not None):
+            found.append("key: a private key belongs to create, enrol, revoke and change_policy, and to nothing else")
+        found += [f"{name}={value}: a day, YYYY-MM-DD" for name in ("valid_from", "valid_until", "since")
+                  if (value := getattr(self, name)) and not DAY.fullmatch(value)]  # fmt: skip
+        if (self.create or self.enrol) and not self.holder:
+            found.append("holder: say whose key it is (a person or an organisation)")
+        if self.enrol and (not self.roles or set(self.roles) - set(ROLES)):
+            found.append(f"roles=[{','.join(self.roles)}]: some of {', '.join(ROLES)}")
+        if self.revoke and not self.reason:
+            found.append("reason: say why it is revoked; everybody will read it")
+        if self.create and not NAME.fullmatch(self.create):
+            found.append(f"create={self.create}: a name of letters, digits, '.', '_' and '-'")
+        return found
+
+
+@dataclass
+class ContributeConfig:
+    """What ``hanse contribute`` takes."""
+
+    registry: str = MISSING
+    name: str = MISSING
+    key: str = MISSING
+    license: str = MISSING
+    run: str | None = None
+    step: int | None = None
+    checkpoint: str | None = None
+    data: str | None = None
+    tokenizer: str | None = None
+    data_licenses: list[str] = field(default_factory=list)
+    opt_out_date: str | None = None
+    tokens_per_language: int = 16_384
+    output: str | None = None
+    root: str | None = None
+
+    def problems(self) -> list[str]:
+        """Everything wrong with the values, one line each."""
+        found = [] if self.run is None else run_problems(self.run)
+        if (self.run is None) == (self.checkpoint is None):
+            found.append("run, checkpoint: give one of them: a run's checkpoint with its papers, or a merged one alone")
+        if self.checkpoint is not None and not (Path(self.checkpoint) / "manifest.json").is_file():
+            found.append(f"checkpoint={self.checkpoint}: no checkpoint here (no manifest.json in it)")
+        if self.checkpoint is not None and self.tokenizer is None:
+            found.append("tokenizer: a checkpoint without its run does not say where its tokenizer is")
+        if not NAME.fullmatch(self.name):
+            found.append(f"name={self.name}: letters, digits, '.', '_' and '-', 64 at most")
+        if self.opt_out_date is not None and not DAY.fullmatch(self.opt_out_date):
+            found.append(f"opt_out_date={self.opt_out_date}: a day, YYYY-MM-DD")
+        if self.tokens_per_language < 1:
+            found.append(f"tokens_per_language={self.tokens_per_language}: must be 1 or more")
+        return found
+
+
+@dataclass
+class AcceptConfig:
+    """What ``hanse accept`` takes."""
+
+    registry: str = MISSING
+    contribution: str = MISSING
+    key: str | None = None
+    data: str | None = None
+    replay_steps: int = 0
+    output: str | None = None
+    largest_gigabytes: float = 2000.0
+    root: str | None = None
+
+    def problems(self) -> list[str]:
+        """Everything wrong with the values, one line each."""
+        found = [] if Path(self.contribution).is_dir() else [f"contribution={self.contribution}: no folder here"]
+        if self.replay_steps < 0 or (self.replay_steps and self.data is None):
+            found.append(f"replay_steps={self.replay_steps}: 0 or more, and a replay needs data=SHARDS of the run")
+        if not 0 < self.largest_gigabytes < math.inf:
+            found.append(f"largest_gigabytes={self.largest_gigabytes}: must be more than 0")
         return found

@@ -41,14 +41,7 @@ class Trained:
     @property
     def model_config(self) -> PretrainedConfig:
         """The ``transformers`` configuration that the checkpoint was trained with."""
-        values = dict(self.checkpoint.state["model"])
-        try:
-            return AutoConfig.for_model(values.pop("model_type"), **values)
-        except Exception as error:  # transformers validates with exceptions of many types
-            path = self.checkpoint.folder / "state.json"
-            raise HanseError(
-                f"{path}: no model configuration that transformers knows ({' '.join(str(error).split())})"
-            ) from None
+        return configuration_of(self.checkpoint)
 
     def model(self) -> PreTrainedModel:
         """The model with its fp32 weights, ready to be asked.
@@ -56,10 +49,7 @@ class Trained:
         Raises:
             HanseError: the checkpoint's tensors are not those of its model.
         """
-        model = build_model(self.model_config, seed=0, attention=self.config.model.attention)
-        self.checkpoint.check_model({name: tuple(parameter.shape) for name, parameter in model.named_parameters()})
-        model.load_state_dict(self.checkpoint.weights(), strict=False)  # tied weights have one name
-        return model.eval()
+        return model_of(self.checkpoint, self.config.model.attention)
 
     def validation_document(self, language: str, number: int = 0) -> np.ndarray:
         """The ids of a validation document of a language, 1-D int64, without the one that ends it."""
@@ -72,6 +62,34 @@ class Trained:
     def validation_languages(self) -> list[str]:
         """Languages with validation documents."""
         return sorted({entry.language for entry in self.shards.of("validation") if entry.documents})
+
+
+def configuration_of(checkpoint: Checkpoint) -> PretrainedConfig:
+    """The ``transformers`` configuration in a checkpoint's state.
+
+    Raises:
+        HanseError: it is none.
+    """
+    values = dict(checkpoint.state["model"])
+    try:
+        return AutoConfig.for_model(values.pop("model_type"), **values)
+    except Exception as error:  # transformers validates with exceptions of many types
+        path = checkpoint.folder / "state.json"
+        raise HanseError(
+            f"{path}: no model configuration that transformers knows ({' '.join(str(error).split())})"
+        ) from None
+
+
+def model_of(checkpoint: Checkpoint, attention: str = "sdpa") -> PreTrainedModel:
+    """The model with a checkpoint's fp32 weights, ready to be asked.
+
+    Raises:
+        HanseError: the checkpoint's tensors are not those of its model.
+    """
+    model = build_model(configuration_of(checkpoint), seed=0, attention=attention)
+    checkpoint.check_model({name: tuple(parameter.shape) for name, parameter in model.named_parameters()})
+    model.load_state_dict(checkpoint.weights(), strict=False)  # tied weights have one name
+    return model.eval()
 
 
 def open_trained(run: str, step: int | None, shards: str | None, tokenizer: str | None) -> Trained:
