@@ -50,6 +50,8 @@ VERBS = {
              "checkpoint + key -> sealed contribution, for others to accept"),
         Verb("accept", "consortium.config:AcceptConfig", "consortium.accept:run",
              "contribution -> every check, a review, and a place in the registry"),
+        Verb("lineage", "consortium.config:LineageConfig", "consortium.lineage:run",
+             "folders or a registry -> what was made from what, as a tree and as a page"),
     )
 }  # fmt: skip
 

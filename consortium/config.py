@@ -297,3 +297,25 @@ class AcceptConfig:
         if not 0 < self.largest_gigabytes < math.inf:
             found.append(f"largest_gigabytes={self.largest_gigabytes}: must be more than 0")
         return found
+
+
+@dataclass
+class LineageConfig:
+    """What ``hanse lineage`` takes."""
+
+    folders: list[str] = field(default_factory=list)
+    registry: str | None = None
+    root: str | None = None
+    of: str | None = None
+    output: str | None = None
+
+    def problems(self) -> list[str]:
+        """Everything wrong with the values, one line each."""
+        found = [f"folders: {one}: no folder here" for one in self.folders if not Path(one).is_dir()]
+        if not self.folders and self.registry is None:
+            found.append("folders, registry: name at least one place to look in, e.g. folders=[data,runs]")
+        if self.root is not None and self.registry is None:
+            found.append("root: belongs to registry=FOLDER")
+        if self.of is not None and not re.fullmatch(r"[0-9a-f]{6,64}", self.of):
+            found.append(f"of={self.of}: the beginning of a hash, 6 hexadecimal digits or more")
+        return found
