@@ -15,7 +15,7 @@ from consortium.config import LineageConfig
 from consortium.index import Registry
 from consortium.keys import load_public
 
-WIDE, HIGH, GAP_X, GAP_Y = 236, 62, 64, 18  # pixels of a box, and between boxes
+WIDE, HIGH, GAP_X, GAP_Y = 204, 62, 48, 18  # pixels of a box, and between boxes
 SWEEPS = 4
 
 
