@@ -46,6 +46,16 @@ VERBS = {
              "a key to seal with; shows the public part and its fingerprint"),
         Verb("seal", "consortium.config:SealConfig", "consortium.seal:run",
              "folder + key -> signed statement of what it holds; checks one"),
+        Verb("average", "consortium.config:AverageConfig", "consortium.average:run",
+             "checkpoints -> one model: averages, SLERP, TIES, the outer step of DiLoCo"),
+        Verb("registry", "consortium.config:RegistryConfig", "consortium.registry:run",
+             "a consortium's keys and accepted checkpoints: begin, enrol, revoke, show"),
+        Verb("contribute", "consortium.config:ContributeConfig", "consortium.contribute:run",
+             "checkpoint + key -> sealed contribution, for others to accept"),
+        Verb("accept", "consortium.config:AcceptConfig", "consortium.accept:run",
+             "contribution -> every check, a review, and a place in the registry"),
+        Verb("lineage", "consortium.config:LineageConfig", "consortium.lineage:run",
+             "folders or a registry -> what was made from what, as a tree and as a page"),
     )
 }  # fmt: skip
 

@@ -81,13 +81,25 @@ def decode(text: bytes, trusted: Trusted, where: str) -> tuple[Any, str]:
         raise HanseError(f"{where}: does not say which key sealed it")
     if hint not in trusted:
         raise HanseError(f"{where}: sealed with the key {hint[:64]}, which is none of those you trust")
-    payload = _bytes(envelope["payload"], where)
+    payload = payload_of(bundle, where)
     try:
         trusted[hint].verify(_bytes(signature["sig"], where), signed_bytes(payload), ec.ECDSA(SHA256()))
     except InvalidSignature:
         raise HanseError(f"{where}: its signature does not fit: the statement was edited, or the signature is forged; "
                          "do not use what it seals") from None  # fmt: skip
     return strict_json(payload, where), hint
+
+
+def payload_of(bundle: Any, where: str) -> bytes:
+    """The payload of a bundle, signed or not: only to find the key that it brings along.
+
+    Raises:
+        HanseError: it holds none.
+    """
+    try:
+        return _bytes(bundle["dsseEnvelope"]["payload"], where)
+    except (KeyError, TypeError):
+        raise HanseError(f"{where}: not a bundle") from None
 
 
 def read(path: Path) -> bytes:

@@ -133,13 +133,21 @@ def load_public(path: Path) -> ec.EllipticCurvePublicKey:
     Raises:
         HanseError: no P-256 public key is there.
     """
-    text = _read(path)
+    return parse_public(_read(path), str(path))
+
+
+def parse_public(text: bytes, where: str) -> ec.EllipticCurvePublicKey:
+    """A public key from PEM text; ``where`` stands in front of error messages.
+
+    Raises:
+        HanseError: it is no P-256 public key.
+    """
     try:
         key = serialization.load_pem_public_key(text)
     except (ValueError, TypeError, UnsupportedAlgorithm):
-        raise HanseError(f"{path}: not a public key in PEM ('hanse key' writes one as NAME.pub)") from None
+        raise HanseError(f"{where}: not a public key in PEM ('hanse key' writes one as NAME.pub)") from None
     if not isinstance(key, ec.EllipticCurvePublicKey) or not isinstance(key.curve, ec.SECP256R1):
-        raise HanseError(f"{path}: not a P-256 key; others make no seals here")
+        raise HanseError(f"{where}: not a P-256 key; others make no seals here")
     return key
 
 

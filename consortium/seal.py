@@ -86,14 +86,19 @@ def run(config: SealConfig) -> None:
     next_step(f"hanse seal folder={config.folder} check={output} trust=[{public_path(Path(config.key))}]")
 
 
-def make(folder: Path, key: ec.EllipticCurvePrivateKey, kind: str, facts: dict[str, Any] | None = None) -> bytes:
+def make(
+    folder: Path, key: ec.EllipticCurvePrivateKey, kind: str, facts: dict[str, Any] | None = None, *,
+    files: dict[str, str] | None = None,
+) -> bytes:  # fmt: skip
     """Seal a folder; the bytes of the seal. ``facts`` is any JSON object; kind ``files`` holds none.
+
+    ``files`` are hashes of all that is to be sealed, where :func:`hash_files` has just taken them.
 
     Raises:
         HanseError: the folder holds a link or something else that is no file, has no files, is not of the kind, or is
             not what its own manifest says.
     """
-    files = hash_files(folder)
+    files = files or hash_files(folder)
     predicate: dict[str, Any] = {
         "serialization": SERIALIZATION,
         "resources": [{"name": name, "algorithm": "sha256", "digest": digest} for name, digest in files.items()],

@@ -66,5 +66,5 @@ def fields(value: Any, where: str, *needed: str, optional: tuple[str, ...] = ())
     """
     keys = set(value) if isinstance(value, dict) else set()
     if not isinstance(value, dict) or not set(needed) <= keys <= {*needed, *optional}:
-        raise HanseError(f"{where}: not a seal: no object with {', '.join(needed)} and nothing else where one must be")
+        raise HanseError(f"{where}: no object with {', '.join(needed)} and nothing else where one must be")
     return value

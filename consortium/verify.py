@@ -16,7 +16,7 @@ from data_pipelines.shards import ShardsManifest
 from train import ledger
 from train.config import TrainConfig
 from train.lock import FORMAT, config_sha256
-from train.run_folder import RunFolder, complete_steps, folder_of, read_metrics
+from train.run_folder import RunFolder, read_metrics
 from train.stream import Stream, open_stream
 
 
@@ -144,20 +144,36 @@ def checkpoints(evidence: Evidence) -> str:
     """Every file of every checkpoint has its hash, and the ledger knows the checkpoint's Merkle root."""
     from train.checkpoint import Checkpoint  # brings torch
 
-    steps = complete_steps(evidence.folder.checkpoints)
-    if not steps:
+    folders = evidence.folder.find_checkpoints()
+    if not folders:
         raise Unknown("no complete checkpoint in the run folder")
     written = {(one["step"], one["merkle_root"]) for one in evidence.records if one["kind"] == "checkpoint"}
     size = 0
-    for step in steps:
-        checkpoint = Checkpoint(folder_of(evidence.folder.checkpoints, step))
+    for step, folder in folders.items():
+        checkpoint = Checkpoint(folder)
         checkpoint.verify()
         for part in ("model", "optimizer"):
             checkpoint.slices(part)
         size += sum(entry["bytes"] for entry in checkpoint.files.values())
         if written and (step, checkpoint.manifest["merkle_root"]) not in written:
             raise HanseError(f"{checkpoint.folder}: the ledger knows no checkpoint with this Merkle root")
-    return f"{len(steps)} complete ({', '.join(map(str, steps[-4:]))}), {size / 1e6:.1f} MB hashed"
+    return f"{len(folders)} complete ({', '.join(map(str, list(folders)[-4:]))}), {size / 1e6:.1f} MB hashed"
+
+
+def parents(evidence: Evidence) -> str:
+    """All checkpoints of the run, and its lock, name the same parents."""
+    from train.checkpoint import Checkpoint
+
+    found = {step: Checkpoint(folder).parents for step, folder in evidence.folder.find_checkpoints().items()}
+    if evidence.folder.lock.is_file():
+        locked = read_json(evidence.folder.lock, "lock of this run").get("parents", [])
+        for step, named in found.items():
+            if named != locked:
+                raise HanseError(f"{evidence.folder.lock}: names other parents than the checkpoint of step {step}")
+    named = next(iter(found.values()), [])
+    if not found:
+        raise Unknown("no complete checkpoint in the run folder")
+    return ", ".join(f"{one['role']} {one['manifest_sha256'][:12]}" for one in named) or "none: fresh weights"
 
 
 def _manifest(evidence: Evidence) -> ShardsManifest:
@@ -179,4 +195,5 @@ CHECKS: tuple[tuple[str, Callable[[Evidence], str]], ...] = (
     ("data", data),
     ("batches", batches),
     ("checkpoints", checkpoints),
+    ("parents", parents),
 )

@@ -58,8 +58,10 @@ class Written:
 class Writer:
     """Writes the checkpoints of a run, one at a time. ``begin``, ``advance`` and ``wait`` are collective."""
 
-    def __init__(self, checkpoints: Path, place: Place, policy: CheckpointConfig):
-        self.checkpoints, self.place, self.policy = checkpoints, place, policy
+    def __init__(
+        self, checkpoints: Path, place: Place, policy: CheckpointConfig, origin: Mapping[str, Any] | None = None
+    ):
+        self.checkpoints, self.place, self.policy, self.origin = checkpoints, place, policy, origin
         self._thread = ThreadPoolExecutor(1, "checkpoint")
         self._host: dict[str, Tensor] = {}  # kept from one checkpoint to the next: fresh memory is slow to touch
         self._work: Future[Any] | None = None
@@ -150,7 +152,7 @@ class Writer:
 
     def _complete(self, files: dict[str, Any]) -> str:
         final = folder_of(self.checkpoints, self._state["step"])
-        root = finish(self._partial, final, files, self._shapes, self._state)
+        root = finish(self._partial, final, files, self._shapes, self._state, origin=self.origin)
         prune(self.checkpoints, self.policy)
         return root
 
@@ -179,47 +181,48 @@ def write_share(parts: Parts, partial: Path, rank: int) -> dict[str, Any]:
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Write one-dimensional fp32 tensors as safetensors; see :func:`write_stream`."""
+    return write_stream(path, {key: tensor.numel() for key, tensor in tensors.items()}, tensors.values())
+
+
+def write_stream(path: Path, sizes: Mapping[str, int], values: Iterable[Tensor]) -> dict[str, Any]:
     """Write one-dimensional fp32 tensors as safetensors, flushed to the disk; ``{bytes, sha256}``.
+
+    Args:
+        sizes: {key: elements}, in the order of the file.
+        values: all elements in that order, in pieces of any length; only one is held at a time.
 
     The hash is that of what was to be written, taken on the way: a disk that kept something else is found out by
     whoever compares. (The library's own writer takes another copy of everything, and reading a file back to hash it
     asks the page cache, not the disk.)
     """
     header, at = {}, 0
-    for key, tensor in tensors.items():
-        assert (tensor.dtype, tensor.dim(), tensor.is_contiguous()) == (torch.float32, 1, True)
-        header[key] = {"dtype": "F32", "shape": list(tensor.shape), "data_offsets": [at, at + tensor.nbytes]}
-        at += tensor.nbytes
+    for key, size in sizes.items():
+        header[key] = {"dtype": "F32", "shape": [size], "data_offsets": [at, at + 4 * size]}
+        at += 4 * size
     text = json.dumps(header, ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)
-    blocks: list[bytearray | memoryview] = [bytearray(len(text).to_bytes(8, "little") + text)]
-    blocks += [memoryview(cast(Any, tensor.numpy())).cast("B") for tensor in tensors.values() if tensor.numel()]
-    digest = hashlib.sha256()
+    head = len(text).to_bytes(8, "little") + text
+    digest, written = hashlib.sha256(head), 0
     with path.open("wb") as file:
-        for block in blocks:
-            digest.update(block)
-            file.write(block)
+        file.write(head)
+        for tensor in values:
+            assert (tensor.dtype, tensor.dim(), tensor.is_contiguous()) == (torch.float32, 1, True)
+            if tensor.numel():
+                block = memoryview(cast(Any, tensor.numpy())).cast("B")
+                digest.update(block)
+                written += file.write(block)
         file.flush()
         os.fsync(file.fileno())
-    return {"bytes": sum(map(len, blocks)), "sha256": digest.hexdigest()}
+    assert written == at
+    return {"bytes": len(head) + at, "sha256": digest.hexdigest()}
 
 
 def finish(partial: Path, final: Path, files: dict[str, Any], shapes: Mapping[str, tuple[int, ...]],
-           state: Mapping[str, Any]) -> str:  # fmt: skip
-    """Add ``state.json`` and ``manifest.json``, flush the folders, and give the checkpoint its final name; its root."""
+           state: Mapping[str, Any], *, origin: Mapping[str, Any] | None = None) -> str:  # fmt: skip
+    """Add the papers, flush the folders, and give the checkpoint its final name; its root."""
     try:
-        write_json(partial / "state.json", dict(state))
-        path = partial / "state.json"
-        files["state.json"] = {"bytes": path.stat().st_size, "sha256": sha256_file(path)}
-        root = root_of(shapes, files)
-        write_json(partial / "manifest.json", {
-            "format": FORMAT,
-            "merkle_root": root,
-            "tensors": {name: list(shape) for name, shape in shapes.items()},
-            "files": dict(sorted(files.items())),
-        })  # fmt: skip
-        for folder in (*(path for path in partial.iterdir() if path.is_dir()), partial):
-            fsync_folder(folder)
+        root = write_papers(partial, files, shapes, state, origin=origin)
         if final.exists():  # a run that went back and came here again
             shutil.rmtree(final)
         partial.rename(final)
@@ -227,6 +230,25 @@ def finish(partial: Path, final: Path, files: dict[str, Any], shapes: Mapping[st
         return root
     except OSError as error:
         raise _cannot_write(partial, error) from None
+
+
+def write_papers(partial: Path, files: dict[str, Any], shapes: Mapping[str, tuple[int, ...]], state: Mapping[str, Any],
+                 *, origin: Mapping[str, Any] | None = None, form: str = FORMAT) -> str:  # fmt: skip
+    """Add ``state.json`` and ``manifest.json`` beside ``files``, and flush the folders; the Merkle root."""
+    write_json(partial / "state.json", dict(state))
+    path = partial / "state.json"
+    files["state.json"] = {"bytes": path.stat().st_size, "sha256": sha256_file(path)}
+    root = root_of(shapes, files, origin)
+    write_json(partial / "manifest.json", {
+        "format": form,
+        "merkle_root": root,
+        **(origin or {}),
+        "tensors": {name: list(shape) for name, shape in shapes.items()},
+        "files": dict(sorted(files.items())),
+    })  # fmt: skip
+    for folder in (*(path for path in partial.iterdir() if path.is_dir()), partial):
+        fsync_folder(folder)
+    return root
 
 
 def _cannot_write(path: Path, error: Exception) -> HanseError:

@@ -64,6 +64,9 @@ class Difference:
 def run(config: ExportConfig) -> None:
     """Write the folder, compare, and tell where it is."""
     folder = Path(config.output)
+    if (Path(config.run) / "manifest.json").is_file() and folder.resolve().is_relative_to(Path(config.run).resolve()):
+        raise HanseError(f"output={folder}: lies in a model's folder, which holds what its manifest lists and nothing "
+                         "else; set another output=...")  # fmt: skip
     restore(folder)
     disable_progress_bar()
     trained = open_trained(config.run, config.step, config.shards, config.tokenizer)
@@ -73,7 +76,8 @@ def run(config: ExportConfig) -> None:
         differences = compare(trained, model, config.dtype, partial)
         write_papers(trained, model, config.dtype, differences, partial)
         size = sum(path.stat().st_size for path in partial.iterdir())
-    trained.folder.update_summary({"paths": {"export": str(folder)}})
+    if not trained.folder.flat:
+        trained.folder.update_summary({"paths": {"export": str(folder)}})
     rows = [
         [name, f"{found.positions:,}", f"{found.alone:.1e}", f"{found.packed:.1e}", f"{found.largest_logit:.1f}"]
         for name, found in differences.items()

@@ -22,9 +22,10 @@ from train.config import TrainConfig
 from train.determinism import FROZEN
 
 # What may change between two starts of one run: how it is computed and watched, not what is computed.
-FREE = ("run", "lock", "until_step", "ranks", "threads_per_rank", "experiment", "engine.zero_stage", "engine.precision",
-        "engine.recompute_every_layers", "model.attention", "batch.micro_batch_size", "data.shards", "data.tokenizer",
-        "data.verify_hashes", "checkpoint", "evaluate", "track", "energy")  # fmt: skip
+# (What a run began with is bound by its hash, wherever its folder lies now.)
+FREE = ("run", "lock", "init_from", "until_step", "ranks", "threads_per_rank", "experiment", "engine.zero_stage",
+        "engine.precision", "engine.recompute_every_layers", "model.attention", "batch.micro_batch_size", "data.shards",
+        "data.tokenizer", "data.verify_hashes", "checkpoint", "evaluate", "track", "energy")  # fmt: skip
 
 
 class RunFolder:
@@ -39,6 +40,24 @@ class RunFolder:
         self.energy = self.path / "energy.jsonl"
         self.heartbeat = self.path / "heartbeat.json"
         self.stop_file, self.save_file = self.path / "stop", self.path / "save"  # made by hand, or by a launcher
+
+    @property
+    def flat(self) -> bool:
+        """Whether the folder is itself a checkpoint with the configuration of a run: what ``hanse average`` writes."""
+        return (self.path / "manifest.json").is_file()
+
+    def find_checkpoints(self) -> dict[int, Path]:
+        """{step: folder} of the complete checkpoints, ascending; of a flat folder, itself.
+
+        Raises:
+            HanseError: a flat folder's state tells no step.
+        """
+        if self.flat:
+            state = read_json(self.path / "state.json", "checkpoint state")
+            if not isinstance(state, dict) or not isinstance(state.get("step"), int):
+                raise HanseError(f"{self.path / 'state.json'}: tells no step")
+            return {state["step"]: self.path}
+        return {step: folder_of(self.checkpoints, step) for step in complete_steps(self.checkpoints)}
 
     @contextmanager
     def in_use(self) -> Iterator[None]:
@@ -78,6 +97,10 @@ class RunFolder:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise HanseError(f"{self.path}: cannot be created ({error.strerror}); set another run=...") from None
+        if self.flat:
+            raise HanseError(
+                f"{self.path}: holds a model, not a run; begin a run with it: init_from={self.path} run=..."
+            )
         if self.stop_file.exists():
             raise HanseError(f"{self.stop_file}: this file keeps the run stopped; delete it to go on")
         lock = self.path / "in-use.json"

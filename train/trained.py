@@ -16,7 +16,7 @@ from data_pipelines.tokenizer import tokenizer_sha256
 from train.checkpoint import Checkpoint
 from train.config import TrainConfig
 from train.model import build_model
-from train.run_folder import RunFolder, complete_steps, folder_of
+from train.run_folder import RunFolder
 
 
 @dataclass(frozen=True)
@@ -41,14 +41,7 @@ class Trained:
     @property
     def model_config(self) -> PretrainedConfig:
         """The ``transformers`` configuration that the checkpoint was trained with."""
-        values = dict(self.checkpoint.state["model"])
-        try:
-            return AutoConfig.for_model(values.pop("model_type"), **values)
-        except Exception as error:  # transformers validates with exceptions of many types
-            path = self.checkpoint.folder / "state.json"
-            raise HanseError(
-                f"{path}: no model configuration that transformers knows ({' '.join(str(error).split())})"
-            ) from None
+        return configuration_of(self.checkpoint)
 
     def model(self) -> PreTrainedModel:
         """The model with its fp32 weights, ready to be asked.
@@ -56,10 +49,7 @@ class Trained:
         Raises:
             HanseError: the checkpoint's tensors are not those of its model.
         """
-        model = build_model(self.model_config, seed=0, attention=self.config.model.attention)
-        self.checkpoint.check_model({name: tuple(parameter.shape) for name, parameter in model.named_parameters()})
-        model.load_state_dict(self.checkpoint.weights(), strict=False)  # tied weights have one name
-        return model.eval()
+        return model_of(self.checkpoint, self.config.model.attention)
 
     def validation_document(self, language: str, number: int = 0) -> np.ndarray:
         """The ids of a validation document of a language, 1-D int64, without the one that ends it."""
@@ -74,6 +64,34 @@ class Trained:
         return sorted({entry.language for entry in self.shards.of("validation") if entry.documents})
 
 
+def configuration_of(checkpoint: Checkpoint) -> PretrainedConfig:
+    """The ``transformers`` configuration in a checkpoint's state.
+
+    Raises:
+        HanseError: it is none.
+    """
+    values = dict(checkpoint.state["model"])
+    try:
+        return AutoConfig.for_model(values.pop("model_type"), **values)
+    except Exception as error:  # transformers validates with exceptions of many types
+        path = checkpoint.folder / "state.json"
+        raise HanseError(
+            f"{path}: no model configuration that transformers knows ({' '.join(str(error).split())})"
+        ) from None
+
+
+def model_of(checkpoint: Checkpoint, attention: str = "sdpa") -> PreTrainedModel:
+    """The model with a checkpoint's fp32 weights, ready to be asked.
+
+    Raises:
+        HanseError: the checkpoint's tensors are not those of its model.
+    """
+    model = build_model(configuration_of(checkpoint), seed=0, attention=attention)
+    checkpoint.check_model({name: tuple(parameter.shape) for name, parameter in model.named_parameters()})
+    model.load_state_dict(checkpoint.weights(), strict=False)  # tied weights have one name
+    return model.eval()
+
+
 def open_trained(run: str, step: int | None, shards: str | None, tokenizer: str | None) -> Trained:
     """Open a run's checkpoint of ``step`` (None: the latest) with its data; ``shards`` and ``tokenizer`` say where
     those are now, if they were moved.
@@ -83,13 +101,14 @@ def open_trained(run: str, step: int | None, shards: str | None, tokenizer: str 
     """
     folder = RunFolder(run)
     config = folder.read_config()
-    steps = complete_steps(folder.checkpoints)
+    found = folder.find_checkpoints()
+    steps = list(found)
     if not steps:
         raise HanseError(f"{folder.checkpoints}: no complete checkpoint here; 'hanse train' writes one")
     if step is not None and step not in steps:
         raise HanseError(f"step={step}: no checkpoint of that step in {folder.checkpoints}; "
                          f"there {'are' if len(steps) > 1 else 'is'} {', '.join(map(str, steps))}")  # fmt: skip
-    checkpoint = Checkpoint(folder_of(folder.checkpoints, step or steps[-1]))
+    checkpoint = Checkpoint(found[steps[-1] if step is None else step])
     checkpoint.verify()
     manifest = ShardsManifest.read(_there(shards or config.data.shards, "shards"))
     if manifest.merkle_root != checkpoint.state["data_merkle_root"]:

@@ -22,6 +22,7 @@ from consortium import bundle
 from consortium.config import SEAL_KINDS
 from consortium.keys import fingerprint, load_private, load_public, new_key, public_pem
 from consortium.seal import check, make, parse
+from tests.consortium.tampering import JSON, STRANGE, damaged, flip, linked, put, swap
 from train.checkpoint import root_of
 from train.checkpoint_writer import finish, write_tensors
 
@@ -178,13 +179,6 @@ def test_model_signing_checks_ours_and_we_check_its(checkpoint, tmp_path):
 # --- tampering ------------------------------------------------------------------------------------------------------
 
 
-def flip(path: Path, bit: int) -> None:
-    content = bytearray(path.read_bytes())
-    bit %= 8 * len(content)
-    content[bit // 8] ^= 1 << bit % 8
-    path.write_bytes(content)
-
-
 def refused(folder: Path, seal: Path, reason: str = "") -> None:
     with pytest.raises(HanseError, match=reason or ".") as error:
         check(folder, seal, TRUSTED)
@@ -231,17 +225,6 @@ def test_every_shorter_or_longer_seal_is_refused(sealed):
             parse(content + more, TRUSTED, "seal")
 
 
-def swap(one: Path, other: Path) -> None:
-    one.rename(one.with_name("third"))
-    other.rename(one)
-    one.with_name("third").rename(other)
-
-
-def linked(path: Path, target) -> None:
-    path.unlink()
-    path.symlink_to(target)
-
-
 FOLDERS = {
     "swapped": (lambda f: swap(f / "model/rank-00000.safetensors", f / "optimizer/rank-00000.safetensors"),
                 "model/rank-00000.safetensors was changed, optimizer/rank-00000.safetensors was changed"),
@@ -281,16 +264,6 @@ def test_another_folder_is_refused_with_its_reason(sealed, case):
 
 def resource(**changes):
     return lambda s: s["predicate"]["resources"][0].update(changes)
-
-
-def put(path: str, value):
-    def change(statement):
-        *parents, last = path.split(".")
-        for parent in parents:
-            statement = statement[int(parent) if parent.isdigit() else parent]
-        statement[last] = value
-
-    return change
 
 
 LIES = {
@@ -374,14 +347,6 @@ def test_a_signature_over_another_kind_of_payload_is_refused(sealed):
     check(folder, seal, TRUSTED)
 
 
-STRANGE = {
-    "empty": b"", "number": b"1", "null": b"null", "list": b"[]", "nan": b'{"a": NaN}', "huge number": b"1" * 5000,
-    "deep": b"[" * 200_000, "deep objects": b'{"a":' * 100_000, "not utf-8": b'"\xff"',
-    "half a character": b'"\\ud800"',
-    "byte order mark": b"\xef\xbb\xbf{}", "exponent": b"1e999", "pickle": b"\x80\x04K\x01.", "zip": b"PK\x03\x04",
-}  # fmt: skip
-
-
 @pytest.mark.parametrize("case", STRANGE)
 def test_strange_files_are_refused(case):
     with pytest.raises(HanseError):
@@ -430,11 +395,6 @@ def test_a_checkpoint_with_an_edited_manifest_is_not_sealed(checkpoint):
 
 EXAMPLES = settings(max_examples=1000)  # each; some 3,000 in all
 
-JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.sampled_from(sorted(TRUSTED)),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
-    max_leaves=12,
-)
 GOOD = {
     "_type": "https://in-toto.io/Statement/v1",
     "subject": [{"name": "a", "digest": {"sha256": sha256(bytes(32)).hexdigest()}}],
@@ -442,27 +402,6 @@ GOOD = {
     "resources": [{"name": "a", "algorithm": "sha256", "digest": "0" * 64}], "format": "f", "merkle_root": "0" * 64,
     "facts": {}},
 }  # fmt: skip
-
-
-@st.composite
-def damaged(draw, value):
-    """``value`` with something else in one place, or one place taken away."""
-    value = json.loads(json.dumps(value))
-    places = []
-
-    def walk(node):
-        for key in node if isinstance(node, dict) else range(len(node)):
-            places.append((node, key))
-            if isinstance(node[key], dict | list):
-                walk(node[key])
-
-    walk(value)
-    node, key = draw(st.sampled_from(places))
-    if draw(st.booleans()):
-        node[key] = draw(JSON)
-    else:
-        del node[key]
-    return value
 
 
 @pytest.mark.slow

@@ -19,7 +19,7 @@ def run(tiny_run, tmp_path):
 def test_an_untouched_run_passes_every_check(hanse, run, capfd):
     assert hanse("verify", f"run={run}") == 0
     said = capfd.readouterr().out
-    assert "7 checks passed, 0 failed, 0 could not be made" in said
+    assert "8 checks passed, 0 failed, 0 could not be made" in said
     assert "steps 1 to 12, samples 0 to 96" in said
 
 
@@ -70,4 +70,4 @@ def test_what_is_not_there_is_said_not_failed(hanse, run, capfd):
     assert hanse("verify", f"run={run}", "shards=gone") == 0
     said = capfd.readouterr().out
     assert "no shards in gone" in said
-    assert "4 could not be made" in said
+    assert "5 could not be made" in said
