@@ -20,6 +20,7 @@ PRECISIONS = ("auto", "bf16", "fp32")
 DETERMINISM = ("D0", "D1", "D2")
 ATTENTIONS = ("sdpa", "eager")
 EXPORT_DTYPES = ("fp32", "bf16")
+MIXTURE_RULES = ("proportional", "temperature", "unimax")
 DECAYS = ("linear", "1-sqrt", "cosine")
 TASKS = ("next_sentence",)
 WANDB_MODES = ("offline", "online", "disabled")
@@ -33,6 +34,9 @@ class DataConfig:
     tokenizer: str = MISSING
     sequence_length: int = MISSING
     mixture: dict[str, float] = field(default_factory=dict)
+    mixture_rule: str = "proportional"
+    temperature: float = 3.0
+    max_epochs: float = 4.0
     verify_hashes: bool = False
 
 
@@ -226,6 +230,7 @@ class TrainConfig:
             *_one_of(self, "engine.precision", PRECISIONS),
             *_one_of(self, "model.attention", ATTENTIONS),
             *_one_of(self, "schedule.decay", DECAYS),
+            *_one_of(self, "data.mixture_rule", MIXTURE_RULES),
             *_one_of(self, "track.wandb", WANDB_MODES),
             *self.energy.problems(),
         ]  # fmt: skip
@@ -248,6 +253,12 @@ class TrainConfig:
                 found.append(f"data.mixture.{key}={weight}: a weight is a finite number, 0 or more")
         if self.data.mixture and not any(weight > 0 for weight in self.data.mixture.values()):
             found.append("data.mixture: at least one language needs a weight above 0")
+        if self.data.mixture and self.data.mixture_rule != "proportional":
+            found.append(f"data.mixture_rule={self.data.mixture_rule}: data.mixture gives the weights; empty it "
+                         "('data.mixture={}') or leave the rule out")  # fmt: skip
+        for key in ("temperature", "max_epochs"):
+            if not 0 < getattr(self.data, key) < float("inf"):
+                found.append(f"data.{key}={getattr(self.data, key)}: must be above 0, and finite")
         return found or [*batch_problems(self.batch, self.ranks), *self._budget_problems()]
 
     def _budget_problems(self) -> list[str]:
