@@ -2,8 +2,8 @@
 
 python -m benchmarks.average [--megabytes 400] [--folder FOLDER]
 
-Each model has three tensors, the largest of them half of it. Printed: bytes of the result a second, all reading, hashing
-and writing included; and the most memory above what the process had when it began, from VmHWM.
+Each model has three tensors, the largest of them half of it. Printed: bytes of the result a second, all reading,
+hashing and writing included; and the most memory above what the process had when it began, from VmHWM.
 """
 
 from __future__ import annotations
