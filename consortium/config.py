@@ -174,6 +174,7 @@ class AverageConfig:
             found.append(f"outer_momentum={self.outer_momentum}: must be in [0, 1)")
         if not math.isfinite(self.scale):
             found.append(f"scale={self.scale}: must be finite")
+        return found
 
 
 @dataclass
