@@ -136,7 +136,7 @@ def read(path: Path, roots: dict[str, str]) -> Iterator[Thing]:
     """
     content = read_regular(path, LARGEST, "manifest")
     value = strict_json(content, str(path))
-    reader = READERS.get(value.get("format")) if isinstance(value, dict) else None
+    reader = READERS.get(str(value.get("format"))) if isinstance(value, dict) else None
     if reader:
         try:
             yield from reader(path, value, hashlib.sha256(content).hexdigest(), roots)

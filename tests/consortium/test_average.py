@@ -17,6 +17,7 @@ from consortium import merging
 from consortium.merging import decay_weights
 from tests.models import write_model
 from train.checkpoint import Checkpoint
+from train.run_folder import folder_of
 
 SHAPES = {"embed.weight": (50, 6), "layers.0.norm.weight": (6,), "layers.0.mlp.weight": (6, 11)}
 
@@ -258,3 +259,26 @@ def test_memory_stays_under_two_tensors(hanse, tmp_path, method):
     before, peak = peak_and_base(work)
     print(f"{method}: {(peak - before) / 1e6:.0f} MB above the start")
     assert peak - before < 2 * 4 * math.prod(shapes["large"])
+
+
+@pytest.mark.slow
+def test_every_verb_takes_an_average(hanse, tiny_run, tmp_path, capfd):
+    averaged, key = tmp_path / "averaged", tmp_path / "lead.key"
+    assert hanse("average", f"inputs=[{tiny_run}]", "last=2", f"output={averaged}") == 0
+    one, other = (Checkpoint(folder_of(tiny_run / "checkpoints", step)).weights() for step in (6, 12))
+    assert close(Checkpoint(averaged).weights(), {name: (one[name] + other[name]) / 2 for name in one})
+    assert hanse("key", f"new={key}") == 0
+    assert hanse("seal", f"folder={averaged}", "kind=checkpoint", f"key={key}") == 0
+    capfd.readouterr()
+    assert hanse("verify", f"run={averaged}") == 0
+    assert "1 complete (12)" in capfd.readouterr().out
+    assert hanse("export", f"run={averaged}") == 2
+    assert "set another output=..." in capfd.readouterr().err
+    assert hanse("export", f"run={averaged}", f"output={tmp_path / 'exported'}") == 0
+    assert hanse("generate", f"run={averaged}", "prompts=[Die]", "max_new_tokens=2") == 0
+    assert hanse("train", f"run={averaged}", "experiment=demo") == 2
+    assert "holds a model, not a run" in capfd.readouterr().err
+    seal = f"check={averaged}.checkpoint.sig"  # none of them has changed anything in the folder
+    assert hanse("seal", f"folder={averaged}", seal, f"trust=[{tmp_path / 'lead.pub'}]") == 0
+    assert hanse("lineage", f"folders=[{averaged},{tiny_run},{tmp_path / 'exported'}]") == 0
+    assert "export: released tiny, fp32" in capfd.readouterr().out
