@@ -172,6 +172,7 @@ class TrainConfig:
     threads_per_rank: int = 0
     determinism: str = "D0"
     lock: str | None = None
+    init_from: str | None = None
     until_step: int | None = None
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)

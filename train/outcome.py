@@ -19,6 +19,7 @@ from train.evaluate import LanguageLoss
 from train.metrics import StepClock
 from train.ranks import Place
 from train.run_folder import RunFolder, complete_steps, folder_of
+from train.weights import Weights
 
 if TYPE_CHECKING:
     from train.setup import Data, Run
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 
 def opening(
     config: TrainConfig, place: Place, *, parameters: int, precision: str, peaks: Mapping[str, float],
-    resumed: Checkpoint | None,
+    resumed: Checkpoint | None, initial: Weights | None,
 ) -> str:  # fmt: skip
     """The lines before the first step."""
     measured = ", ".join(f"{name} {count(peak, 'FLOP/s')}" for name, peak in peaks.items())
@@ -41,6 +42,8 @@ def opening(
     ]
     if resumed:
         lines.append(f"going on from {resumed.folder} (step {resumed.state['step']})")
+    if initial:
+        lines.append(f"beginning with the weights of {initial.folder}, a fresh optimizer, and its own data")
     return "\n".join(lines)
 
 
