@@ -17,7 +17,13 @@ METHOD = (
     "parameters of matrix products; forward and backward, nothing recomputed (PaLM, arXiv 2204.02311, appendix B)"
 )
 
-FLOPS = ("compute.own_flops", "compute.flops_text", "compute.flops_rounded", "compute.flops_magnitude")
+FLOPS = (
+    "compute.own_flops",
+    "compute.parent_flops",
+    "compute.flops_text",
+    "compute.flops_rounded",
+    "compute.flops_magnitude",
+)
 TIME = ("compute.wall_seconds", "compute.wall_text", "compute.wall_days_rounded", "compute.wall_band",
         "compute.device_hours", "compute.device_hours_text", "compute.hardware_days_rounded")  # fmt: skip
 ENERGY = ("energy.joules", "energy.text", "energy.rounded", "energy.method", "energy.kg_co2e", "energy.how")
@@ -30,6 +36,7 @@ def tell(evidence: Evidence, lineage: Lineage) -> None:
                      *(one.state.at("model") for one in lineage.trained)]  # fmt: skip
         flops = sum(one.flops for one in lineage.trained)
         evidence.know("compute.flops", flops, *citations)
+        evidence.know("compute.parent_flops", flops - lineage.head.flops, *citations)
         evidence.know("compute.own_flops", lineage.head.flops, *lineage.head.cite_tokens())
         evidence.know("compute.flops_text", f"{significant(flops, 3)} FLOP", *citations)
         evidence.know("compute.flops_rounded", f"{significant(flops)} FLOP", *citations)
