@@ -44,6 +44,8 @@ VERBS = {
              "a key to seal with; shows the public part and its fingerprint"),
         Verb("seal", "consortium.config:SealConfig", "consortium.seal:run",
              "folder + key -> signed statement of what it holds; checks one"),
+        Verb("papers", "consortium.config:PapersConfig", "consortium.papers.verb:run",
+             "run evidence -> model card, ML-BOM, Croissant, RO-Crate, citation"),
     )
 }  # fmt: skip
 

@@ -146,6 +146,31 @@ class DossierConfig:
         return found
 
 
+@dataclass
+class PapersConfig:
+    """What ``hanse papers`` takes."""
+
+    run: str = MISSING
+    step: int | None = None
+    registry: str | None = None
+    parents: list[str] = field(default_factory=list)
+    shards: str | None = None
+    corpus: str | None = None
+    answers: str = MISSING
+    output: str = MISSING
+    date: str | None = None
+
+    def problems(self) -> list[str]:
+        """Everything wrong with the values, one line each."""
+        return [*run_problems(self.run), *_papers_problems(self.registry, self.date)]
+
+
+def _papers_problems(registry: str | None, date: str | None) -> list[str]:
+    """What is wrong with where a lineage is looked for, and with the date of its papers."""
+    found = [f"registry={registry}: no such folder"] if registry and not Path(registry).is_dir() else []
+    return found + ([f"date={date}: no day; write YYYY-MM-DD"] if date is not None and not _is_day(date) else [])
+
+
 def _is_day(text: str) -> bool:
     try:
         return datetime.date.fromisoformat(text).isoformat() == text
