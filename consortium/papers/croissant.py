@@ -14,7 +14,7 @@ from data_pipelines.annotate import personal_data
 from data_pipelines.manifest import CorpusManifest
 
 CONFORMS_TO = "http://mlcommons.org/croissant/1.1"
-PARQUET = "application/vnd.apache.parquet"
+PARQUET = "application/x-parquet"
 CONTEXT = {
     "@language": "en",
     "@vocab": "https://schema.org/",
@@ -27,6 +27,7 @@ CONTEXT = {
     "data": {"@id": "cr:data", "@type": "@json"},
     "dataType": {"@id": "cr:dataType", "@type": "@vocab"},
     "dct": "http://purl.org/dc/terms/",
+    "equivalentProperty": "cr:equivalentProperty",
     "examples": {"@id": "cr:examples", "@type": "@json"},
     "extract": "cr:extract",
     "field": "cr:field",
@@ -46,6 +47,7 @@ CONTEXT = {
     "regex": "cr:regex",
     "repeated": "cr:repeated",
     "replace": "cr:replace",
+    "samplingRate": "cr:samplingRate",
     "sc": "https://schema.org/",
     "separator": "cr:separator",
     "source": "cr:source",

@@ -140,8 +140,9 @@ def _data(facts: Facts) -> list[dict[str, Any]]:
                                     f"language {source['language']}"}  # fmt: skip
         if source["url"]:
             described["contents"] = {"url": source["url"]}
-        if facts.get("corpus.personal_data"):
-            described["sensitiveData"] = [str(one) for one in facts.get("corpus.personal_data")]
+        sensitive = [str(one) for one in facts.get("corpus.personal_data", []) if not str(one).startswith("none")]
+        if sensitive:
+            described["sensitiveData"] = sensitive
         component = {"type": "data", "bom-ref": f"data-{number}-{source['name']}", "name": source["name"],
                      "licenses": [_licence(source["license"])], "data": [described]}  # fmt: skip
         components.append(component | ({"version": source["version"]} if source["version"] else {}))
