@@ -44,7 +44,7 @@ class Segment:
 
     @property
     def name(self) -> str:
-        return self.config.name if self.config else self.checkpoint.folder.parent.name
+        return self.config.name if self.config else self.checkpoint.folder.resolve().name
 
     @property
     def step(self) -> int:
@@ -81,6 +81,11 @@ class Segment:
     @cached_property
     def metrics(self) -> Paper | None:
         return Paper.of(self.folder.metrics) if self.folder and self.folder.metrics.is_file() else None
+
+    @cached_property
+    def energy(self) -> Paper | None:
+        path = self.folder.path / "energy.jsonl" if self.folder else None
+        return Paper.of(path) if path and path.is_file() else None
 
     @property
     def sequence_length(self) -> int:
