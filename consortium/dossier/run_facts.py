@@ -69,7 +69,7 @@ def _model(evidence: Evidence, head: Segment) -> None:
     at = head.state.at("model")
     parameters, where = sum(math.prod(shape) for shape in shapes.values()), head.manifest.at("tensors")
     kind = str((model.get("architectures") or [model["model_type"]])[0])
-    context, vocabulary = int(model["max_position_embeddings"]), int(model["vocab_size"])
+    context, vocabulary = int(model.get("max_position_embeddings") or 0), int(model["vocab_size"])
     evidence.know("model.config", model, at)
     evidence.know("model.architecture", kind, at)
     evidence.know("model.architecture_text", f"Decoder-only transformer for causal language modelling ({kind}): "
@@ -78,12 +78,14 @@ def _model(evidence: Evidence, head: Segment) -> None:
     evidence.know("model.parameters", parameters, where)
     evidence.know("model.size_rounded", f"{significant(parameters)} parameters", where)
     evidence.know("model.size_band", band_of("parameters", parameters), where)
-    evidence.know("model.context_length", context, at)
     evidence.know("model.vocabulary_size", vocabulary, at)
-    evidence.know("model.maximum_size", f"{context:,} tokens, input and output together", at)
-    text = f"Text as tokens of its tokenizer ({vocabulary:,} entries)"
-    evidence.know("model.input_text", f"{text}; at most {context:,} tokens, output included", at)
-    evidence.know("model.output_text", f"{text}, one after the other; at most {context:,} tokens, input included", at)
+    if context:
+        text = f"Text as tokens of its tokenizer ({vocabulary:,} entries)"
+        evidence.know("model.context_length", context, at)
+        evidence.know("model.maximum_size", f"{context:,} tokens, input and output together", at)
+        evidence.know("model.input_text", f"{text}; at most {context:,} tokens, output included", at)
+        evidence.know("model.output_text", f"{text}, one by one; at most {context:,} tokens, input included", at)
+    evidence.miss(("model.maximum_size", "model.input_text", "model.output_text"), "the model names no longest context")
     design = [f"{name}: {_plain(model[key])}" for key, name in DESIGN.items() if model.get(key) is not None]
     evidence.know("model.design", design, at)
     evidence.know("model.design_text", f"{kind}, decoder only; {'; '.join(design)}", at)
