@@ -17,13 +17,14 @@ from typing import Any
 from common.errors import HanseError
 from common.files import read_json, sha256_file
 from consortium.dossier.evidence import Citation, Paper
-from train import ledger
+from train import ledger, lock
 from train.checkpoint import Checkpoint
 from train.config import TrainConfig
 from train.model import flops_per_token
 from train.run_folder import RunFolder, complete_steps, folder_of, read_metrics
 
 MANIFEST = "manifest.json"
+LOCKED = ("code", "distributions", "machine", "layout")  # what a dossier tells of a lock
 INIT = "init"  # the role of the checkpoint that a run began with; the others are those of averages
 
 
@@ -71,8 +72,13 @@ class Segment:
 
     @cached_property
     def lock(self) -> Paper | None:
-        there = self.folder and self.folder.lock.is_file()
-        return Paper.read(self.folder.lock, "lock of this run") if self.folder and there else None
+        if not self.folder or not self.folder.lock.is_file():
+            return None
+        paper = Paper.read(self.folder.lock, "lock of this run")
+        told = paper.content if isinstance(paper.content, dict) else {}
+        if told.get("format") != lock.FORMAT or not all(isinstance(told.get(key), dict) for key in LOCKED):
+            raise HanseError(f"{paper.path}: not a lock of format {lock.FORMAT}")
+        return paper
 
     @cached_property
     def ledger(self) -> Paper | None:
