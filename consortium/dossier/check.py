@@ -12,7 +12,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.table import Table
 from rich.text import Text
 
 from common.errors import EXIT_DONE, HanseError
@@ -136,28 +135,38 @@ def depth(value: Any) -> int:
 
 
 def show(report: Report) -> None:
-    """Print the grade, then a row for each finding: where, what, and how to fix it."""
+    """Print the grade, then the findings: what one criterion found stands together, with how to fix it."""
     model = report.dossier.model
-    name = " ".join(shown(model[key], 80).strip("'") for key in ("name", "version") if isinstance(model.get(key), str))
+    name = " ".join(printable(model[key])[:80] for key in ("name", "version") if isinstance(model.get(key), str))
     counts = ", ".join(f"{number} {severity}" for severity, number in report.counts.items())
     say(f"Dossier of {name or 'a model without a name'}: grade {report.grade} ({GRADES[report.grade]})")
     say(f"{len(CRITERIA)} criteria, {len(report.dossier.entries)} fields: {counts}")
-    for severity in SEVERITIES:
-        rows = [finding for finding in report.findings if finding.severity == severity]
-        if rows:
-            console.print(_table(severity, rows))
+    groups: dict[tuple[str, str, str], list[Finding]] = {}
+    for one in report.findings:
+        groups.setdefault((one.severity, one.criterion, one.fix), []).append(one)
+    for (severity, criterion, fix), found in groups.items():
+        head = Text(f"\n{severity:9s}", STYLES[severity]).append(criterion, "bold")
+        console.print(head.append(f"  ({len(found)} fields)" if len(found) > 1 else "", "dim"))
+        width = max(len(printable(one.field)[:56]) for one in found) + 4
+        for one in found:
+            _show_row(printable(one.field)[:56], printable(one.what), width)
+        _show_wrapped("  fix: ", printable(fix), "green")
 
 
-def _table(severity: str, rows: list[Finding]) -> Table:
-    table = Table(title=f"\n{severity} ({len(rows)})", title_justify="left", title_style=STYLES[severity],
-                  box=None, pad_edge=False, show_header=False, padding=(0, 1, 1, 0))  # fmt: skip
-    table.add_column(ratio=2, overflow="fold")
-    table.add_column(ratio=3, overflow="fold")
-    table.width = min(console.width, 140)
-    for row in rows:
-        table.add_row(Text(f"{printable(row.field)}\n", "bold").append(row.criterion, "dim"),
-                      Text(printable(row.what)).append(f"\n-> {printable(row.fix)}", "green"))  # fmt: skip
-    return table
+def _show_row(field: str, what: str, width: int) -> None:
+    """A field beside what is wrong with it; above it where the terminal is too narrow for both."""
+    if console.width >= width + 60:
+        _show_wrapped(f"  {field}".ljust(width), what)
+    else:
+        say(f"  {field}")
+        _show_wrapped("      ", what)
+
+
+def _show_wrapped(head: str, text: str, style: str = "") -> None:
+    """A text behind a head, its further lines below its first."""
+    lines = Text(text).wrap(console, max(min(console.width, 160) - len(head), 20))
+    for number, line in enumerate(lines):
+        console.print(Text((" " * len(head) if number else head) + line.plain, style))
 
 
 def printable(text: str) -> str:

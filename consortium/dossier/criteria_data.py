@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 from consortium.dossier import languages, wording
 from consortium.dossier.criteria import Dossier, Problem, close, criterion, item_text, numbers, part, shown
-from consortium.dossier.criteria_summary import period
+from consortium.dossier.criteria_summary import PERIOD
 from consortium.dossier.forms import band_of
 
 DATA, CRAWLED, SYNTHETIC = "public_summary.data", "public_summary.crawled", "public_summary.synthetic"
@@ -25,7 +25,7 @@ MODALITIES = {
     "other": "other|autre|andere|sonstige|otra|altr[oa]|code|tabular|table",
 }  # fmt: skip
 INEXACT = re.compile(
-    r"\b(latest|newest|current|main|master|head|not stated|unknown|not known|unspecified|no pinned|various|"
+    r"(?<!-)\b(latest|newest|current|main|master|head|not stated|unknown|not known|unspecified|no pinned|various|"
     r"derni[èe]re|aktuelle?|neueste|[úu]ltima|ultima|inconnue?|unbekannt|desconocida|sconosciuta)\b",
     re.IGNORECASE,
 )
@@ -42,9 +42,9 @@ A_PART = re.compile(
     re.IGNORECASE,
 )
 COUNTED = re.compile(
-    r"\W*(?:(?:over|more than|about|around|some|plus de|environ|mehr als|[üu]ber|rund|m[áa]s de|unas|oltre|circa|"
-    r"pi[ùu] di)\s+)?(?:\d[\d,. ]*|many|several|various|multiple|all|most|plusieurs|toutes|viele|mehrere|alle|varias|"
-    r"todas|muchas|molte|diverse|tutte)\+?\s+(?:\w+\s+){0,3}?(languages?|langues?|sprachen?|lenguas?|idiomas?|lingue)",
+    r"\W*(?:(?:and|et|und|y|e|over|more than|about|around|some|plus de|environ|mehr als|[üu]ber|rund|m[áa]s de|unas|"
+    r"oltre|circa|pi[ùu] di)\s+)?(?:\d[\d,. ]*|many|several|various|multiple|all|most|plusieurs|toutes|viele|mehrere|"
+    r"alle|varias|todas|muchas|molte|diverse|tutte)\+?\s+(?:\w+\s+){0,3}?(languages?|langues?|sprachen?|lenguas?|idiomas?|lingue)",
     re.IGNORECASE,
 )
 TOKENIZER = re.compile(r"tokeni[sz]|vocab|jeton|tokenisier|segment|bpe|sentencepiece", re.IGNORECASE)
@@ -258,9 +258,10 @@ def crawler_behaviour_incomplete(dossier: Dossier) -> Iterator[Problem]:
 @criterion("blocking", "F2.3.e.1 to F2.3.e.4: period, MM/YYYY")
 def period_malformed(dossier: Dossier) -> Iterator[Problem]:
     """The period of collection has a first and a last month: MM/YYYY to MM/YYYY."""
-    key, text = f"{CRAWLED}.period", dossier.text(f"{CRAWLED}.period").strip()
-    if text and len(period(dossier)) < 2:
-        yield key, f"{shown(text)} has no first and last month", "write MM/YYYY to MM/YYYY, of each crawler"
+    text = dossier.text(PERIOD).strip()
+    months = re.findall(r"(?<!\d)(?:\d{4}-(?:0[1-9]|1[0-2])|(?:0?[1-9]|1[0-2])/\d{4})(?!\d)", text)
+    if text and len(months) < 2:
+        yield PERIOD, f"{shown(text)} has no first and last month", "write MM/YYYY to MM/YYYY, of each crawler"
 
 
 @criterion("blocking", "F2.3.h.1; template 2.3, footnote 16: top 10 %, SMEs top 5 % or 1,000")

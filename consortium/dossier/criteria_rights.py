@@ -10,7 +10,6 @@ from consortium.dossier.criteria import Dossier, Problem, criterion, shown
 
 LICENCES = ("annex_xi.general.licence", "annex_xii.general.licence", "model_documentation_form.distribution.licence")
 RESERVATIONS = "public_summary.reservations"
-ROBOTS = re.compile(r"robots|rfc\s?9309", re.IGNORECASE)
 PROTOCOL = re.compile(
     r"robots|rfc\s?9309|tdm|aipref|content-?usage|content-?signal|noai|ai\.txt|trust\.txt|c2pa|iptc|iscc|spawning|"
     r"do not train|have i been trained|opt.?out|retrait|widerspruch|vorbehalt|exclusi[óo]n|reserva|riserva|réserve",
@@ -40,14 +39,13 @@ def licence_unknown(dossier: Dossier) -> Iterator[Problem]:
 
 @criterion("blocking", "F3.1.b.1: robots.txt; template 3.1; Code of Practice, copyright 1.3")
 def robots_not_told(dossier: Dossier) -> Iterator[Problem]:
-    """The measures, the protocols or the crawlers' behaviour say whether robots.txt is honoured."""
-    keys = (f"{RESERVATIONS}.measures", f"{RESERVATIONS}.protocols", "public_summary.crawled.behaviour",
-            "copyright_policy.reservations.protocols")  # fmt: skip
-    if dossier.filled(f"{RESERVATIONS}.measures") and not ROBOTS.search(dossier.text(*keys)):
+    """The measures or the protocols say whether the provider honours robots.txt; what suppliers do is apart."""
+    keys = (f"{RESERVATIONS}.measures", f"{RESERVATIONS}.protocols")
+    if dossier.filled(keys[0]) and not re.search(r"robots|rfc\s?9309", dossier.text(*keys), re.IGNORECASE):
         yield (
-            f"{RESERVATIONS}.measures",
+            keys[0],
             "nothing says whether robots.txt is honoured",
-            ("say it, for your own crawlers and for the suppliers of your datasets"),
+            ("say it, for your own crawls and for the datasets that you took"),
         )
 
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from datetime import date
 
 from consortium.dossier import wording
 from consortium.dossier.criteria import Dossier, Problem, criterion, item_text, part, shown
 
 SUMMARY = "public_summary.summary"
 MODEL = "public_summary.model"
+ACQUIRED, PERIOD = "public_summary.data.latest_acquisition", "public_summary.crawled.period"
 CONTACTS = ("public_summary.provider.contact", "public_summary.provider.representative_contact",
             "copyright_policy.contact.contact_point")  # fmt: skip
 FIRST = re.compile(r"(?:v(?:ersion)?[ .]?)?(?:0*1(?:\.0+)*|0(?:\.\d+)*)", re.IGNORECASE)
@@ -118,7 +120,7 @@ def dependency_without_summary(dossier: Dossier) -> Iterator[Problem]:
     if apart and not dossier.not_applicable(key) and len(linked) < len(apart):
         yield (
             key,
-            f"{len(on)} models are built on, {len(linked)} summaries are linked",
+            f"models that this one builds on: {len(on)}, summaries linked: {len(linked)}",
             ("link each one's public summary, or write status not_applicable and why there is none"),
         )
 
@@ -135,23 +137,24 @@ def dependency_unversioned(dossier: Dossier) -> Iterator[Problem]:
 @criterion("blocking", "F1.2.c.2, F1.3.d.4: dates that can be")
 def dates_out_of_order(dossier: Dossier) -> Iterator[Problem]:
     """Data were collected before the model was released or placed on the market, and a period ends after it begins."""
-    acquired = wording.day(dossier.text("public_summary.data.latest_acquisition").strip())
+    acquired = days_in(dossier.text(ACQUIRED))
     for key in (f"{MODEL}.placement_date", "annex_xi.general.release_date"):
-        there = wording.day(dossier.text(key).strip())
-        if acquired and there and acquired[0] > there[1]:
-            yield key, f"{there[0]} is before the last data were collected ({acquired[0]:%m/%Y})", "correct one of them"
-    days = period(dossier)
+        there = days_in(dossier.text(key))
+        if acquired and there and acquired[-1][0] > there[-1][1]:
+            yield (
+                key,
+                f"{there[-1][0]} is before the last data were collected ({acquired[-1][0]:%m/%Y})",
+                ("correct one of them"),
+            )
+    days = days_in(dossier.text(PERIOD))
     if days and days[0][0] > days[-1][1]:
-        yield "public_summary.crawled.period", "ends before it begins", "write the earlier month first"
-    elif days and acquired and days[-1][0] > acquired[1]:
-        yield (
-            "public_summary.crawled.period",
-            f"ends after the latest acquisition of data ({acquired[1]:%m/%Y})",
-            ("correct one of them"),
-        )
+        yield PERIOD, "ends before it begins", "write the earlier month first"
+    elif days and acquired and days[-1][0] > acquired[-1][1]:
+        yield PERIOD, f"ends after the latest acquisition of data ({acquired[-1][1]:%m/%Y})", "correct one of them"
 
 
-def period(dossier: Dossier) -> list:
-    """The dates in the period of crawling, in the order in which they are written."""
-    found = re.findall(r"\d{4}-\d\d(?:-\d\d)?|(?:\d\d?/)?\d\d?/\d{4}", dossier.text("public_summary.crawled.period"))
-    return [days for days in map(wording.day, found) if days is not None]
+def days_in(text: str) -> list[tuple[date, date]]:
+    """(first, last) day that each date in a text may mean, in the order in which they stand; a bare year is one."""
+    found = re.findall(r"(?<!\d)(?:\d{4}-\d\d(?:-\d\d)?|(?:\d\d?/)?\d\d?/\d{4}|(?:19|20)\d\d)(?!\d)", text)
+    days = [(date(int(one), 1, 1), date(int(one), 12, 31)) if len(one) == 4 else wording.day(one) for one in found]
+    return [pair for pair in days if pair is not None]
