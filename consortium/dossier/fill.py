@@ -56,7 +56,7 @@ def _filled(field: Field, evidence: Evidence, answers: Mapping[str, Answer]) -> 
 def _why(field: Field, evidence: Evidence) -> str:
     why = evidence.unknown.get(field.evidence, "") if field.evidence else ""
     asked = f"asked of a person: {field.ask} in dossier.yaml" if field.ask else ""
-    return "; ".join(filter(None, (why, asked)))
+    return "; ".join(filter(None, (why, asked))) or "nothing that the run left tells it"
 
 
 def open_questions(evidence: Evidence, answers: Mapping[str, Answer]) -> list[str]:

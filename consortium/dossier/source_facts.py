@@ -165,7 +165,8 @@ def top_domains(sizes: Mapping[str, int], *, small: bool) -> list[str]:
 def registrable(url: str | None) -> str | None:
     """The registrable domain of a web address (``example.co.uk``), after the Public Suffix List; None: no address."""
     host = (origin_of(url) or "").partition("://")[2].partition(":")[0]
-    return _suffixes().privatesuffix(host) or host or None
+    number = host.startswith("[") or host.replace(".", "").isdecimal()  # an IP address has no suffix
+    return (None if number else _suffixes().privatesuffix(host)) or host or None
 
 
 @cache

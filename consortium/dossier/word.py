@@ -32,6 +32,8 @@ def build(document: Document) -> Any:
         file.add_heading(f"{section.clause}  {_clean(section.title)}", 1)
         table = file.add_table(0, 2, style="Table Grid")
         table.alignment, table.autofit = WD_TABLE_ALIGNMENT.CENTER, False
+        for column, width in zip(table.columns, WIDTHS, strict=True):
+            column.width = width
         for entry in section.entries:
             _entry(table, entry, section.clause)
     if document.notes:
