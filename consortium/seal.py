@@ -86,8 +86,13 @@ def run(config: SealConfig) -> None:
     next_step(f"hanse seal folder={config.folder} check={output} trust=[{public_path(Path(config.key))}]")
 
 
-def make(folder: Path, key: ec.EllipticCurvePrivateKey, kind: str, facts: dict[str, Any] | None = None) -> bytes:
+def make(
+    folder: Path, key: ec.EllipticCurvePrivateKey, kind: str, facts: dict[str, Any] | None = None,
+    name: str | None = None,
+) -> bytes:  # fmt: skip
     """Seal a folder; the bytes of the seal. ``facts`` is any JSON object; kind ``files`` holds none.
+
+    ``name`` is that of the folder in the seal, if it will be renamed; checks do not look at it.
 
     Raises:
         HanseError: the folder holds a link or something else that is no file, has no files, is not of the kind, or is
@@ -103,7 +108,7 @@ def make(folder: Path, key: ec.EllipticCurvePrivateKey, kind: str, facts: dict[s
         if form not in MUST_BE.get(kind, (form,)):
             raise HanseError(f"{folder}: is {form}, and kind={kind} seals {' or '.join(MUST_BE[kind])}")
         predicate |= {"format": form, "merkle_root": root, "facts": facts or {}}
-    subject = {"name": folder.name, "digest": {"sha256": _together(files.values())}}
+    subject = {"name": name or folder.name, "digest": {"sha256": _together(files.values())}}
     statement = {"_type": STATEMENT, "subject": [subject], "predicateType": TYPES[kind], "predicate": predicate}
     return bundle.encode(statement, key)
 

@@ -113,7 +113,7 @@ def _front(card: Card) -> str:
 
 
 def card(trained: Trained, provenance: Mapping[str, Any]) -> str:
-    """The card of an export; ``provenance`` is what ``hanse.json`` says (:func:`train.export.write_papers`)."""
+    """The card of an export; ``provenance`` is what ``hanse.json`` says (:func:`train.export.export`)."""
     config = trained.config
     rows = data_table(trained.shards, corpus_of(trained.shards))
     shares = _shares(trained, {row.language: row.training_tokens for row in rows})

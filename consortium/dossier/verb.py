@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -30,14 +31,19 @@ def run(config: DossierConfig) -> None:
     asked = answers.ask(path, fill.open_questions(evidence, given), first, fill.uncategorised(evidence))
     _check_untouched(Path(config.output))
     with replaced_folder(Path(config.output), FORMAT) as folder:
-        write_json(folder / "dossier.json", dossier)
-        for language in config.languages:
-            for name, form in load_forms().items():
-                page = document(form, dossier, language)
-                for ending in config.formats:
-                    WRITERS[ending](page, folder / language / f"{name}.{ending}")
-        write_json(folder / MANIFEST, {"format": FORMAT, "files": _hashes(folder)})
+        write(dossier, folder, config.languages, config.formats)
     _show(dossier, evidence, config, asked, fill.unused(evidence, given))
+
+
+def write(dossier: dict[str, Any], folder: Path, languages: Iterable[str], formats: Iterable[str]) -> None:
+    """Write ``dossier.json``, every form in every language and format, and last the manifest."""
+    write_json(folder / "dossier.json", dossier)
+    for language in languages:
+        for name, form in load_forms().items():
+            page = document(form, dossier, language)
+            for ending in formats:
+                WRITERS[ending](page, folder / language / f"{name}.{ending}")
+    write_json(folder / MANIFEST, {"format": FORMAT, "files": _hashes(folder)})
 
 
 def _hashes(folder: Path) -> dict[str, str]:
