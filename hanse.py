@@ -46,6 +46,8 @@ VERBS = {
              "folder + key -> signed statement of what it holds; checks one"),
         Verb("papers", "consortium.config:PapersConfig", "consortium.papers.verb:run",
              "run evidence -> model card, ML-BOM, Croissant, RO-Crate, citation"),
+        Verb("release", "consortium.config:ReleaseConfig", "consortium.release:run",
+             "run + dossier -> the folder to publish, or why not to"),
     )
 }  # fmt: skip
 

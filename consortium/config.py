@@ -8,7 +8,7 @@ from pathlib import Path
 
 from omegaconf import MISSING
 
-from train.config import ZERO_STAGES, run_problems
+from train.config import EXPORT_DTYPES, ZERO_STAGES, run_problems
 
 SEAL_KINDS = ("files", "checkpoint", "corpus", "run", "evaluation", "review", "reproduction")
 DOSSIER_LANGUAGES, DOSSIER_FORMATS = ("en", "fr", "de", "es", "it"), ("md", "html", "docx")
@@ -163,6 +163,35 @@ class PapersConfig:
     def problems(self) -> list[str]:
         """Everything wrong with the values, one line each."""
         return [*run_problems(self.run), *_papers_problems(self.registry, self.date)]
+
+
+@dataclass
+class ReleaseConfig:
+    """What ``hanse release`` takes."""
+
+    run: str = MISSING
+    output: str = MISSING
+    step: int | None = None
+    dtype: str = MISSING
+    key: str | None = None
+    decisions: dict[str, str] = field(default_factory=dict)
+    registry: str | None = None
+    parents: list[str] = field(default_factory=list)
+    shards: str | None = None
+    tokenizer: str | None = None
+    corpus: str | None = None
+    answers: str = MISSING
+    date: str | None = None
+
+    def problems(self) -> list[str]:
+        """Everything wrong with the values, one line each."""
+        found = [*run_problems(self.run), *_papers_problems(self.registry, self.date)]
+        if self.dtype not in EXPORT_DTYPES:
+            found.append(f"dtype={self.dtype}: one of {', '.join(EXPORT_DTYPES)}")
+        if self.key and not Path(self.key).is_file():
+            found.append(f"key={self.key}: no key here; 'hanse key new={self.key}' makes one")
+        return found + [f"decisions.{name}: empty; say why it does not hinder, and who decided"
+                        for name, why in self.decisions.items() if not str(why).strip()]  # fmt: skip
 
 
 def _papers_problems(registry: str | None, date: str | None) -> list[str]:

@@ -43,10 +43,12 @@ def run(config: PapersConfig) -> None:
     next_step(f"hanse release run={config.run} output=FOLDER")
 
 
-def write(facts: Facts, folder: Path) -> list[str]:
-    """Write all papers but the crate into a folder; their names."""
+def write(facts: Facts, folder: Path, but: str = "") -> list[str]:
+    """Write all papers but the crate, and but one that stands elsewhere, into a folder; their names."""
     names = []
     for name, content in papers(facts):
+        if name == but:
+            continue
         text = content if isinstance(content, str) else json.dumps(content, indent=2, ensure_ascii=False) + "\n"
         write_text(folder / name, text)
         names.append(name)
