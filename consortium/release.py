@@ -110,7 +110,7 @@ def assemble(
             shutil.copyfile(papers / name, folder / name)
     (folder / "dossier").mkdir()
     dossier_verb.write(dossier, folder / "dossier", DOSSIER_LANGUAGES, DOSSIER_FORMATS)
-    write_json(folder / "dossier" / "check.json", report.as_json())
+    write_json(folder / "dossier-check.json", report.as_json())
     write_text(folder / NOTICE, notice(facts, licences, config.decisions))
     write_json(folder / MANIFEST, {
         "format": FORMAT,

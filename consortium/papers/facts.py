@@ -6,7 +6,7 @@ A paper asks for a key; that it did is kept, so that ``papers.json`` can cite wh
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -102,8 +102,20 @@ def gather_facts(
     evidence = gather(run, registry, step=step, parents=parents, shards=shards, corpus=corpus, today=date)
     lineage = trace(Path(run), [*map(Path, parents), *([Path(registry)] if registry else [])], step)
     corpora = data_facts.find(lineage, Path(shards) if shards else None, Path(corpus) if corpus else None)
-    return Facts(Path(run), evidence, given, lineage, corpora, fairness_of(run, shards, lineage.head.step),
+    own = fairness_of(run, shards, lineage.head.step)
+    return Facts(Path(run), evidence, given, lineage, corpora, _cumulative(own, evidence),
                  _export(lineage, Path(run), export))  # fmt: skip
+
+
+def _cumulative(own: Fairness, evidence: Evidence) -> Fairness:
+    """The languages of a run with what its whole lineage was trained on, so that no paper contradicts another."""
+    tokens, epochs = (evidence.plain(f"training.{key}_by_language") for key in ("tokens", "epochs"))
+    languages = [
+        replace(one, consumed_tokens=None if tokens is None else tokens.get(one.language, 0),
+                epochs=None if epochs is None else epochs.get(one.language, 0.0))
+        for one in own.languages
+    ]  # fmt: skip
+    return replace(own, languages=languages)
 
 
 def _export(lineage: Lineage, run: Path, export: Path | None) -> dict[str, Any] | None:
