@@ -174,7 +174,7 @@ class ReleaseConfig:
     step: int | None = None
     dtype: str = MISSING
     key: str | None = None
-    decisions: dict[str, str] = field(default_factory=dict)
+    decisions: str | None = None
     registry: str | None = None
     parents: list[str] = field(default_factory=list)
     shards: str | None = None
@@ -190,8 +190,7 @@ class ReleaseConfig:
             found.append(f"dtype={self.dtype}: one of {', '.join(EXPORT_DTYPES)}")
         if self.key and not Path(self.key).is_file():
             found.append(f"key={self.key}: no key here; 'hanse key new={self.key}' makes one")
-        return found + [f"decisions.{name}: empty; say why it does not hinder, and who decided"
-                        for name, why in self.decisions.items() if not str(why).strip()]  # fmt: skip
+        return found
 
 
 def _papers_problems(registry: str | None, date: str | None) -> list[str]:

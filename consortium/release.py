@@ -30,7 +30,7 @@ from consortium.keys import fingerprint, load_private, public_path
 from consortium.papers import verb as papers_verb
 from consortium.papers.crate import METADATA, crate
 from consortium.papers.facts import Facts, gather_facts
-from consortium.papers.licences import conflicts, credit, table
+from consortium.papers.licences import conflicts, credit, read_decisions, table
 from consortium.papers.model_card import model_card
 from train.export import export
 from train.trained import Trained, open_trained
@@ -50,17 +50,19 @@ def run(config: ReleaseConfig) -> None:
         config.run, answers_file=Path(config.answers), registry=config.registry, step=config.step,
         parents=config.parents, shards=config.shards, corpus=config.corpus, date=config.date,
     )  # fmt: skip
+    decisions = read_decisions(Path(config.decisions)) if config.decisions else {}
     dossier = fill.fill(facts.evidence, facts.given)
     report = check.check(check.from_json(dossier, config.answers, Path(config.run)))
     licences = data_licences(facts)
-    reasons = [one.why for one in conflicts(facts.licence, licences, config.decisions)] + blocking(report)
+    reasons = [one.why for one in conflicts(facts.licence, licences, decisions)] + blocking(report)
     if reasons:
         many = f"{len(reasons)} reasons speak" if len(reasons) > 1 else "a reason speaks"
         raise HanseError(f"{config.run} is not released: {many} against it; nothing was written\n  "
                          + "\n  ".join(reasons))  # fmt: skip
     trained = open_trained(config.run, facts.lineage.head.step, config.shards, config.tokenizer)
     with replaced_folder(folder, FORMAT, MANIFEST) as partial:
-        assemble(facts, trained, config, partial, dossier=dossier, report=report, licences=licences)
+        assemble(facts, trained, config.dtype, partial, dossier=dossier, report=report, licences=licences,
+                 decisions=decisions)  # fmt: skip
         if key:
             _seal(partial, key, folder.name)
     _tell(folder, config, key, report)
@@ -93,8 +95,8 @@ def data_licences(facts: Facts) -> list[str]:
 
 
 def assemble(
-    facts: Facts, trained: Trained, config: ReleaseConfig, folder: Path, *, dossier: dict[str, Any],
-    report: check.Report, licences: list[str],
+    facts: Facts, trained: Trained, dtype: str, folder: Path, *, dossier: dict[str, Any], report: check.Report,
+    licences: list[str], decisions: dict[str, str],
 ) -> None:  # fmt: skip
     """Write everything but the seal into an empty folder."""
 
@@ -102,7 +104,7 @@ def assemble(
         facts.export = provenance
         return model_card(facts)
 
-    export(trained, config.dtype, folder, card)
+    export(trained, dtype, folder, card)
     papers = folder / "papers"
     papers.mkdir()
     for name in papers_verb.write(facts, papers, but=papers_verb.CARD):
@@ -111,7 +113,7 @@ def assemble(
     (folder / "dossier").mkdir()
     dossier_verb.write(dossier, folder / "dossier", DOSSIER_LANGUAGES, DOSSIER_FORMATS)
     write_json(folder / "dossier-check.json", report.as_json())
-    write_text(folder / NOTICE, notice(facts, licences, config.decisions))
+    write_text(folder / NOTICE, notice(facts, licences, decisions))
     write_json(folder / MANIFEST, {
         "format": FORMAT,
         "model": facts.evidence.model,
@@ -119,7 +121,7 @@ def assemble(
         "merkle_root": facts.get("model.merkle_root"),
         "licence": facts.licence.name if facts.licence else None,
         "data_licences": licences,
-        "decisions": dict(config.decisions),
+        "decisions": decisions,
         "dossier_grade": report.grade,
         "date": facts.get("dossier.date"),
     })  # fmt: skip

@@ -15,7 +15,11 @@ from typing import Any
 
 import yaml
 
+from common.errors import HanseError
+from consortium.strangers import read_regular
+
 TABLE = Path(__file__).parent / "licences.yaml"
+LARGEST = 1 << 20  # bytes of a decisions file
 IDENTIFIER = re.compile(r"[A-Za-z0-9][A-Za-z0-9.+-]*")
 ADDRESS = re.compile(r"https?://[^\s,;)>\"']+")
 AND = re.compile(r"\s+AND\s+|\s*\+\s+|\s*;\s*")  # SPDX, and how our manifests join several
@@ -83,7 +87,7 @@ def conflicts(model: Licence | None, data: Iterable[str], decisions: Mapping[str
 def _hindrance(model: Licence, name: str) -> str:
     """Why data under a licence hinders publication, and what to do; empty if it does not."""
     entry, target = table().get(name.lower()), model.spdx or model.name
-    decide = f"write down a decision (decisions={{'{name}': 'why it does not hinder, who decided'}})"
+    decide = f"write down why it does not hinder (decisions=FILE.yaml with a line '{name}: why, who decided')"
     if entry is None:
         return (f"'{name}' is not among the {len(table())} licences that hanse knows: find out what it asks of a "
                 f"model and {decide}, or take its text out")  # fmt: skip
@@ -96,6 +100,24 @@ def _hindrance(model: Licence, name: str) -> str:
     if asks == "non-commercial" and "-NC" not in target:
         return f"{said} allows no commercial use, and {target} does; change the model's licence, or {decide}"
     return ""
+
+
+def read_decisions(path: Path) -> dict[str, str]:
+    """{licence: why it does not hinder} of a YAML file that people wrote.
+
+    Raises:
+        HanseError: it is not readable as that.
+    """
+    try:
+        value = yaml.safe_load(read_regular(path, LARGEST, "decisions file").decode("utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        raise HanseError(f"{path}: not readable as YAML ({' '.join(str(error).split())})") from None
+    texts = isinstance(value, dict) and all(
+        isinstance(one, str) and one.strip() for pair in value.items() for one in pair
+    )
+    if not texts:
+        raise HanseError(f"{path}: must hold 'LICENCE: why it does not hinder, and who decided', a line each")
+    return dict(value)
 
 
 def credit(data: Iterable[str]) -> list[str]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from consortium.papers.licences import Licence, conflicts, credit, parts, stated, table
+from common.errors import HanseError
+from consortium.papers.licences import Licence, conflicts, credit, parts, read_decisions, stated, table
 
 APACHE = stated("Apache-2.0")
 
@@ -39,7 +40,7 @@ def test_what_fits_together_and_what_does_not(model, data, words):
     found = conflicts(stated(model), data, {})
     assert (words is None) == (found == [])
     assert words is None or words in found[0].why
-    assert all("decisions={" in one.why or "corpus=" in one.why for one in found)
+    assert all("decisions=FILE.yaml" in one.why or "corpus=" in one.why for one in found)
 
 
 def test_a_model_without_a_licence_is_refused_and_told_what_to_do():
@@ -55,6 +56,14 @@ def test_a_licence_of_its_own_may_follow_only_what_asks_for_nothing_of_it():
     own = Licence("Our own licence")
     assert conflicts(own, ["CC-BY-4.0", "public-domain"], {}) == []
     assert conflicts(own, ["CC-BY-SA-4.0"], {})
+
+
+@pytest.mark.parametrize("text", ["", "[MIT]", "MIT:", "MIT: [a]", "MIT: ''", "1: why", "{", "MIT: \xff"])
+def test_decisions_that_say_nothing_are_refused(tmp_path, text):
+    path = tmp_path / "decisions.yaml"
+    path.write_bytes(text.encode("latin-1"))
+    with pytest.raises(HanseError, match=r"decisions\.yaml: "):
+        read_decisions(path)
 
 
 def test_who_must_be_credited():
