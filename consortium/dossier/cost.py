@@ -45,7 +45,7 @@ def tell(evidence: Evidence, lineage: Lineage) -> None:
         evidence.know("compute.flops_text", f"{significant(flops, 3)} FLOP", *citations)
         evidence.know("compute.flops_rounded", f"{significant(flops)} FLOP", *citations)
         evidence.know("compute.flops_magnitude", f"10^{len(str(flops)) - 1} FLOP", *citations)
-    evidence.know("compute.method", METHOD)
+    evidence.know("compute.method", METHOD, *(one.state.at("model") for one in lineage.trained))
     energies = [energy_totals(one.folder.path) if one.folder and one.energy else None for one in lineage.trained]
     _time(evidence, lineage, energies)
     _details(evidence, lineage)

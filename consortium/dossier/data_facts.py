@@ -246,7 +246,7 @@ def _sources(evidence: Evidence, corpora: Corpora) -> None:
     evidence.know("corpus.merkle_root", [one.merkle_root for one in corpora.manifests], *corpora.cite("merkle_root"))
     evidence.know("corpus.sources", rows, *at, *corpora.cite("sources"))
     evidence.know("corpus.provenance", [
-        f"{one['name']} ({language_name(one['language'])}): {one['version'] or 'version not stated'}, licence "
+        f"{one['name']}, {language_name(one['language'])}: {one['version'] or 'version not stated'}, licence "
         f"{one['license']}, {one['url'] or 'no address stated'}" for one in rows
     ], *at)  # fmt: skip
     silent = [one["name"] for one in rows if not one["obtained"]]

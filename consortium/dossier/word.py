@@ -34,6 +34,7 @@ def build(document: Document) -> Any:
         table.alignment, table.autofit = WD_TABLE_ALIGNMENT.CENTER, False
         for column, width in zip(table.columns, WIDTHS, strict=True):
             column.width = width
+        _dress(table)
         for entry in section.entries:
             _entry(table, entry, section.clause)
     if document.notes:
@@ -63,6 +64,24 @@ def _set_up(file: Any, document: Document) -> None:
         style.element.rPr.rFonts.set(qn("w:asciiTheme"), "")
         for key in ("asciiTheme", "hAnsiTheme", "eastAsiaTheme", "cstheme"):
             style.element.rPr.rFonts.attrib.pop(qn(f"w:{key}"), None)
+
+
+def _dress(table: Any) -> None:
+    """Thin grey lines, and room between them and the text."""
+    settings = table._tbl.tblPr
+    lines, room = OxmlElement("w:tblBorders"), OxmlElement("w:tblCellMar")
+    for edge in ("top", "left", "bottom", "right", "insideH", "insideV"):
+        line = OxmlElement(f"w:{edge}")
+        for key, value in (("val", "single"), ("sz", "4"), ("color", "C8CED5")):
+            line.set(qn(f"w:{key}"), value)
+        lines.append(line)
+    for edge, twips in (("top", 60), ("left", 110), ("bottom", 60), ("right", 110)):
+        side = OxmlElement(f"w:{edge}")
+        side.set(qn("w:w"), str(twips))
+        side.set(qn("w:type"), "dxa")
+        room.append(side)
+    settings.append(lines)
+    settings.append(room)
 
 
 def _about(file: Any, document: Document) -> None:

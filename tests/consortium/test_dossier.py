@@ -335,3 +335,23 @@ def test_choices_are_told_in_the_language(evidence):
     page = document(load_forms()["public_summary"], dossier, "fr")
     (entry,) = [one for section in page.sections for one in section.entries if one.anchor.endswith("code_signatory")]
     assert entry.lines == ["Non"]
+
+
+# --- documentation --------------------------------------------------------------------------------------------------
+
+
+def test_the_guide_counts_every_field_of_every_form():
+    page = (HERE.parents[1] / "docs/guide/dossier.md").read_text()
+    found = re.findall(r"^    \| ([\w().]+) \| (.+) \| (evidence|N/A by evidence|a person) \|$", page, re.MULTILINE)
+    told = [(field.clause, field.label["en"]) for field in all_fields().values()]
+    assert [row[:2] for row in found] == told
+    for (_, label, who), field in zip(found, all_fields().values(), strict=True):
+        assert field.ask if who == "a person" else field.evidence, label
+    people = sum(row[2] == "a person" for row in found)
+    nothing = sum(row[2] == "N/A by evidence" for row in found)
+    assert f"| **all** | {len(found)} | {len(found) - people} | {nothing} | {people} |" in page
+
+
+def test_the_example_s_answers_are_answers():
+    path = HERE.parents[1] / "docs/examples/demo-dossier.yaml"
+    assert len(answers.check(path, answers.read(path))) > 40

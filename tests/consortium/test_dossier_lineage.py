@@ -1,6 +1,7 @@
 """A model's totals over all that it was made of: each run once, to the token, however it came about."""
 
 import json
+import re
 import shutil
 
 import pytest
@@ -8,12 +9,13 @@ import pytest
 from common.errors import HanseError
 from common.files import sha256_file, write_json
 from consortium.dossier.evidence import gather
-from consortium.dossier.forms import all_fields
+from consortium.dossier.forms import HERE, all_fields
 from consortium.dossier.lineage import trace
 from data_pipelines.shards import ShardsManifest
 from train import lock
 from train.checkpoint_writer import write_papers
 from train.config import TrainConfig
+from train.energy import energy_totals
 from train.ledger import Ledger
 from train.run_folder import RunFolder, folder_of
 
@@ -180,6 +182,15 @@ def test_a_real_run_fills_all_it_can_and_agrees_with_its_manifests(tiny_run, tin
     for field in all_fields().values():
         if field.evidence:
             assert field.evidence in evidence or evidence.unknown.get(field.evidence), field.key
+    page = (HERE.parents[1] / "docs/guide/dossier.md").read_text()
+    rows = re.findall(r"^\| (`[\w]+\.`|others) \| (.+) \|$", page, re.MULTILINE)
+    keys = [
+        ("" if group == "others" else group.strip("`")) + key
+        for group, told in rows
+        for key in re.findall(r"`([\w.]+)`", told)
+    ]
+    assert len(keys) > 50
+    assert not [key for key in keys if key not in evidence and key not in evidence.unknown]
     shards = ShardsManifest.read(tiny_data / "shards")
     assert evidence.plain("corpus.tokens") == sum(one.tokens for one in shards.of("train"))
     assert sum(evidence.plain("corpus.tokens_by_language").values()) == evidence.plain("corpus.tokens")
@@ -229,6 +240,10 @@ def test_a_run_with_a_crash_and_a_child_cost_what_one_run_costs(hanse, tiny_run,
     assert sum(found.plain("training.tokens_by_language").values()) == 12 * 8 * 64
     assert found.plain("training.repeated_steps") == 2
     assert found.plain("training.own_consumed_tokens") == 4 * 8 * 64
+    energies = [energy_totals(run) for run in (first, child)]
+    assert found.plain("energy.joules") == sum(one.joules for one in energies) > 0
+    assert found.plain("compute.wall_seconds") == sum(one.wall_seconds for one in energies)
+    assert all(one.how in found.plain("energy.rounded") for one in energies)
     assert hanse("dossier", f"run={child}", f"parents=[{first}]", "languages=[it]", "formats=[md]") == 0
     told = json.loads((child / "dossier/dossier.json").read_text())
     assert told["facts"]["training_flops"] == whole.plain("compute.flops")
