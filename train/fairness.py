@@ -60,7 +60,10 @@ class Language:
 
 @dataclass(frozen=True)
 class Gap:
-    """How far apart the languages are in one measure; ``ratio`` is 1 at parity and never less."""
+    """How far apart the languages are in one measure.
+
+    ``ratio`` is 1 at parity and never less; at parity ``best`` and ``worst`` are the same language, any of them.
+    """
 
     measure: str
     best: str
@@ -239,9 +242,10 @@ def _bars(found: Fairness, colours: Mapping[str, int]) -> list[Bars]:
         highest = max(values.values(), default=0.0)
         if apart is None or not math.isfinite(highest):
             return None
-        rows = [Bar(name, 100 * value / highest, _written(measure, value), colours.get(name, 1))
+        rows = [Bar(name, 100 * value / highest, written(measure, value), colours.get(name, 1))
                 for name, value in values.items()]  # fmt: skip
-        return Bars(_title(measure), f"worst {apart.worst}, best {apart.best}: factor {apart.ratio:.2f}", rows)
+        said = f"worst {apart.worst}, best {apart.best}: factor {apart.ratio:.2f}"
+        return Bars(_title(measure), "the same in every language" if apart.ratio == 1 else said, rows)
 
     named = {measure: {one.language: value for one in found.languages if (value := getattr(one, measure)) is not None}
              for measure in MEASURES}  # fmt: skip
@@ -253,14 +257,14 @@ def _bars(found: Fairness, colours: Mapping[str, int]) -> list[Bars]:
 def _table(found: Fairness) -> Table:
     """A row a language; columns that no language can fill are left out."""
     columns = {
-        "tokens trained on": [_written("consumed_tokens", one.consumed_tokens) for one in found.languages],
-        "epochs": [_written("epochs", one.epochs) for one in found.languages],
+        "tokens trained on": [written("consumed_tokens", one.consumed_tokens) for one in found.languages],
+        "epochs": [written("epochs", one.epochs) for one in found.languages],
         "training text": [_count(one.training_bytes, "B") for one in found.languages],
-        "its tokens": [_written("training_tokens", one.training_tokens) for one in found.languages],
-        "tokens per word": [_written("tokens_per_word", one.tokens_per_word) for one in found.languages],
-        "bytes per token": [_written("bytes_per_token", one.bytes_per_token) for one in found.languages],
-        "bits per byte": [_written("bits_per_byte", one.bits_per_byte) for one in found.languages],
-        **{task: [_written(task, one.scores.get(task)) for one in found.languages] for task in found.tasks},
+        "its tokens": [written("training_tokens", one.training_tokens) for one in found.languages],
+        "tokens per word": [written("tokens_per_word", one.tokens_per_word) for one in found.languages],
+        "bytes per token": [written("bytes_per_token", one.bytes_per_token) for one in found.languages],
+        "bits per byte": [written("bits_per_byte", one.bits_per_byte) for one in found.languages],
+        **{task: [written(task, one.scores.get(task)) for one in found.languages] for task in found.tasks},
     }
     shown = {head: cells for head, cells in columns.items() if any(cells)}
     rows = [[one.language, *(cells[number] or "not known" for cells in shown.values())]
@@ -271,9 +275,11 @@ def _table(found: Fairness) -> Table:
 
 
 def _gaps(found: Fairness) -> Table:
-    rows = [[_title(one.measure), f"{one.best} {_written(one.measure, one.best_value)}",
-             f"{one.worst} {_written(one.measure, one.worst_value)}", f"{one.ratio:.3f}"]
-            for one in found.gaps]  # fmt: skip
+    def said(one: Gap, language: str, value: float) -> str:
+        return f"{'all' if one.ratio == 1 else language} {written(one.measure, value)}"
+
+    rows = [[_title(one.measure), said(one, one.best, one.best_value), said(one, one.worst, one.worst_value),
+             f"{one.ratio:.3f}"] for one in found.gaps]  # fmt: skip
     return Table(["gap", "best", "worst", "worst to best"], rows, "1 is parity.")
 
 
@@ -317,7 +323,8 @@ def _title(measure: str) -> str:
     return MEASURES[measure][0] if measure in MEASURES else measure
 
 
-def _written(measure: str, value: float | None) -> str:
+def written(measure: str, value: float | None) -> str:
+    """A value of a measure for a table; empty for None."""
     if value is None:
         return ""
     return f"{value:,}" if isinstance(value, int) else f"{value:.2f}" if measure == "epochs" else f"{value:.3f}"

@@ -109,7 +109,8 @@ def _considerations(facts: Facts) -> dict[str, Any]:
     for name, question in (("useCases", "intended_tasks"), ("technicalLimitations", "restricted_uses")):
         if text := facts.text(question):
             told[name] = [text]
-    gaps = [one for one in facts.fairness.gaps if one.measure not in ("consumed_tokens", "epochs")]
+    gaps = [one for one in facts.fairness.gaps if one.measure not in ("consumed_tokens", "epochs")
+            and one.ratio > 1]  # fmt: skip
     if gaps:
         told["fairnessAssessments"] = [
             {"groupAtRisk": f"speakers of {one.worst}",

@@ -13,6 +13,7 @@ from consortium.papers.citation import bibtex
 from consortium.papers.facts import Facts
 from train import card
 from train.card import Card, LanguageRow, cell
+from train.fairness import written
 
 HUB_DATASET = re.compile(r"https://huggingface\.co/datasets/([\w.-]+/[\w.-]+)")
 HUB_MODEL = re.compile(r"(?:https://huggingface\.co/)?([\w.-]+/[\w.-]+)")
@@ -136,9 +137,10 @@ def _sections(facts: Facts) -> dict[str, str]:
 
 def _fairness(facts: Facts) -> str:
     rows = [
-        f"| {cell(one.measure.replace('_', ' '))} | {one.best_value:,.4g} ({cell(one.best)}) | "
-        f"{one.worst_value:,.4g} ({cell(one.worst)}) | {one.ratio:.3f} |"
+        f"| {cell(one.measure.replace('_', ' '))} | {written(one.measure, one.best_value)} "
+        f"({cell(one.best)}) | {written(one.measure, one.worst_value)} ({cell(one.worst)}) | {one.ratio:.3f} |"
         for one in facts.fairness.gaps
+        if one.ratio > 1
     ]
     if not rows:
         return ""

@@ -60,6 +60,7 @@ def test_gaps_name_the_best_and_the_worst_and_are_never_under_one():
     assert gap("bits_per_byte", {"fr": 1.0}) is None
     assert gap("bits_per_byte", {"fr": 1.0, "de": math.nan}) is None
     assert gap("epochs", {"fr": 1.0, "de": 0.0}) is None
+    assert gap("consumed_tokens", {"fr": 64, "de": 64}).ratio == 1
 
 
 def test_task_scores_and_the_history_come_from_the_evaluations(tiny_data, tmp_path):
