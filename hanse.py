@@ -42,6 +42,8 @@ VERBS = {
              "run folder -> what in it was checked, and what could not be"),
         Verb("reproduce", "consortium.config:ReproduceConfig", "consortium.reproduce:run",
              "run folder + checkpoint -> a segment computed again, and where it first differs"),
+        Verb("dossier", "consortium.config:DossierConfig", "consortium.dossier.verb:run",
+             "run folder + answers -> the AI Act's documents, every value with its evidence"),
         Verb("key", "consortium.config:KeyConfig", "consortium.keys:run",
              "a key to seal with; shows the public part and its fingerprint"),
         Verb("seal", "consortium.config:SealConfig", "consortium.seal:run",
@@ -56,6 +58,10 @@ VERBS = {
              "contribution -> every check, a review, and a place in the registry"),
         Verb("lineage", "consortium.config:LineageConfig", "consortium.lineage:run",
              "folders or a registry -> what was made from what, as a tree and as a page"),
+        Verb("papers", "consortium.config:PapersConfig", "consortium.papers.verb:run",
+             "run evidence -> model card, ML-BOM, Croissant, RO-Crate, citation"),
+        Verb("release", "consortium.config:ReleaseConfig", "consortium.release:run",
+             "run + dossier -> the folder to publish, or why not to"),
     )
 }  # fmt: skip
 

@@ -88,11 +88,12 @@ def run(config: SealConfig) -> None:
 
 def make(
     folder: Path, key: ec.EllipticCurvePrivateKey, kind: str, facts: dict[str, Any] | None = None, *,
-    files: dict[str, str] | None = None,
+    files: dict[str, str] | None = None, name: str | None = None,
 ) -> bytes:  # fmt: skip
     """Seal a folder; the bytes of the seal. ``facts`` is any JSON object; kind ``files`` holds none.
 
-    ``files`` are hashes of all that is to be sealed, where :func:`hash_files` has just taken them.
+    ``files`` are hashes of all that is to be sealed, where :func:`hash_files` has just taken them. ``name`` is that of
+    the folder in the seal, if it will be renamed; checks do not look at it.
 
     Raises:
         HanseError: the folder holds a link or something else that is no file, has no files, is not of the kind, or is
@@ -108,7 +109,7 @@ def make(
         if form not in MUST_BE.get(kind, (form,)):
             raise HanseError(f"{folder}: is {form}, and kind={kind} seals {' or '.join(MUST_BE[kind])}")
         predicate |= {"format": form, "merkle_root": root, "facts": facts or {}}
-    subject = {"name": folder.name, "digest": {"sha256": _together(files.values())}}
+    subject = {"name": name or folder.name, "digest": {"sha256": _together(files.values())}}
     statement = {"_type": STATEMENT, "subject": [subject], "predicateType": TYPES[kind], "predicate": predicate}
     return bundle.encode(statement, key)
 

@@ -1,46 +1,149 @@
-"""The model card of an export: what is known of the model, and nothing else."""
+"""The model card: ``README.md`` in Markdown, with the metadata that the Hugging Face Hub reads at its head.
+
+``hanse export`` writes one of what is known of the model, and nothing else. ``hanse papers`` fills the same card from
+the evidence of the whole lineage, and adds sections.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
+from huggingface_hub import EvalResult, ModelCardData
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from common.files import read_json
 from common.terminal import count
 from train.data_table import corpus_of, data_table
-from train.run_folder import read_metrics
+from train.run_folder import RunFolder, read_metrics
 from train.trained import Trained
 
 TEMPLATES = PackageLoader("train", "templates")
+TASK = "text-generation"
+
+
+@dataclass(frozen=True)
+class LanguageRow:
+    """The training data of a language; ``share`` is that of the tokens, written with %."""
+
+    language: str
+    documents: int
+    bytes: int
+    tokens: int
+    share: str
+    license: str | None
+
+
+@dataclass(frozen=True)
+class Score:
+    """Bits per byte of validation text, and those of the unigram model."""
+
+    language: str
+    bits_per_byte: float
+    unigram: float | None = None
+
+
+@dataclass(frozen=True)
+class Card:
+    """Everything that the template shows.
+
+    Attributes:
+        made_by: version of hanse; ``dtype``: of the weights; ``differences``: {language: largest of a logit} between
+            exported and trained model. The last two are None where nothing was exported.
+        engine: how it was computed, in words; ``end_of_document``: the token; None where the tokenizer is not here.
+        continued: what it was trained on from, in words; empty if from random weights.
+        identities: {what: hash}.
+        license: SPDX identifier or ``other``; None where nobody said.
+        front: further metadata of the head, as :class:`huggingface_hub.ModelCardData` names it.
+        sections: {title: Markdown}, before the last section.
+    """
+
+    name: str
+    parameters: int
+    architecture: str
+    made_by: str
+    consumed_tokens: int
+    step: int
+    steps: int
+    languages: list[LanguageRow]
+    scores: list[Score]
+    engine: str
+    learning_rate: float
+    tokens_per_step: int
+    sequence_length: int
+    identities: dict[str, str]
+    end_of_document: str | None = None
+    dtype: str | None = None
+    differences: dict[str, float] | None = None
+    transformers: str | None = None
+    continued: str = ""
+    license: str | None = None
+    front: dict[str, Any] = field(default_factory=dict)
+    sections: dict[str, str] = field(default_factory=dict)
+
+
+def render(card: Card) -> str:
+    """The card's text."""
+    environment = Environment(loader=TEMPLATES, undefined=StrictUndefined, keep_trailing_newline=True)  # noqa: S701
+    environment.filters["cell"] = cell
+    largest = f"{max((card.differences or {}).values(), default=0.0):.1e}"
+    template = environment.get_template("model_card.md.j2")
+    return template.render(card=card, front=_front(card), count=count, largest_difference=largest)
+
+
+def cell(value: object) -> str:
+    """Text for a cell of a Markdown table: on one line, with nothing that ends the cell."""
+    return " ".join(str(value).replace("|", "\\|").replace("<", "&lt;").split())
+
+
+def _front(card: Card) -> str:
+    """The metadata as YAML, with a result for each language."""
+    results = [
+        EvalResult(task_type=TASK, dataset_type="validation", dataset_name="validation split of the training corpus",
+                   dataset_config=score.language, metric_type="bits_per_byte", metric_value=score.bits_per_byte)
+        for score in card.scores
+    ]  # fmt: skip
+    data = ModelCardData(
+        language=[row.language for row in card.languages], library_name="transformers", pipeline_tag=TASK,
+        tags=["hanse"], license=card.license, eval_results=results or None,
+        model_name=card.name if results else None, **card.front,
+    )  # fmt: skip
+    return data.to_yaml()
 
 
 def card(trained: Trained, provenance: Mapping[str, Any]) -> str:
-    """``README.md`` in Markdown with the metadata that the Hugging Face Hub reads.
-
-    ``provenance`` is what ``hanse.json`` says (:func:`train.export.write_papers`).
-    """
+    """The card of an export; ``provenance`` is what ``hanse.json`` says (:func:`train.export.export`)."""
     config = trained.config
     rows = data_table(trained.shards, corpus_of(trained.shards))
-    environment = Environment(loader=TEMPLATES, undefined=StrictUndefined, keep_trailing_newline=True)  # noqa: S701
-    return environment.get_template("model_card.md.j2").render(
-        **provenance,
+    shares = _shares(trained, {row.language: row.training_tokens for row in rows})
+    return render(Card(
         name=config.name,
-        count=count,
+        parameters=provenance["parameters"],
         architecture=trained.model_config.model_type,
-        languages=rows,
-        shares=_shares(trained, {row.language: row.training_tokens for row in rows}),
+        made_by=provenance["tools"]["hanse"],
+        consumed_tokens=provenance["consumed_tokens"],
+        step=trained.step,
         steps=config.steps,
-        learning_rate=config.optimizer.learning_rate,
-        tokens_per_step=f"{config.tokens_per_step:,}",
-        sequence_length=config.data.sequence_length,
-        zero=f"DeepSpeed ZeRO-{config.engine.zero_stage}, {trained.checkpoint.state['precision']}, "
+        languages=[LanguageRow(row.language, row.training_documents, row.training_bytes, row.training_tokens,
+                               shares[row.language], row.license) for row in rows],
+        scores=scores(trained.folder, trained.step),
+        engine=f"DeepSpeed ZeRO-{config.engine.zero_stage}, {trained.checkpoint.state['precision']}, "
         f"{trained.checkpoint.state['ranks']} ranks",
+        learning_rate=config.optimizer.learning_rate,
+        tokens_per_step=config.tokens_per_step,
+        sequence_length=config.data.sequence_length,
+        identities={
+            f"checkpoint `{provenance['checkpoint']}`, Merkle root": provenance["checkpoint_merkle_root"],
+            "token shards, Merkle root": provenance["data_merkle_root"],
+            "corpus, Merkle root": provenance["corpus_merkle_root"],
+            "tokenizer.json, sha256": provenance["tokenizer_sha256"],
+        },
         end_of_document=trained.tokenizer.id_to_token(trained.shards.end_of_document_id),
-        scores=_scores(trained),
-        largest_difference=f"{max(provenance['max_abs_logit_difference'].values(), default=0.0):.1e}",
-    )
+        dtype=provenance["dtype"],
+        differences=provenance["max_abs_logit_difference"],
+        transformers=provenance["tools"]["transformers"],
+    ))  # fmt: skip
 
 
 def _shares(trained: Trained, tokens: Mapping[str, int]) -> dict[str, str]:
@@ -49,17 +152,11 @@ def _shares(trained: Trained, tokens: Mapping[str, int]) -> dict[str, str]:
     return {language: f"{weights.get(language, 0) / total:.1%}" for language in tokens}
 
 
-def _scores(trained: Trained) -> list[tuple[str, str, str]]:
-    """(language, bits per byte, those of the unigram model) if the run was validated at the checkpoint's step."""
-    records = read_metrics(trained.folder.metrics) if trained.folder.metrics.is_file() else []
-    found = [record["evaluation"] for record in records if "evaluation" in record and record["step"] == trained.step]
-    path = trained.folder.path / "summary.json"
+def scores(folder: RunFolder, step: int) -> list[Score]:
+    """What a run was validated at, after ``step`` steps; empty if it was not."""
+    records = read_metrics(folder.metrics) if folder.metrics.is_file() else []
+    found = [record["evaluation"] for record in records if "evaluation" in record and record["step"] == step]
+    path = folder.path / "summary.json"
     baselines = read_json(path, "summary").get("languages", {}) if path.is_file() else {}
-    return [
-        (language, f"{score['bits_per_byte']:.3f}", _number(baselines.get(language, {}).get("unigram_bits_per_byte")))
-        for language, score in (found[-1] if found else {}).items()
-    ]
-
-
-def _number(value: float | None) -> str:
-    return "not known" if value is None else f"{value:.3f}"
+    return [Score(language, score["bits_per_byte"], baselines.get(language, {}).get("unigram_bits_per_byte"))
+            for language, score in (found[-1] if found else {}).items()]  # fmt: skip

@@ -1,4 +1,4 @@
-"""Line charts as geometry: shapes on a field of 100 by 100 and labels in per cent of it, drawn by ``report.html.j2``.
+"""Charts as geometry: shapes on a field of 100 by 100 and labels in per cent of it, drawn by ``report.html.j2``.
 
 The page stretches the field to whatever room there is and writes the labels in its own type: a chart is as readable on
 a phone as on a desk, needs no script to be seen, and takes its colours from the reader's light or dark theme.
@@ -58,7 +58,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Chart:
-    """Everything a template needs. ``events`` are places on the step axis with what happened there."""
+    """A line chart: everything a template needs. ``events`` are places on the step axis with what happened there."""
 
     title: str
     unit: str
@@ -77,6 +77,35 @@ class Chart:
     def points(self) -> list[dict[str, Any]]:
         """What a script needs to say the values of a step, for JSON."""
         return [{"name": line.name, "colour": line.colour, **line.points} for line in self.legend]
+
+
+@dataclass(frozen=True)
+class Bar:
+    """One bar: its length in per cent of the longest, and its value as it is written."""
+
+    name: str
+    length: float
+    label: str
+    colour: int
+
+
+@dataclass(frozen=True)
+class Bars:
+    """Values side by side; ``said`` is what they come to, in words."""
+
+    title: str
+    said: str
+    bars: list[Bar]
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows as they are shown; the first column is text, the others are numbers unless ``text`` is set."""
+
+    head: list[str]
+    rows: list[list[str]]
+    note: str = ""
+    text: bool = False
 
 
 @dataclass(frozen=True)

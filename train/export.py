@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import importlib.metadata
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -71,10 +71,7 @@ def run(config: ExportConfig) -> None:
     disable_progress_bar()
     trained = open_trained(config.run, config.step, config.shards, config.tokenizer)
     with replaced_folder(folder, FORMAT, MANIFEST) as partial:
-        model = trained.model()
-        write_model(trained, model, DTYPES[config.dtype], partial)
-        differences = compare(trained, model, config.dtype, partial)
-        write_papers(trained, model, config.dtype, differences, partial)
+        differences = export(trained, config.dtype, partial, lambda provenance: card(trained, provenance))
         size = sum(path.stat().st_size for path in partial.iterdir())
     if not trained.folder.flat:
         trained.folder.update_summary({"paths": {"export": str(folder)}})
@@ -87,6 +84,32 @@ def run(config: ExportConfig) -> None:
     say(f"wrote {folder}/ (step {trained.step}, {config.dtype}, {count(size, 'B')}): "
         f"transformers.AutoModelForCausalLM.from_pretrained({str(folder)!r})")  # fmt: skip
     next_step(f"hanse generate run={config.run}", f"hanse report run={config.run}")
+
+
+def export(
+    trained: Trained, dtype: str, folder: Path, readme: Callable[[dict[str, Any]], str]
+) -> dict[str, Difference]:
+    """Write model, tokenizer, card and manifest into an empty folder, and compare the model with the trained one.
+
+    Args:
+        trained: the checkpoint.
+        dtype: of the weights, a key of :data:`DTYPES`.
+        folder: to write into.
+        readme: makes the card's text of the provenance, which is what ``hanse.json`` says but for its files.
+
+    Raises:
+        HanseError: what was written is not the model that was trained.
+    """
+    model = trained.model()
+    write_model(trained, model, DTYPES[dtype], folder)
+    differences = compare(trained, model, dtype, folder)
+    provenance = _provenance(trained, model, dtype, differences)
+    write_text(folder / "README.md", readme(provenance))
+    paths = {path.name: path for path in sorted(folder.iterdir())}
+    hashes = {name: sha256_file(path) for name, path in paths.items()}
+    files = {name: {"bytes": path.stat().st_size, "sha256": hashes[name]} for name, path in paths.items()}
+    write_json(folder / MANIFEST, {**provenance, "merkle_root": merkle_root(hashes), "files": files})
+    return differences
 
 
 def write_model(trained: Trained, model: PreTrainedModel, dtype: torch.dtype, folder: Path) -> None:
@@ -178,12 +201,12 @@ def _documents(batch: MicroBatch) -> Iterator[Tensor]:
     yield from (torch.from_numpy(ids)[None] for ids in np.split(batch.input_ids[0], edges))
 
 
-def write_papers(
-    trained: Trained, model: PreTrainedModel, dtype: str, differences: dict[str, Difference], folder: Path
-) -> None:
-    """Write the model card and, last, ``hanse.json``."""
+def _provenance(
+    trained: Trained, model: PreTrainedModel, dtype: str, differences: dict[str, Difference]
+) -> dict[str, Any]:
+    """Where the model comes from, and how the comparison went."""
     state = trained.checkpoint.state
-    provenance: dict[str, Any] = {
+    return {
         "format": FORMAT,
         "run": trained.config.name,
         "checkpoint": trained.checkpoint.folder.name,
@@ -200,8 +223,3 @@ def write_papers(
         "max_abs_logit_difference_packed": {language: found.packed for language, found in differences.items()},
         "tools": {name: importlib.metadata.version(name) for name in ("hanse", "torch", "transformers")},
     }
-    write_text(folder / "README.md", card(trained, provenance))
-    paths = {path.name: path for path in sorted(folder.iterdir())}
-    hashes = {name: sha256_file(path) for name, path in paths.items()}
-    files = {name: {"bytes": path.stat().st_size, "sha256": hashes[name]} for name, path in paths.items()}
-    write_json(folder / MANIFEST, {**provenance, "merkle_root": merkle_root(hashes), "files": files})

@@ -25,26 +25,17 @@ from common.files import read_json, write_text
 from common.terminal import count, duration, next_step, say
 from data_pipelines.manifest import CorpusManifest
 from data_pipelines.shards import ShardsManifest
-from train.charts import PALETTE, Chart, Series, draw, fitted
+from train.charts import PALETTE, Chart, Series, Table, draw, fitted
 from train.config import ReportConfig, TrainConfig
 from train.data_table import corpus_of, data_table, say_losses
 from train.energy import EnergyTotals, energy_totals
 from train.energy_page import energy_line, energy_note, energy_rows
 from train.energy_slurm import ask
+from train.fairness import fairness, section
 from train.run_folder import RunFolder, read_metrics
 
 Record = dict[str, Any]
 SHOWN_CHECKPOINTS = 10
-
-
-@dataclass(frozen=True)
-class Table:
-    """Rows as they are shown; the first column is text, the others are numbers unless ``text`` is set."""
-
-    head: list[str]
-    rows: list[list[str]]
-    note: str = ""
-    text: bool = False
 
 
 def run(config: ReportConfig) -> None:
@@ -197,6 +188,10 @@ def page(evidence: Evidence) -> str:
         notes=_notes(evidence),
         panels=validation_panels(evidence),
         results=results(evidence),
+        fairness=section(
+            fairness(evidence.config, evidence.records, evidence.shards, evidence.last_step),
+            {name: evidence.colour(name) for name in evidence.languages},
+        ),
         loss=loss_chart(evidence),
         charts=machine_charts(evidence),
         data=data(evidence),

@@ -48,6 +48,12 @@ class Mixture:
         source = int(self.table[place])
         return source, periods * self.weights[source] + int(self._rank[place])
 
+    def drawn(self, samples: int) -> list[int]:
+        """How many of the first ``samples`` samples each source gives."""
+        periods, place = divmod(samples, self.period)
+        rest = np.bincount(self.table[:place], minlength=len(self.weights))
+        return [periods * weight + int(more) for weight, more in zip(self.weights, rest, strict=True)]
+
     def sample(self, source: int, k: int) -> int:
         """The inverse of :meth:`draw`: the sample number of the k-th draw of ``source``."""
         return int(self.samples(source, np.array([k]))[0])
@@ -140,6 +146,11 @@ def _mix(value: np.ndarray, key: np.uint64) -> np.ndarray:
     return value ^ (value >> np.uint64(31))
 
 
+def windows_in(tokens: int, length: int) -> int:
+    """Windows of ``length + 1`` ids, one shared by neighbours, in a shard of so many tokens."""
+    return max(tokens - 1, 0) // length
+
+
 class Source:
     """The windows of one source: token ranges of ``length + 1`` ids, one id shared by neighbours.
 
@@ -149,7 +160,7 @@ class Source:
 
     def __init__(self, name: str, shards: Sequence[TokenShard], length: int, seed: int = 0):
         self.name, self.shards, self.length, self.seed = name, shards, length, seed
-        self._ends = np.cumsum([max(len(shard.tokens) - 1, 0) // length for shard in shards])
+        self._ends = np.cumsum([windows_in(len(shard.tokens), length) for shard in shards])
         self.windows = int(self._ends[-1]) if len(shards) else 0
         self._permutation: tuple[int, Permutation] | None = None
 
@@ -293,6 +304,12 @@ def open_sources(
     }
 
 
+def drawn_weights(windows: Mapping[str, int], mixture: Mapping[str, float]) -> dict[str, float]:
+    """Weights of the sources that are drawn from, in their order: those of the mixture, or else their windows."""
+    weights = mixture or windows
+    return {name: float(weights[name]) for name in windows if weights.get(name, 0) > 0}
+
+
 def open_stream(
     manifest: ShardsManifest, length: int, seed: int, mixture: Mapping[str, float], *, hashes: bool = False
 ) -> Stream:
@@ -306,8 +323,8 @@ def open_stream(
     if unknown:
         raise HanseError(f"data.mixture: no training shards for {', '.join(unknown)} in {manifest.folder}; "
                          f"there are {', '.join(sources) or 'none'}")  # fmt: skip
-    weights = dict(mixture) if mixture else {name: float(source.windows) for name, source in sources.items()}
-    used = {name: sources[name] for name in sources if weights.get(name, 0) > 0}
+    weights = drawn_weights({name: source.windows for name, source in sources.items()}, mixture)
+    used = {name: sources[name] for name in weights}
     for name, source in used.items():
         if source.windows == 0:
             raise HanseError(f"data.sequence_length={length}: '{name}' in {manifest.folder} has fewer tokens than that")

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -124,7 +125,10 @@ def test_the_model_card_tells_the_data_and_the_scores(run, exported):
     last = [record for record in read_metrics(run / "metrics.jsonl") if "evaluation" in record][-1]["evaluation"]
     for language, score in last.items():
         assert f"| {language} | {score['bits_per_byte']:.3f} |" in text
-    assert 'language: ["de", "es", "fr", "it"]' in text
+    head = yaml.safe_load(text.split("---")[1])
+    assert head["language"] == ["de", "es", "fr", "it"]
+    found = {one["dataset"]["config"]: one["metrics"][0]["value"] for one in head["model-index"][0]["results"]}
+    assert found == {language: score["bits_per_byte"] for language, score in last.items()}
     assert "public-domain" in text
 
 

@@ -274,8 +274,9 @@ DRAWN = """
 @pytest.mark.slow
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
 @pytest.mark.parametrize("width", [1280, 390], ids=["desk", "phone"])
-@pytest.mark.parametrize(("name", "lines"), [("finished", 4 * 2 + 5 + 4), ("empty", 0), ("three", 5 + 4),
-                                             ("resumed", 4 * 2 + 5 + 4), ("strange", 25 + 1 + 4)])  # fmt: skip
+@pytest.mark.parametrize(("name", "lines"), [("finished", 4 * 2 + 5 + 5 + 4), ("empty", 0), ("three", 5 + 4),
+                                             ("resumed", 4 * 2 + 5 + 5 + 4),
+                                             ("strange", 25 + 1 + 6 + 1 + 4)])  # fmt: skip
 def test_a_browser_draws_every_line_and_asks_for_nothing(browser, pages, name, lines, width, dark):
     browser.open(pages[name], width, 844, dark=dark)
     assert browser.console == []

@@ -1,0 +1,1 @@
+"""``hanse dossier``: the AI Act's documents out of what a run left behind."""
