@@ -38,6 +38,8 @@ VERBS = {
              "run folder -> what in it was checked, and what could not be"),
         Verb("reproduce", "consortium.config:ReproduceConfig", "consortium.reproduce:run",
              "run folder + checkpoint -> a segment computed again, and where it first differs"),
+        Verb("dossier", "consortium.config:DossierConfig", "consortium.dossier.verb:run",
+             "run folder + answers -> the AI Act's documents, every value with its evidence"),
         Verb("key", "consortium.config:KeyConfig", "consortium.keys:run",
              "a key to seal with; shows the public part and its fingerprint"),
         Verb("seal", "consortium.config:SealConfig", "consortium.seal:run",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from omegaconf import MISSING
 from train.config import ZERO_STAGES, run_problems
 
 SEAL_KINDS = ("files", "checkpoint", "corpus", "run", "evaluation", "review", "reproduction")
+DOSSIER_LANGUAGES, DOSSIER_FORMATS = ("en", "fr", "de", "es", "it"), ("md", "html", "docx")
 
 
 @dataclass
@@ -110,3 +112,42 @@ class SealConfig:
         if self.check is None and self.facts and self.kind in (None, "files"):
             found.append(f"facts={self.facts}: a seal of kind=files holds none; choose another kind")
         return found
+
+
+@dataclass
+class DossierConfig:
+    """What ``hanse dossier`` takes."""
+
+    run: str = MISSING
+    step: int | None = None
+    registry: str | None = None
+    parents: list[str] = field(default_factory=list)
+    shards: str | None = None
+    corpus: str | None = None
+    answers: str = MISSING
+    output: str = MISSING
+    languages: list[str] = field(default_factory=list)
+    formats: list[str] = field(default_factory=list)
+    date: str | None = None
+
+    def problems(self) -> list[str]:
+        """Everything wrong with the values, one line each."""
+        found = [] if Path(self.run).is_dir() else [f"run={self.run}: no such folder; name that of a run"]
+        if self.registry and not Path(self.registry).is_dir():
+            found.append(f"registry={self.registry}: no such folder")
+        for key, allowed in (("languages", DOSSIER_LANGUAGES), ("formats", DOSSIER_FORMATS)):
+            given = getattr(self, key)
+            if not set(given) <= set(allowed) or len(set(given)) != len(given):
+                found.append(f"{key}={given}: each of {', '.join(allowed)} once at most")
+        if not self.languages:
+            found.append(f"languages: name one at least, of {', '.join(DOSSIER_LANGUAGES)}")
+        if self.date is not None and not _is_day(self.date):
+            found.append(f"date={self.date}: no day; write YYYY-MM-DD")
+        return found
+
+
+def _is_day(text: str) -> bool:
+    try:
+        return datetime.date.fromisoformat(text).isoformat() == text
+    except ValueError:
+        return False

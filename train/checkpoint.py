@@ -6,6 +6,8 @@
         model/rank-00000.safetensors     fp32 master weights:  "NAME[START:STOP]"
         optimizer/rank-00000.safetensors Adam's moments:       "NAME.exp_avg[START:STOP]"
 
+One without ``optimizer`` holds weights only: an average, say. A run can begin with it, not go on from it.
+
 Every rank writes the ranges it owns; nobody gathers the model. A reader takes the ranges it needs, whatever the number
 of ranks and the ZeRO stage were. A checkpoint is a folder with its final name: it is written under another one, hashed,
 flushed and renamed, so "the latest" is derived from what is complete.
@@ -36,9 +38,15 @@ DAMAGED = ".damaged"  # ending of a checkpoint that was set aside because its ha
 KEY = re.compile(r"(?P<name>.+)\[(?P<start>[0-9]{1,18}):(?P<stop>[0-9]{1,18})\]")
 
 
-def root_of(shapes: Mapping[str, Iterable[int]], files: Mapping[str, Mapping[str, Any]]) -> str:
+ORIGIN = ("parents", "method")  # keys of a manifest that say what weights were made from; absent for fresh ones
+PARENT = re.compile(r"[0-9a-f]{64}")
+
+
+def root_of(
+    shapes: Mapping[str, Iterable[int]], files: Mapping[str, Mapping[str, Any]], origin: Mapping[str, Any] | None = None
+) -> str:
     """One hash for all files and for what the manifest says of them; see :func:`common.files.merkle_root`."""
-    facts = {"tensors": {name: list(shape) for name, shape in shapes.items()}, "files": files}
+    facts = {"tensors": {name: list(shape) for name, shape in shapes.items()}, "files": files, **(origin or {})}
     return merkle_root({name: entry["sha256"] for name, entry in files.items()} | {COUNTS: fingerprint(facts)})
 
 
@@ -65,24 +73,27 @@ class Checkpoint:
         HanseError: it is of another version of the format.
     """
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, form: str = FORMAT):
         self.folder = folder
         if (folder / "manifest.json").is_symlink():
             raise self._bad("manifest.json", "is a link")
         self.manifest = read_json(folder / "manifest.json", "checkpoint manifest")
         written = self.manifest.get("format") if isinstance(self.manifest, dict) else None
-        if written != FORMAT and str(written).startswith(FORMAT.partition("/")[0] + "/"):
+        if written != form and str(written).startswith(form.partition("/")[0] + "/"):
             raise HanseError(
-                f"{folder / 'manifest.json'}: of format {written}, this hanse reads {FORMAT}; use the one that wrote it"
+                f"{folder / 'manifest.json'}: of format {written}, this hanse reads {form}; use the one that wrote it"
             )
-        if written != FORMAT:
-            raise self._bad("manifest.json", f"is not of format {FORMAT}")
+        if written != form:
+            raise self._bad("manifest.json", f"is not of format {form}")
         try:
             self.files: dict[str, dict[str, Any]] = self.manifest["files"]
             self.shapes = {name: tuple(shape) for name, shape in self.manifest["tensors"].items()}
             whole = all(type(size) is int for shape in self.shapes.values() for size in shape)
             whole = whole and "state.json" in self.files and all("bytes" in entry for entry in self.files.values())
-            root = root_of(self.shapes, self.files)
+            origin = {key: self.manifest[key] for key in ORIGIN if key in self.manifest}
+            self.parents: list[dict[str, Any]] = origin.get("parents", [])
+            whole = whole and all(PARENT.fullmatch(one["manifest_sha256"]) and one["role"] for one in self.parents)
+            root = root_of(self.shapes, self.files, origin)
         except (KeyError, TypeError, AttributeError, ValueError):
             whole = False
         if not whole:
@@ -106,6 +117,11 @@ class Checkpoint:
     def _bad(self, name: str, what: str) -> Damaged:
         return Damaged(f"{self.folder / name}: {what}; delete {self.folder} to go on from the checkpoint before it")
 
+    @property
+    def weights_only(self) -> bool:
+        """Whether it holds no state of an optimizer."""
+        return not any(name.startswith("optimizer/") for name in self.files)
+
     def verify(self, rank: int = 0, ranks: int = 1) -> None:
         """Compare the sha256 of this rank's share of the files.
 
@@ -117,12 +133,14 @@ class Checkpoint:
                 raise self._bad(name, "is damaged: its sha256 is not the one in manifest.json")
 
     def slices(self, part: str) -> dict[str, list[Slice]]:
-        """{tensor name: its ranges in order} of ``model`` or ``optimizer``.
+        """{tensor name: its ranges in order} of ``model`` or ``optimizer`` (for which nothing where there is none).
 
         Raises:
             HanseError: the ranges of a tensor do not lie side by side from its first element to its last.
         """
-        endings = [""] if part == "model" else [f".{key}" for key in MOMENTS]
+        if part == "optimizer" and self.weights_only:
+            return {}
+        endings = [f".{key}" for key in MOMENTS] if part == "optimizer" else [""]
         sizes = {name + ending: math.prod(shape) for name, shape in self.shapes.items() for ending in endings}
         found: dict[str, list[Slice]] = {name: [] for name in sizes}
         for file in self.files:
@@ -193,6 +211,9 @@ class Checkpoint:
         (ZeRO builds the low-precision weights from the module once; masters set later reach them only at the next
         step, so both are needed.)
         """
+        if self.weights_only:
+            raise HanseError(f"{self.folder}: holds weights and no state of an optimizer; a run begins with it "
+                             "(init_from=...), but cannot go on from it")  # fmt: skip
         model, optimizer = self.slices("model"), self.slices("optimizer")
         for fragment in engine.fragments():
             self.read(model[fragment.name], fragment.start, fragment.stop, fragment.master)

@@ -58,8 +58,10 @@ class Written:
 class Writer:
     """Writes the checkpoints of a run, one at a time. ``begin``, ``advance`` and ``wait`` are collective."""
 
-    def __init__(self, checkpoints: Path, place: Place, policy: CheckpointConfig):
-        self.checkpoints, self.place, self.policy = checkpoints, place, policy
+    def __init__(
+        self, checkpoints: Path, place: Place, policy: CheckpointConfig, origin: Mapping[str, Any] | None = None
+    ):
+        self.checkpoints, self.place, self.policy, self.origin = checkpoints, place, policy, origin
         self._thread = ThreadPoolExecutor(1, "checkpoint")
         self._host: dict[str, Tensor] = {}  # kept from one checkpoint to the next: fresh memory is slow to touch
         self._work: Future[Any] | None = None
@@ -150,7 +152,7 @@ class Writer:
 
     def _complete(self, files: dict[str, Any]) -> str:
         final = folder_of(self.checkpoints, self._state["step"])
-        root = finish(self._partial, final, files, self._shapes, self._state)
+        root = finish(self._partial, final, files, self._shapes, self._state, origin=self.origin)
         prune(self.checkpoints, self.policy)
         return root
 
@@ -205,21 +207,10 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
 
 
 def finish(partial: Path, final: Path, files: dict[str, Any], shapes: Mapping[str, tuple[int, ...]],
-           state: Mapping[str, Any]) -> str:  # fmt: skip
-    """Add ``state.json`` and ``manifest.json``, flush the folders, and give the checkpoint its final name; its root."""
+           state: Mapping[str, Any], *, origin: Mapping[str, Any] | None = None) -> str:  # fmt: skip
+    """Add the papers, flush the folders, and give the checkpoint its final name; its root."""
     try:
-        write_json(partial / "state.json", dict(state))
-        path = partial / "state.json"
-        files["state.json"] = {"bytes": path.stat().st_size, "sha256": sha256_file(path)}
-        root = root_of(shapes, files)
-        write_json(partial / "manifest.json", {
-            "format": FORMAT,
-            "merkle_root": root,
-            "tensors": {name: list(shape) for name, shape in shapes.items()},
-            "files": dict(sorted(files.items())),
-        })  # fmt: skip
-        for folder in (*(path for path in partial.iterdir() if path.is_dir()), partial):
-            fsync_folder(folder)
+        root = write_papers(partial, files, shapes, state, origin=origin)
         if final.exists():  # a run that went back and came here again
             shutil.rmtree(final)
         partial.rename(final)
@@ -227,6 +218,25 @@ def finish(partial: Path, final: Path, files: dict[str, Any], shapes: Mapping[st
         return root
     except OSError as error:
         raise _cannot_write(partial, error) from None
+
+
+def write_papers(partial: Path, files: dict[str, Any], shapes: Mapping[str, tuple[int, ...]], state: Mapping[str, Any],
+                 *, origin: Mapping[str, Any] | None = None, form: str = FORMAT) -> str:  # fmt: skip
+    """Add ``state.json`` and ``manifest.json`` beside ``files``, and flush the folders; the Merkle root."""
+    write_json(partial / "state.json", dict(state))
+    path = partial / "state.json"
+    files["state.json"] = {"bytes": path.stat().st_size, "sha256": sha256_file(path)}
+    root = root_of(shapes, files, origin)
+    write_json(partial / "manifest.json", {
+        "format": form,
+        "merkle_root": root,
+        **(origin or {}),
+        "tensors": {name: list(shape) for name, shape in shapes.items()},
+        "files": dict(sorted(files.items())),
+    })  # fmt: skip
+    for folder in (*(path for path in partial.iterdir() if path.is_dir()), partial):
+        fsync_folder(folder)
+    return root
 
 
 def _cannot_write(path: Path, error: Exception) -> HanseError:

@@ -30,11 +30,13 @@ VARIABLES = ("CUBLAS_WORKSPACE_CONFIG", "NCCL_ALGO", "NCCL_PROTO", "NVTE_ALLOW_N
              "CUDA_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES", "MIOPEN_DEBUG_CONV_GEMM")  # fmt: skip
 # What a repetition must share with the run that it repeats; the rest is reported.
 BINDING = ("code.sha256", "config_sha256", "seed", "tokenizer_sha256", "data_merkle_root", "determinism", "precision",
-           "distributions.torch", "distributions.deepspeed", "distributions.transformers")  # fmt: skip
+           "parents", "distributions.torch", "distributions.deepspeed", "distributions.transformers")  # fmt: skip
 
 
-def describe(config: TrainConfig, manifest: ShardsManifest, place: Place, precision: str) -> dict[str, Any]:
-    """The lock of a start; JSON values, no secrets, no path of this machine."""
+def describe(
+    config: TrainConfig, manifest: ShardsManifest, place: Place, precision: str, parents: list[dict[str, Any]]
+) -> dict[str, Any]:
+    """The lock of a start; JSON values, no secrets, no path of this machine. ``parents``: what the run began with."""
     import torch
 
     return {
@@ -50,6 +52,7 @@ def describe(config: TrainConfig, manifest: ShardsManifest, place: Place, precis
         "seed": config.seed,
         "tokenizer_sha256": manifest.tokenizer_sha256,
         "data_merkle_root": manifest.merkle_root,
+        **({"parents": parents} if parents else {}),
         "determinism": config.determinism,
         "precision": precision,
         "layout": {"ranks": place.ranks, "zero_stage": config.engine.zero_stage,

@@ -21,6 +21,7 @@ from train import outcome
 from train.checkpoint_writer import Written
 from train.config import TrainConfig
 from train.determinism import enforce
+from train.energy_ledger import EnergyRecorder
 from train.engine import Engine, initialise_ranks
 from train.evaluate import LanguageLoss, all_reduce_sum
 from train.guards import stop_unless_finite
@@ -57,17 +58,19 @@ def train_as_rank(config: TrainConfig, place: Place, device: torch.device) -> in
         holder = folder.in_use() if place.first else nullcontext()
         holder.__enter__()
     try:
+        energy = EnergyRecorder(config.energy, place, folder, device)  # reads the counters from here on
         run = set_up(config, place, folder, device)
-        return EXIT_DONE if run is None else _loop(run, started)
+        return EXIT_DONE if run is None else _loop(run, energy, started)
     finally:
         holder.__exit__(None, None, None)
 
 
-def _loop(run: Run, started: float) -> int:
+def _loop(run: Run, energy: EnergyRecorder, started: float) -> int:
     config, metrics, engine, writer = run.config, run.metrics, run.engine, run.writer
     requests, clock = Requests(run.folder, config.checkpoint.every_minutes), StepClock()
     losses: dict[str, LanguageLoss] = {}
     step = run.first_step
+    energy.begin(run)
     for batch, waited in prefetched(run):
         step_started, rate = time.perf_counter() - waited, learning_rate(step, config)
         sums = train_step(engine, batch.micro_batches, batch.targets, rate, len(run.data.languages))
@@ -82,6 +85,7 @@ def _loop(run: Run, started: float) -> int:
                                       "learning_rate": rate, "loss": loss, "gradient_norm": norm})  # fmt: skip
         seconds = time.perf_counter() - step_started
         clock.add(seconds, waited)
+        energy.tick()
         metrics.step({
             "step": step,
             "consumed_tokens": step * config.tokens_per_step,
@@ -109,6 +113,7 @@ def _loop(run: Run, started: float) -> int:
             state = checkpoint_state(run, step, run.seconds_before + time.monotonic() - started)
             writer.begin(engine, state | _bits_per_byte(losses if evaluate else {}))
             requests.granted()
+            energy.record("checkpoint", step)
         if last or stop or not config.checkpoint.asynchronous:
             note_checkpoint(run, requests, writer.wait())
         clock.saving(time.perf_counter() - saving)
@@ -116,6 +121,7 @@ def _loop(run: Run, started: float) -> int:
             break
 
     metrics.close(step)
+    energy.record("end", step)
     if run.place.first:
         outcome.finish(run, step, losses, clock, run.seconds_before + time.monotonic() - started)
     return EXIT_DONE if step == config.steps else EXIT_GO_ON

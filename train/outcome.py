@@ -13,10 +13,13 @@ from common.terminal import count, duration, next_step, say
 from train.checkpoint import Checkpoint
 from train.config import TrainConfig
 from train.data_table import say_losses
+from train.energy import energy_totals
+from train.energy_page import energy_line
 from train.evaluate import LanguageLoss
 from train.metrics import StepClock
 from train.ranks import Place
 from train.run_folder import RunFolder, complete_steps, folder_of
+from train.weights import Weights
 
 if TYPE_CHECKING:
     from train.setup import Data, Run
@@ -24,7 +27,7 @@ if TYPE_CHECKING:
 
 def opening(
     config: TrainConfig, place: Place, *, parameters: int, precision: str, peaks: Mapping[str, float],
-    resumed: Checkpoint | None,
+    resumed: Checkpoint | None, initial: Weights | None,
 ) -> str:  # fmt: skip
     """The lines before the first step."""
     measured = ", ".join(f"{name} {count(peak, 'FLOP/s')}" for name, peak in peaks.items())
@@ -39,6 +42,8 @@ def opening(
     ]
     if resumed:
         lines.append(f"going on from {resumed.folder} (step {resumed.state['step']})")
+    if initial:
+        lines.append(f"beginning with the weights of {initial.folder}, a fresh optimizer, and its own data")
     return "\n".join(lines)
 
 
@@ -52,6 +57,7 @@ def finish(run: Run, step: int, losses: Mapping[str, LanguageLoss], clock: StepC
     """Write ``summary.json`` and say how the run stands."""
     unigram = run.evaluation.unigram(run.data.training, run.data.manifest.vocabulary_size)
     values = summary(run, step, losses=losses, unigram=unigram, clock=clock, wall_seconds=wall_seconds)
+    values["energy"] = energy_totals(run.folder.path).to_json()
     run.folder.update_summary(values)
     closing(run.config, values)
 
@@ -133,6 +139,7 @@ def closing(config: TrainConfig, values: Mapping[str, Any]) -> None:
     steps = f"{values['steps']} of {config.steps} steps, {count(values['consumed_tokens'])} tokens"
     say(f"{steps} in {duration(values['wall_seconds'])}; {count(values['tokens_per_second'], 'tok')}/s, "
         f"MFU {values['mfu']:.0%}, last checkpoint {values['paths']['checkpoint']}")  # fmt: skip
+    say(energy_line(values["energy"]))
     if values["finished"]:
         _next(config)
     else:

@@ -24,6 +24,7 @@ from train.checkpoint_writer import Writer
 from train.config import TrainConfig
 from train.engine import Engine
 from train.evaluate import Evaluation, all_reduce_sum
+from train.initial import open_initial
 from train.ledger import Ledger
 from train.metrics import Metrics
 from train.model import build_model, flops_per_token, model_config, parameter_counts
@@ -71,6 +72,7 @@ def set_up(config: TrainConfig, place: Place, folder: RunFolder, device: torch.d
         if place.first:
             folder.check_config(config)
     resumed = open_checkpoint(folder, data, place)
+    initial, parents = open_initial(config, resumed, data.model, data.manifest.tokenizer_sha256, place)
     first_step = resumed.state["step"] if resumed else 0
     if first_step >= config.steps:
         if place.first:
@@ -84,21 +86,27 @@ def set_up(config: TrainConfig, place: Place, folder: RunFolder, device: torch.d
         if resumed:
             resumed.check_model({name: tuple(parameter.shape) for name, parameter in model.named_parameters()})
             model.load_state_dict(resumed.weights(), strict=False)  # tied weights have one name
+        if initial:
+            initial.load(model)
     parameters, flops = parameter_counts(model)[0], flops_per_token(model, config.data.sequence_length)
     engine = Engine(config, model, place.ranks, precision)
     ledger = None
     with together(place):
         if resumed:
             resumed.restore(engine)
+        if initial:
+            initial.restore(engine)
         if place.first:
-            now = lock.describe(config, data.manifest, place, precision)
+            now = lock.describe(config, data.manifest, place, precision, parents)
             ledger = open_ledger(config, folder, now, first_step)
             folder.keep_config(config)
             folder.cut_metrics(first_step)
             sweep_partial(folder.checkpoints)
     metrics = Metrics(folder, config, first_step=first_step, speaks=place.first)
     metrics.say(
-        outcome.opening(config, place, parameters=parameters, precision=precision, peaks=peaks, resumed=resumed)
+        outcome.opening(
+            config, place, parameters=parameters, precision=precision, peaks=peaks, resumed=resumed, initial=initial
+        )
     )
     metrics.event(first_step, "resume" if resumed else "start", ranks=place.ranks, zero_stage=config.engine.zero_stage,
                   precision=precision, peak_flops_per_second=peaks, host=platform.node())  # fmt: skip
@@ -112,7 +120,7 @@ def set_up(config: TrainConfig, place: Place, folder: RunFolder, device: torch.d
                               data.token_bytes),
         metrics=metrics,
         ledger=ledger,
-        writer=Writer(folder.checkpoints, place, config.checkpoint),
+        writer=Writer(folder.checkpoints, place, config.checkpoint, {"parents": parents} if parents else None),
         precision=precision,
         parameters=parameters,
         flops_per_token=flops,

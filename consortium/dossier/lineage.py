@@ -17,13 +17,14 @@ from typing import Any
 from common.errors import HanseError
 from common.files import read_json, sha256_file
 from consortium.dossier.evidence import Citation, Paper
-from train import ledger
+from train import ledger, lock
 from train.checkpoint import Checkpoint
 from train.config import TrainConfig
 from train.model import flops_per_token
 from train.run_folder import RunFolder, complete_steps, folder_of, read_metrics
 
 MANIFEST = "manifest.json"
+LOCKED = ("code", "distributions", "machine", "layout")  # what a dossier tells of a lock
 INIT = "init"  # the role of the checkpoint that a run began with; the others are those of averages
 
 
@@ -44,7 +45,7 @@ class Segment:
 
     @property
     def name(self) -> str:
-        return self.config.name if self.config else self.checkpoint.folder.parent.name
+        return self.config.name if self.config else self.checkpoint.folder.resolve().name
 
     @property
     def step(self) -> int:
@@ -71,8 +72,13 @@ class Segment:
 
     @cached_property
     def lock(self) -> Paper | None:
-        there = self.folder and self.folder.lock.is_file()
-        return Paper.read(self.folder.lock, "lock of this run") if self.folder and there else None
+        if not self.folder or not self.folder.lock.is_file():
+            return None
+        paper = Paper.read(self.folder.lock, "lock of this run")
+        told = paper.content if isinstance(paper.content, dict) else {}
+        if told.get("format") != lock.FORMAT or not all(isinstance(told.get(key), dict) for key in LOCKED):
+            raise HanseError(f"{paper.path}: not a lock of format {lock.FORMAT}")
+        return paper
 
     @cached_property
     def ledger(self) -> Paper | None:
@@ -81,6 +87,11 @@ class Segment:
     @cached_property
     def metrics(self) -> Paper | None:
         return Paper.of(self.folder.metrics) if self.folder and self.folder.metrics.is_file() else None
+
+    @cached_property
+    def energy(self) -> Paper | None:
+        path = self.folder.path / "energy.jsonl" if self.folder else None
+        return Paper.of(path) if path and path.is_file() else None
 
     @property
     def sequence_length(self) -> int:

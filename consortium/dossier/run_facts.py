@@ -15,17 +15,20 @@ from train.run_folder import read_metrics
 
 SYSTEMIC_FLOPS = 1e25  # Art. 51(2): presumed to be a systemic risk
 USED = ("transformers", "tokenizers", "torch", "safetensors")  # distributions that whoever runs the model meets
-DESIGN = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads",
-          "head_dim", "hidden_act", "vocab_size", "max_position_embeddings", "tie_word_embeddings")  # fmt: skip
+DESIGN = {  # keys of a transformers configuration: what people call them
+    "num_hidden_layers": "layers", "hidden_size": "hidden size", "intermediate_size": "feed-forward size",
+    "num_attention_heads": "attention heads", "num_key_value_heads": "key-value heads", "head_dim": "head size",
+    "hidden_act": "activation", "vocab_size": "vocabulary", "max_position_embeddings": "context length",
+    "tie_word_embeddings": "tied embeddings",
+}  # fmt: skip
 
 
 def tell(evidence: Evidence, lineage: Lineage) -> None:
     """Everything that does not need the data."""
     _identity(evidence, lineage)
     _model(evidence, lineage.head)
-    if lineage.head.config:
-        _training(evidence, lineage.head, lineage.head.config)
-    _software(evidence, lineage.head)
+    _training(evidence, lineage)
+    _software(evidence, lineage)
     _tokens(evidence, lineage)
     _compute(evidence, lineage)
     _evaluation(evidence, lineage.head)
@@ -66,7 +69,7 @@ def _model(evidence: Evidence, head: Segment) -> None:
     at = head.state.at("model")
     parameters, where = sum(math.prod(shape) for shape in shapes.values()), head.manifest.at("tensors")
     kind = str((model.get("architectures") or [model["model_type"]])[0])
-    context, vocabulary = int(model["max_position_embeddings"]), int(model["vocab_size"])
+    context, vocabulary = int(model.get("max_position_embeddings") or 0), int(model["vocab_size"])
     evidence.know("model.config", model, at)
     evidence.know("model.architecture", kind, at)
     evidence.know("model.architecture_text", f"Decoder-only transformer for causal language modelling ({kind}): "
@@ -75,47 +78,78 @@ def _model(evidence: Evidence, head: Segment) -> None:
     evidence.know("model.parameters", parameters, where)
     evidence.know("model.size_rounded", f"{significant(parameters)} parameters", where)
     evidence.know("model.size_band", band_of("parameters", parameters), where)
-    evidence.know("model.context_length", context, at)
     evidence.know("model.vocabulary_size", vocabulary, at)
-    evidence.know("model.maximum_size", f"{context:,} tokens, input and output together", at)
-    text = f"Text as tokens of its tokenizer ({vocabulary:,} entries)"
-    evidence.know("model.input_text", f"{text}; at most {context:,} tokens, output included", at)
-    evidence.know("model.output_text", f"{text}, one after the other; at most {context:,} tokens, input included", at)
-    design = {key: model[key] for key in DESIGN if model.get(key) is not None}
-    evidence.know("model.design", [f"{key}: {value}" for key, value in design.items()], at)
-    evidence.know("model.design_text", f"{kind}, decoder only. " + ", ".join(
-        f"{key.replace('_', ' ')} {value}" for key, value in design.items()) + ".", at)  # fmt: skip
+    if context:
+        text = f"Text as tokens of its tokenizer ({vocabulary:,} entries)"
+        evidence.know("model.context_length", context, at)
+        evidence.know("model.maximum_size", f"{context:,} tokens, input and output together", at)
+        evidence.know("model.input_text", f"{text}; at most {context:,} tokens, output included", at)
+        evidence.know("model.output_text", f"{text}, one by one; at most {context:,} tokens, input included", at)
+    evidence.miss(("model.maximum_size", "model.input_text", "model.output_text"), "the model names no longest context")
+    design = [f"{name}: {_plain(model[key])}" for key, name in DESIGN.items() if model.get(key) is not None]
+    evidence.know("model.design", design, at)
+    evidence.know("model.design_text", f"{kind}, decoder only; {'; '.join(design)}", at)
     evidence.know("tokenizer.sha256", head.checkpoint.state["tokenizer_sha256"], head.state.at("tokenizer_sha256"))
     evidence.know("data.modalities", ["Text"], at)
     for one in ("image", "audio", "video", "other"):
         evidence.rule_out(f"data.{one}_size", "the model reads and writes text only; it was trained on text only", at)
 
 
-def _training(evidence: Evidence, head: Segment, config: TrainConfig) -> None:
+def _plain(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def _training(evidence: Evidence, lineage: Lineage) -> None:
+    """How all runs were trained; single settings are those of the model's own run, the latest of a merged model's."""
+    runs = [one for one in lineage.trained if one.config and one.configuration]
+    if not runs:
+        return evidence.miss(("training.method", "training.objective"), "no run folder of this model is here")
+    places = [one.configuration.at(key) for one in runs if one.configuration
+              for key in ("optimizer", "schedule", "batch", "data")]  # fmt: skip
+    lines = ["Self-supervised pre-training: next-token prediction on packed sequences; attention stays inside each "
+             "document"]  # fmt: skip
+    for one in runs:
+        before = f"{one.name}: " if len(runs) > 1 else ""
+        lines += [before + line for line in _recipe(one)]
+    if not lineage.head.trained:
+        merged = ", ".join(
+            f"{parent.get('role')} {str(parent['manifest_sha256'])[:12]}" for parent in lineage.head.parents
+        )
+        lines.append(f"Weights merged ({lineage.head.checkpoint.manifest.get('method', 'average')}) from {merged}")
+        places.append(lineage.head.manifest.at("parents"))
+    evidence.know("training.method", lines, *places)
+    head = runs[0]
+    assert head.config
     assert head.configuration
-    at, state = head.configuration.at, head.checkpoint.state
-    optimizer, schedule = config.optimizer, config.schedule
-    evidence.know("training.method", [
-        "Self-supervised pre-training: next-token prediction on packed sequences; attention stays inside each document",
-        f"Sequences of {config.data.sequence_length:,} tokens, {config.batch.global_batch_size:,} sequences "
-        f"({config.tokens_per_step:,} tokens) an optimizer step",
-        f"AdamW: peak learning rate {optimizer.learning_rate:g}, betas {' and '.join(map(str, optimizer.betas))}, "
-        f"weight decay {optimizer.weight_decay:g}, gradients clipped at norm {optimizer.gradient_clipping:g}",
-        f"Schedule: {schedule.warmup_steps} steps of warmup, decay ({schedule.decay}) over the last "
-        f"{schedule.decay_fraction:.0%} of {config.steps:,} steps",
-        f"Data mixture: {_mixture(config)}",
-    ], at("optimizer"), at("schedule"), at("batch"), at("data"))  # fmt: skip
+    config, at = head.config, head.configuration.at
     evidence.know("training.objective", "Cross-entropy of the next token (negative log-likelihood), averaged over the "
                   "tokens of each step; a document's first token is nobody's next token", at("model"))  # fmt: skip
-    evidence.know("training.optimizer", {"name": "AdamW", **vars(optimizer)}, at("optimizer"))
-    evidence.know("training.schedule", dict(vars(schedule)), at("schedule"))
+    evidence.know("training.optimizer", {"name": "AdamW", **vars(config.optimizer)}, at("optimizer"))
+    evidence.know("training.schedule", dict(vars(config.schedule)), at("schedule"))
     evidence.know("training.mixture", dict(config.data.mixture), at("data.mixture"))
     evidence.know("training.sequence_length", config.data.sequence_length, at("data.sequence_length"))
     evidence.know("training.global_batch_size", config.batch.global_batch_size, at("batch.global_batch_size"))
     evidence.know("training.seed", config.seed, at("seed"))
     evidence.know("training.determinism", config.determinism, at("determinism"))
     evidence.know("training.steps", head.step, head.state.at("step"))
-    evidence.know("training.precision", state["precision"], head.state.at("precision"))
+    evidence.know("training.precision", head.checkpoint.state["precision"], head.state.at("precision"))
+
+
+def _recipe(segment: Segment) -> list[str]:
+    config = segment.config
+    assert config
+    optimizer, schedule = config.optimizer, config.schedule
+    return [
+        f"Sequences of {config.data.sequence_length:,} tokens, {config.batch.global_batch_size:,} sequences "
+        f"({config.tokens_per_step:,} tokens) an optimizer step; {segment.step:,} steps",
+        f"AdamW: peak learning rate {optimizer.learning_rate:g}, betas {' and '.join(map(str, optimizer.betas))}, "
+        f"weight decay {optimizer.weight_decay:g}, gradients clipped at norm {optimizer.gradient_clipping:g}",
+        f"Schedule: {schedule.warmup_steps} steps of warmup, decay ({schedule.decay}) over the last "
+        f"{schedule.decay_fraction:.0%} of {config.steps:,} steps",
+        f"Data mixture: {_mixture(config)}",
+    ]
 
 
 def _mixture(config: TrainConfig) -> str:
@@ -124,9 +158,10 @@ def _mixture(config: TrainConfig) -> str:
     return shares or "each language in proportion to its tokens"
 
 
-def _software(evidence: Evidence, head: Segment) -> None:
+def _software(evidence: Evidence, lineage: Lineage) -> None:
+    head = next((one for one in lineage.segments if one.lock), lineage.head)
     if not head.lock:
-        evidence.miss(("software.use", "software.versions", "software.code"), "the run has no run.lock.json")
+        evidence.miss(("software.use", "software.versions", "software.code"), "no run has a run.lock.json")
         return
     lock = head.lock.content
     versions = {name: str(told).partition(" ")[0] for name, told in lock["distributions"].items()}
@@ -140,7 +175,8 @@ def _tokens(evidence: Evidence, lineage: Lineage) -> None:
     citations = [one for segment in lineage.trained for one in segment.cite_tokens()]
     keys = ("training.consumed_tokens", "training.tokens_text", "compute.flops")
     if lineage.lost:
-        evidence.miss(keys, f"the model was also made from what was not found: {', '.join(lineage.lost)}")
+        own = f"the model's own run alone: {lineage.head.tokens:,} tokens, {significant(lineage.head.flops)} FLOP"
+        evidence.miss(keys, f"the model was also made from what was not found: {', '.join(lineage.lost)}; {own}")
         return
     total = sum(one.tokens for one in lineage.trained)
     evidence.know("training.consumed_tokens", total, *citations)

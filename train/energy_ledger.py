@@ -1,0 +1,206 @@
+"""``energy.jsonl``: what a run drew, a line at each start, checkpoint and end, chained as :mod:`train.ledger` does.
+
+    {"kind": "start", "step": 0, "at": {"time": ..., "seconds": 8.1}, "run": {...}, "site": {...}, "slurm": null,
+     "devices": {"MI250X": 8}, "nodes": {"nid005001": {"source": "Cray pm_counters", "coverage": "whole node", ...}}}
+    {"kind": "checkpoint", "step": 100, "at": {...}, "nodes": {"nid005001": {"joules": 81234.0, "raw": {...}, ...}}}
+
+One rank a node reads, rank 0 writes. Joules and seconds count from the beginning of the start that the line belongs to;
+the raw counters stand beside them, so that all can be reckoned anew.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from common.errors import HanseError
+from common.files import read_json
+from train import grid
+from train.config import EnergyConfig
+from train.energy_counters import Meter, find_source, gpu_watts
+from train.ledger import Ledger, lines
+from train.ranks import Place, together
+from train.run_folder import RunFolder, read_metrics
+
+if TYPE_CHECKING:
+    import torch
+
+    from train.setup import Run
+
+FORMAT = "hanse.energy/1"
+TICK_SECONDS = 60.0  # a CPU package at 300 W runs through its counter's range of 262 kJ in 15 minutes
+ESTIMATE = "estimate from rated power"
+
+
+class NodeReader:
+    """The energy of one node since this was made: read where it can be, else rated power times time.
+
+    Args:
+        gpus: of the node's ranks (see :func:`train.energy_counters.find_source`).
+        root, clock: another file system and seconds of another clock, for tests.
+    """
+
+    def __init__(self, config: EnergyConfig, gpus: Sequence[str], root: Path = Path("/"),
+                 clock: Callable[[], float] = time.monotonic):  # fmt: skip
+        source = find_source(root, gpus)
+        self.meter = Meter(source) if source else None
+        self.watts, self.basis = rated_power(config, gpus, root)
+        self.clock, self.began = clock, clock()
+        self.ticked = self.began
+        if self.meter:
+            self.meter.read(self.began)
+
+    def describe(self) -> dict[str, Any]:
+        """What is read here."""
+        source = self.meter.source if self.meter else None
+        notes = source.notes if source else ("no energy counter can be read here",)
+        return {"source": source.name if source else ESTIMATE, "coverage": source.coverage if source else "estimated",
+                "rated_watts": self.watts, "rated_from": self.basis, "about": list(notes)}  # fmt: skip
+
+    def read(self) -> dict[str, Any]:
+        """Joules so far (None: not known), and what the counters say."""
+        now = self.ticked = self.clock()
+        if self.meter is None:
+            return {"joules": None if self.watts is None else self.watts * (now - self.began)}
+        self.meter.read(now)
+        return {"joules": self.meter.microjoules / 1e6, "raw": dict(self.meter.raw),
+                "missing": sorted(self.meter.missing), "notes": sorted(self.meter.notes)}  # fmt: skip
+
+    def tick(self) -> None:
+        """Between records: read what could wrap, now and then."""
+        if self.meter and self.meter.wraps and self.clock() - self.ticked > TICK_SECONDS:
+            self.ticked = self.clock()
+            self.meter.read(self.ticked)
+
+
+def rated_power(config: EnergyConfig, gpus: Sequence[str], root: Path) -> tuple[float | None, str]:
+    """(watts of a node's ranks at full load, None where a part of it is not known; how it was come by)."""
+    threads = int(os.environ.get("SLURM_CPUS_ON_NODE") or len(os.sched_getaffinity(0)))
+    told = f"{threads} threads at {config.thread_watts:g} W"
+    if not gpus:
+        return (threads * config.thread_watts or None), told
+    cards = len(gpus) * config.gpu_watts if config.gpu_watts else gpu_watts(root, gpus)
+    if cards is None:
+        return None, "rated power of the GPUs is not known: set energy.gpu_watts"
+    whose = "energy.gpu_watts" if config.gpu_watts else "the driver's limit"
+    return cards + threads * config.thread_watts, f"{len(gpus)} GPUs at {cards / len(gpus):g} W ({whose}), {told}"
+
+
+class EnergyRecorder:
+    """Writes the energy of this start of a run. Every method is collective.
+
+    Raises:
+        HanseError: there is an ``energy.jsonl``, and it is damaged.
+    """
+
+    def __init__(self, config: EnergyConfig, place: Place, folder: RunFolder, device: torch.device):
+        self.config, self.place = config, place
+        ranks = gathered(place, _who(device))
+        nodes = [rank["node"] for rank in ranks]
+        self.node, self.devices = nodes[place.rank], _devices(ranks)
+        mine = [rank["gpu"] for rank in ranks if rank["node"] == self.node and rank["gpu"] is not None]
+        self.reader = NodeReader(config, mine) if nodes.index(self.node) == place.rank else None
+        self.began = time.monotonic()
+        self.ledger: Ledger | None = None
+        self.before: dict[str, Any] | None = None
+        with together(place):
+            if place.first:
+                self.ledger = Ledger(folder.energy)
+                self.before = last_sign(folder) if _cut_short(folder.energy) else None
+
+    def begin(self, run: Run) -> None:
+        """The line of this start."""
+        self._write("start", run.first_step, {
+            "format": FORMAT,
+            "before": self.before,
+            "run": {"tokens_per_step": run.config.tokens_per_step, "flops_per_token": run.flops_per_token,
+                    "parameters": run.parameters},
+            "site": site(self.config),
+            "slurm": slurm_step(os.environ),
+            "ranks": self.place.ranks,
+            "devices": self.devices,
+        })  # fmt: skip
+
+    def record(self, kind: str, step: int) -> None:
+        """A line after ``step`` steps."""
+        self._write(kind, step, {})
+
+    def tick(self) -> None:
+        """To be called often, at least once in some minutes. Not collective."""
+        if self.reader:
+            self.reader.tick()
+
+    def _write(self, kind: str, step: int, facts: Mapping[str, Any]) -> None:
+        mine = None
+        if self.reader:
+            mine = (self.node, (self.reader.describe() if kind == "start" else {}) | self.reader.read())
+        nodes = dict(filter(None, gathered(self.place, mine)))
+        if self.ledger:
+            at = {"time": time.time(), "seconds": time.monotonic() - self.began}
+            self.ledger.write(kind, {"step": step, "at": at, **facts, "nodes": nodes})
+            self.ledger.sync()
+
+
+def gathered(place: Place, value: Any) -> list[Any]:
+    """What each rank says, by rank."""
+    import torch.distributed as dist  # not at the top: what reads a ledger needs no torch
+
+    values = [value] * place.ranks
+    if place.ranks > 1:
+        dist.all_gather_object(values, value)
+    return values
+
+
+def _who(device: torch.device) -> dict[str, str | None]:
+    node = os.environ.get("SLURMD_NODENAME") or socket.gethostname()
+    if device.type != "cuda":
+        return {"node": node, "gpu": None, "name": None}
+    import torch
+
+    uuid = "" if torch.version.hip else str(torch.cuda.get_device_properties(device).uuid)
+    return {"node": node, "gpu": uuid, "name": torch.cuda.get_device_name(device)}
+
+
+def _devices(ranks: Sequence[Mapping[str, str | None]]) -> dict[str, int]:
+    """{kind: number}: GPUs of the ranks, or the nodes where they compute on CPUs."""
+    names = [rank["name"] for rank in ranks if rank["name"]]
+    if names:
+        return {name: names.count(name) for name in sorted(set(names))}
+    return {"CPU node": len({rank["node"] for rank in ranks})}
+
+
+def site(config: EnergyConfig) -> dict[str, Any]:
+    """What the configuration says of the place."""
+    location, market = grid.location_based(config), grid.market_based(config)
+    return {"pue": config.pue, "pue_source": config.pue_source, "grid": asdict(location) if location else None,
+            "grid_market": asdict(market) if market else None}  # fmt: skip
+
+
+def slurm_step(environment: Mapping[str, str]) -> dict[str, str] | None:
+    """The job step that this rank is part of."""
+    if "SLURM_JOB_ID" not in environment:
+        return None
+    return {"job": environment["SLURM_JOB_ID"], "step": environment.get("SLURM_STEP_ID", "")}
+
+
+def last_sign(folder: RunFolder) -> dict[str, Any] | None:
+    """When the run was last seen alive, and the last step it told of: ``{"time": ..., "step": ...}``."""
+    records = read_metrics(folder.metrics) if folder.metrics.is_file() else []
+    if not records:
+        return None
+    times, steps = [record.get("time", 0.0) for record in records[-1:]], [record["step"] for record in records]
+    with suppress(HanseError, KeyError, TypeError, ValueError):  # none, or half a one
+        times.append(float(read_json(folder.heartbeat, "heartbeat")["time"]))
+    return {"time": max(times), "step": max(steps)}
+
+
+def _cut_short(path: Path) -> bool:
+    """Whether the last start ended without saying so."""
+    kinds = [record["kind"] for _, record in lines(path)]
+    return bool(kinds) and kinds[-1] != "end"

@@ -1,0 +1,81 @@
+"""Where a run begins: with fresh weights, or with those of another, which its checkpoints then call their parent."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+from transformers import PretrainedConfig
+
+from common.errors import HanseError
+from train.checkpoint import Checkpoint
+from train.config import TrainConfig
+from train.model import shape_of_model
+from train.ranks import Place, together
+from train.weights import Weights, open_weights
+
+# Settings that no tensor's shape shows, and without which the same weights are another model.
+MUST_AGREE = ("model_type", "num_attention_heads", "num_key_value_heads", "head_dim", "hidden_act",
+              "tie_word_embeddings")  # fmt: skip
+
+
+def open_initial(
+    config: TrainConfig, resumed: Checkpoint | None, model: PretrainedConfig, tokenizer_sha256: str, place: Place
+) -> tuple[Weights | None, list[dict[str, Any]]]:
+    """The weights to begin with (None: fresh ones, or the run goes on), and the parents of its checkpoints. Collective.
+
+    Raises:
+        HanseError: the weights are damaged or of another model or tokenizer, or the run began with others.
+    """
+    before: list[dict[str, Any]] = resumed.parents if resumed else []
+    if config.init_from is None or (resumed and not Path(config.init_from).exists()):
+        return None, before
+    with together(place):
+        weights = open_weights(Path(config.init_from))
+        if resumed is None:
+            check(weights, model, tokenizer_sha256)
+        hashes = weights.verify(place.rank, place.ranks)
+    shares = [hashes]
+    if place.ranks > 1:
+        shares = [{}] * place.ranks
+        dist.all_gather_object(shares, hashes)
+    with together(place):
+        sha256 = weights.identity({name: digest for share in shares for name, digest in share.items()})
+        parents = [{"manifest_sha256": sha256, "role": "init"}]
+        if resumed and parents != before:
+            began = "other" if before else "fresh"
+            raise HanseError(f"init_from={config.init_from}: {config.run} goes on from {resumed.folder.name}, and "
+                             f"began with {began} weights; leave init_from out, or name another run=...")  # fmt: skip
+    return (None if resumed else weights), parents
+
+
+def check(weights: Weights, model: PretrainedConfig, tokenizer_sha256: str | None) -> None:
+    """Refuse weights that are not those of this model, or speak another tokenizer's numbers.
+
+    Raises:
+        HanseError: naming the first tensor or setting that differs.
+    """
+    built = shape_of_model(model)
+    shapes = {name: tuple(one.shape) for name, one in built.named_parameters()}
+    tied = {name: tuple(one.shape) for name, one in built.named_parameters(remove_duplicate=False)}
+    for name in [*shapes, *weights.shapes]:
+        there, here = weights.shapes.get(name), tied.get(name)
+        if there != here:
+            told, asked = (list(shape) if shape else "absent" for shape in (there, here))
+            raise HanseError(f"init_from={weights.folder}: weights of another model: {name} is {told} there and "
+                             f"{asked} in this configuration; set model=... to the one they belong to")  # fmt: skip
+    _check_settings(weights, model.to_dict())
+    if weights.tokenizer_sha256 not in (None, tokenizer_sha256):
+        raise HanseError(f"init_from={weights.folder}: its weights belong to another tokenizer than data.tokenizer "
+                         "(their sha256 differ), so its tokens would mean other words; tokenize the data with its "
+                         "tokenizer")  # fmt: skip
+
+
+def _check_settings(weights: Weights, here: Mapping[str, Any]) -> None:
+    for key in MUST_AGREE:
+        there = weights.settings.get(key)
+        if there is not None and here.get(key) is not None and there != here[key]:
+            raise HanseError(f"init_from={weights.folder}: weights of another model: {key} is {there} there and "
+                             f"{here[key]} in this configuration; set model=... to the one they belong to")  # fmt: skip
