@@ -33,11 +33,14 @@ class VerifyConfig:
     run: str = MISSING
     shards: str | None = None
     batches: int = 16
+    parents: list[str] = field(default_factory=list)
+    trust: list[str] = field(default_factory=list)
 
     def problems(self) -> list[str]:
         """Everything wrong with the values, one line each."""
         few = [] if self.batches >= 0 else [f"batches={self.batches}: must be 0 or more"]
-        return [*run_problems(self.run), *few]
+        absent = [f"parents: {name}: no folder here" for name in self.parents if not Path(name).is_dir()]
+        return [*run_problems(self.run), *few, *absent]
 
 
 @dataclass

@@ -92,7 +92,7 @@ def set_up(config: TrainConfig, place: Place, folder: RunFolder, device: torch.d
             resumed.restore(engine)
         if place.first:
             now = lock.describe(config, data.manifest, place, precision)
-            ledger = open_ledger(config, folder, now, first_step)
+            ledger = open_ledger(config, folder, now, first_step, {"parameters": parameters, "flops_per_token": flops})
             folder.keep_config(config)
             folder.cut_metrics(first_step)
             sweep_partial(folder.checkpoints)
@@ -100,8 +100,10 @@ def set_up(config: TrainConfig, place: Place, folder: RunFolder, device: torch.d
     metrics.say(
         outcome.opening(config, place, parameters=parameters, precision=precision, peaks=peaks, resumed=resumed)
     )
+    peak = float(all_reduce_sum(torch.tensor([peaks[precision]], dtype=torch.float64), engine)[0])
     metrics.event(first_step, "resume" if resumed else "start", ranks=place.ranks, zero_stage=config.engine.zero_stage,
-                  precision=precision, peak_flops_per_second=peaks, host=platform.node())  # fmt: skip
+                  precision=precision, peak_flops_per_second=peaks, peak_of_all_ranks=peak,
+                  host=platform.node())  # fmt: skip
     return Run(
         config=config,
         place=place,
@@ -116,14 +118,16 @@ def set_up(config: TrainConfig, place: Place, folder: RunFolder, device: torch.d
         precision=precision,
         parameters=parameters,
         flops_per_token=flops,
-        peak=float(all_reduce_sum(torch.tensor([peaks[precision]], dtype=torch.float64), engine)[0]),
+        peak=peak,
         first_step=first_step,
         seconds_before=resumed.state["wall_seconds"] if resumed else 0.0,
     )  # fmt: skip
 
 
-def open_ledger(config: TrainConfig, folder: RunFolder, now: dict[str, Any], first_step: int) -> Ledger:
-    """Write the lock at a first start, and the ledger's line of this one, whose lock would be ``now``.
+def open_ledger(
+    config: TrainConfig, folder: RunFolder, now: dict[str, Any], first_step: int, facts: dict[str, Any]
+) -> Ledger:
+    """Write the lock at a first start, and the ledger's line of this one, whose lock would be ``now``, with ``facts``.
 
     Raises:
         HanseError: this start would not repeat the run whose lock it is held to, or the ledger is damaged.
@@ -136,7 +140,7 @@ def open_ledger(config: TrainConfig, folder: RunFolder, now: dict[str, Any], fir
     differs = differences(read_json(folder.lock, "lock of this run"), now)
     ledger = Ledger(folder.ledger)
     ledger.write("start", {
-        "step": first_step, "lock": sha256_file(folder.lock), **now["layout"],
+        "step": first_step, "lock": sha256_file(folder.lock), **now["layout"], **facts,
         "differs": {key: here for key, (_, here) in differs.items()},
     })  # fmt: skip
     return ledger

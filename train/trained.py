@@ -41,14 +41,7 @@ class Trained:
     @property
     def model_config(self) -> PretrainedConfig:
         """The ``transformers`` configuration that the checkpoint was trained with."""
-        values = dict(self.checkpoint.state["model"])
-        try:
-            return AutoConfig.for_model(values.pop("model_type"), **values)
-        except Exception as error:  # transformers validates with exceptions of many types
-            path = self.checkpoint.folder / "state.json"
-            raise HanseError(
-                f"{path}: no model configuration that transformers knows ({' '.join(str(error).split())})"
-            ) from None
+        return config_of(self.checkpoint)
 
     def model(self) -> PreTrainedModel:
         """The model with its fp32 weights, ready to be asked.
@@ -72,6 +65,21 @@ class Trained:
     def validation_languages(self) -> list[str]:
         """Languages with validation documents."""
         return sorted({entry.language for entry in self.shards.of("validation") if entry.documents})
+
+
+def config_of(checkpoint: Checkpoint) -> PretrainedConfig:
+    """The ``transformers`` configuration that a checkpoint was trained with.
+
+    Raises:
+        HanseError: it is none that the ``transformers`` here knows.
+    """
+    values = dict(checkpoint.state["model"])
+    try:
+        return AutoConfig.for_model(values.pop("model_type"), **values)
+    except Exception as error:  # transformers validates with exceptions of many types
+        path = checkpoint.folder / "state.json"
+        reason = " ".join(str(error).split())
+        raise HanseError(f"{path}: no model configuration that transformers knows ({reason})") from None
 
 
 def open_trained(run: str, step: int | None, shards: str | None, tokenizer: str | None) -> Trained:
