@@ -22,9 +22,9 @@ from train.config import TrainConfig
 from train.determinism import FROZEN
 
 # What may change between two starts of one run: how it is computed and watched, not what is computed.
-FREE = ("run", "lock", "until_step", "ranks", "threads_per_rank", "experiment", "engine.zero_stage", "engine.precision",
-        "model.attention", "batch.micro_batch_size", "data.shards", "data.tokenizer", "data.verify_hashes",
-        "checkpoint", "evaluate", "track")  # fmt: skip
+FREE = ("run", "lock", "until_step", "ranks", "threads_per_rank", "experiment", "state_hash_every_steps",
+        "engine.zero_stage", "engine.precision", "model.attention", "batch.micro_batch_size",
+        "data.shards", "data.tokenizer", "data.verify_hashes", "checkpoint", "evaluate", "track")  # fmt: skip
 
 
 class RunFolder:
@@ -36,6 +36,7 @@ class RunFolder:
         self.metrics = self.path / "metrics.jsonl"
         self.config = self.path / "config.yaml"
         self.ledger, self.lock = self.path / "ledger.jsonl", self.path / "run.lock.json"
+        self.states = self.path / "states.jsonl"
         self.heartbeat = self.path / "heartbeat.json"
         self.stop_file, self.save_file = self.path / "stop", self.path / "save"  # made by hand, or by a launcher
 

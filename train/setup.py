@@ -30,6 +30,7 @@ from train.model import build_model, flops_per_token, model_config, parameter_co
 from train.precision import choose, measured_peaks
 from train.ranks import Place, together
 from train.run_folder import RunFolder, complete_steps, folder_of
+from train.state_hash import StateHasher
 from train.stream import Stream, open_sources, open_stream
 
 
@@ -40,6 +41,7 @@ class Run:
     Attributes:
         first_step: optimizer steps done before this start; ``seconds_before``: wall-clock seconds spent on them.
         parameters: of the model; ``flops_per_token``: model FLOPs of one training token.
+        hasher: of weights and moments, for the ledger; None: never.
         peak: measured FLOP/s of all ranks together in ``precision``.
     """
 
@@ -51,6 +53,7 @@ class Run:
     evaluation: Evaluation
     metrics: Metrics
     ledger: Ledger | None
+    hasher: StateHasher | None
     writer: Writer
     precision: str
     parameters: int
@@ -114,6 +117,7 @@ def set_up(config: TrainConfig, place: Place, folder: RunFolder, device: torch.d
                               data.token_bytes),
         metrics=metrics,
         ledger=ledger,
+        hasher=StateHasher(engine, place) if config.state_hash_every_steps else None,
         writer=Writer(folder.checkpoints, place, config.checkpoint),
         precision=precision,
         parameters=parameters,
