@@ -290,6 +290,20 @@ def checkpoints(evidence: Evidence) -> str:
     return told
 
 
+def states(evidence: Evidence) -> str:
+    """The newest checkpoint that the ledger knows the state of holds exactly that state."""
+    from train.state_hash import state_of_checkpoint
+
+    known = ledger.steps(evidence.records, "state")
+    both = [(step, checkpoint) for step, checkpoint in evidence.checkpoints if step in known]
+    if not both:
+        raise Unknown("no checkpoint at a step whose state the ledger holds the hash of")
+    step, checkpoint = both[-1]
+    if state_of_checkpoint(checkpoint).root != known[step]["root"]:
+        raise HanseError(f"{checkpoint.folder}: not the weights and moments that the run had after step {step}")
+    return f"{len(known)} in the ledger; that of step {step} is the checkpoint's"
+
+
 def parents(evidence: Evidence) -> str:
     """What checkpoints were made from: every parent is found by the hash of its manifest, and is a checkpoint."""
     from train.checkpoint import Checkpoint
@@ -363,6 +377,7 @@ CHECKS: tuple[tuple[str, Callable[[Evidence], str]], ...] = (
     ("data", data),
     ("batches", batches),
     ("checkpoints", checkpoints),
+    ("states", states),
     ("parents", parents),
     ("seals", seals),
 )

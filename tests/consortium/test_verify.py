@@ -20,7 +20,8 @@ def run(tiny_run, tmp_path):
 def test_an_untouched_run_passes_every_check(hanse, run, capfd):
     assert hanse("verify", f"run={run}") == 0
     said = capfd.readouterr().out
-    assert "10 checks passed, 0 failed, 1 could not be made" in said
+    assert "11 checks passed, 0 failed, 1 could not be made" in said
+    assert "2 in the ledger; that of step 12 is the checkpoint's" in said
     assert "6,144 in ledger, metrics and 2 checkpoints" in said
     assert "the metrics counted the same in 12 steps" in said
     assert "steps 1 to 12, samples 0 to 96" in said
@@ -90,7 +91,7 @@ def test_what_is_not_there_is_said_not_failed(hanse, run, capfd):
     assert hanse("verify", f"run={run}", "shards=gone") == 0
     said = capfd.readouterr().out
     assert "no shards in gone" in said
-    assert "6 could not be made" in said
+    assert "7 could not be made" in said
 
 
 def test_a_checkpoint_of_before_is_not_called_edited(hanse, run, capfd):
@@ -108,7 +109,7 @@ def test_parents_are_found_by_the_hash_of_their_manifest(hanse, run, tmp_path, c
     names(12, sha256_file(folder_of(run / "checkpoints", 6) / "manifest.json"))
     assert hanse("verify", f"run={run}") == 0
     assert "base " in (said := capfd.readouterr().out)
-    assert "10 checks passed" in said
+    assert "11 checks passed" in said
     shutil.copytree(folder_of(run / "checkpoints", 6), tmp_path / "registry/models/one")
     edit(tmp_path / "registry/models/one/manifest.json", lambda text: text + " ")
     names(12, sha256_file(tmp_path / "registry/models/one/manifest.json"))
@@ -129,7 +130,7 @@ def test_seals_beside_are_checked_with_keys_that_are_trusted(hanse, run, tmp_pat
     assert hanse("verify", f"run={run}") == 0
     assert "step-00000012.checkpoint.sig: sealed with keys that you do not name" in capfd.readouterr().out
     assert hanse("verify", f"run={run}", trust) == 0
-    assert "11 checks passed, 0 failed, 0 could not be made" in capfd.readouterr().out
+    assert "12 checks passed, 0 failed, 0 could not be made" in capfd.readouterr().out
     (checkpoint / "more.txt").write_text("added")
     assert hanse("verify", f"run={run}", trust) == 2
     assert "more.txt was added" in capfd.readouterr().out
