@@ -1,6 +1,6 @@
 """What determinism and the ledger cost: tokens/s at D0, D1 and D2, in turns; milliseconds a step for the ledger.
 
-python -m benchmarks.determinism --data data/demo [--rounds 3] [--steps 24]
+python -m benchmarks.determinism --data data/demo [--rounds 3] [--steps 24] [--only ledger]
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+
+from omegaconf import OmegaConf
 
 from data_pipelines.shards import ShardsManifest
 from train.ledger import Ledger
@@ -51,30 +53,42 @@ def ledger(data: Path, folder: Path) -> tuple[float, float]:
     return 1e3 * statistics.median(hashing), 1e3 * statistics.median(writing)
 
 
+def state_hash(data: Path, folder: Path, steps: int) -> tuple[float, float, int]:
+    """Of a run that hashes its state after every fourth step: milliseconds a hash and a step, and the interval."""
+    speed(data, folder, steps, "engine.zero_stage=3", "state_hash_every_steps=4")
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    hashing = [line["seconds"] for line in lines if line.get("event") == "state hash"][1:]
+    seconds = [line["seconds"] for line in lines if "loss" in line][4:]
+    every = OmegaConf.load(folder / "config.yaml").evaluate.every_steps
+    return 1e3 * statistics.median(hashing), 1e3 * statistics.median(seconds), every
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="folder with shards/ and tokenizer/")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=24)
+    parser.add_argument("--only", choices=["ledger"], help="leave the levels out")
     options = parser.parse_args()
     kinds = {"D0, ZeRO-1": ("D0", 1), "D1, ZeRO-1": ("D1", 1), "D2, ZeRO-1": ("D2", 1), "D0, ZeRO-3": ("D0", 3),
              "D2, ZeRO-3": ("D2", 3)}  # fmt: skip
     found: dict[str, list[float]] = {name: [] for name in kinds}
     with tempfile.TemporaryDirectory() as folder:
-        for turn in range(options.rounds):
+        for turn in range(0 if options.only else options.rounds):
             for name, (level, stage) in kinds.items():
                 run = Path(folder) / f"{turn}-{level}-{stage}"
                 found[name].append(
                     speed(options.data, run, options.steps, f"determinism={level}", f"engine.zero_stage={stage}")
                 )
         hashing, writing = ledger(options.data, Path(folder))
-    for name, speeds in found.items():
+        state, step, every = state_hash(options.data, Path(folder) / "state", options.steps)
+    for name, speeds in found.items() if not options.only else ():
         base = found["D0" + name[2:]]
         ratio = statistics.median(one / other for one, other in zip(speeds, base, strict=True))
         print(f"{name}: {statistics.median(speeds):,.0f} tokens/s, {ratio:.2f} of D0")
-    step = 1e3 * SEQUENCES * LENGTH / statistics.median(found["D0, ZeRO-1"])
     print(f"ledger: {hashing:.2f} ms a step to hash the batch (beside the training), {writing:.3f} ms to write, of "
           f"{step:.0f} ms: {100 * (hashing + writing) / step:.2f} % at most")  # fmt: skip
+    print(f"state hash: {state:.0f} ms, every {every} steps of {step:.0f} ms: {100 * state / every / step:.3f} %")
 
 
 if __name__ == "__main__":

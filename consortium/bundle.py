@@ -27,6 +27,11 @@ MEDIA_TYPE = "application/vnd.dev.sigstore.bundle.v0.3+json"
 PAYLOAD_TYPE = "application/vnd.in-toto+json"
 LARGEST = 16 << 20  # bytes of a bundle: the names and hashes of some 75,000 files
 
+
+class Untrusted(HanseError):  # noqa: N818
+    """Sealed with a key that the reader does not trust: says nothing, neither for nor against."""
+
+
 Trusted = Mapping[str, ec.EllipticCurvePublicKey]  # fingerprint -> key
 
 
@@ -61,7 +66,8 @@ def decode(text: bytes, trusted: Trusted, where: str) -> tuple[Any, str]:
     ``where`` stands in front of error messages.
 
     Raises:
-        HanseError: it is no such bundle, it was signed by another key, or signature and statement do not fit.
+        Untrusted: it was signed by another key.
+        HanseError: it is no such bundle, or signature and statement do not fit.
     """
     bundle = fields(strict_json(text, where), where, "mediaType", "verificationMaterial", "dsseEnvelope")
     if bundle["mediaType"] != MEDIA_TYPE:
@@ -80,7 +86,7 @@ def decode(text: bytes, trusted: Trusted, where: str) -> tuple[Any, str]:
     if not isinstance(hint, str) or not hint.isascii() or not hint.isalnum():
         raise HanseError(f"{where}: does not say which key sealed it")
     if hint not in trusted:
-        raise HanseError(f"{where}: sealed with the key {hint[:64]}, which is none of those you trust")
+        raise Untrusted(f"{where}: sealed with the key {hint[:64]}, which is none of those you trust")
     payload = payload_of(bundle, where)
     try:
         trusted[hint].verify(_bytes(signature["sig"], where), signed_bytes(payload), ec.ECDSA(SHA256()))

@@ -42,11 +42,14 @@ class VerifyConfig:
     run: str = MISSING
     shards: str | None = None
     batches: int = 16
+    parents: list[str] = field(default_factory=list)
+    trust: list[str] = field(default_factory=list)
 
     def problems(self) -> list[str]:
         """Everything wrong with the values, one line each."""
         few = [] if self.batches >= 0 else [f"batches={self.batches}: must be 0 or more"]
-        return [*run_problems(self.run), *few]
+        absent = [f"parents: {name}: no folder here" for name in self.parents if not Path(name).is_dir()]
+        return [*run_problems(self.run), *few, *absent]
 
 
 @dataclass
@@ -55,19 +58,28 @@ class ReproduceConfig:
 
     run: str = MISSING
     from_step: int = 0
-    to_step: int = MISSING
+    to_step: int | None = None
+    from_scratch: bool = False
     output: str = MISSING
     ranks: int | None = None
     zero_stage: int | None = None
     tolerance: float = 1e-3
+    measure_noise: bool = False
     lock: bool = True
+    key: str | None = None
     shards: str | None = None
     tokenizer: str | None = None
 
     def problems(self) -> list[str]:
         """Everything wrong with the values, one line each."""
         found = run_problems(self.run)
-        if not 0 <= self.from_step < self.to_step:
+        if self.from_scratch and self.from_step:
+            found.append(f"from_step={self.from_step}: with from_scratch=true the replay begins at step 0")
+        if self.to_step is None and not self.from_scratch:
+            found.append(
+                "to_step: the last step to compare; may be left out with from_scratch=true, which goes to the end"
+            )
+        if self.to_step is not None and not 0 <= self.from_step < self.to_step:
             found.append(f"to_step={self.to_step}: must be after from_step={self.from_step}, which must be 0 or more")
         if self.ranks is not None and self.ranks < 1:
             found.append(f"ranks={self.ranks}: must be 1 or more")

@@ -12,7 +12,6 @@ import hashlib
 import os
 import re
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from typing import Any
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from common.errors import HanseError
-from common.files import atomic_file, is_plain, merkle_root, sha256_file
+from common.files import atomic_file, is_plain, merkle_root, sha256_files
 from common.terminal import count, next_step, say
 from consortium import bundle
 from consortium.config import SEAL_KINDS, SealConfig
@@ -214,8 +213,7 @@ def hash_files(folder: Path, *, but: Path | None = None) -> dict[str, str]:
         if not names:
             raise HanseError(f"{folder}: holds no files")
         names.sort()
-        with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:  # hashing lets go of the interpreter's lock
-            return dict(zip(names, pool.map(sha256_file, (folder / name for name in names)), strict=True))
+        return dict(zip(names, sha256_files(folder / name for name in names), strict=True))
     except OSError as error:
         raise HanseError(f"{error.filename or folder}: cannot be read ({error.strerror})") from None
 

@@ -4,20 +4,30 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from common.errors import EXIT_USER_ERROR, HanseError
-from common.files import read_json, sha256_file
+from common.files import read_json, sha256_file, sha256_files
 from common.terminal import say
+from consortium import seal
+from consortium.bundle import Trusted, Untrusted
 from consortium.config import VerifyConfig
+from consortium.keys import fingerprint, load_public
 from data_pipelines.shards import ShardsManifest
 from train import ledger
 from train.config import TrainConfig
 from train.lock import FORMAT, config_sha256
 from train.run_folder import RunFolder, read_metrics
 from train.stream import Stream, open_stream
+
+if TYPE_CHECKING:
+    from train.checkpoint import Checkpoint  # brings torch
+
+ROUNDING = 1e-9  # relative: counters are products and quotients of a few exact numbers
 
 
 class Unknown(Exception):  # noqa: N818
@@ -30,6 +40,7 @@ class Evidence:
 
     Attributes:
         records: all lines of the ledger; ``steps``: the line of each step, as it stands at the end.
+        batches: steps to draw again; ``parents``: folders to look for parents in; ``trusted``: keys of seals.
     """
 
     folder: RunFolder
@@ -38,6 +49,31 @@ class Evidence:
     records: list[dict[str, Any]]
     steps: dict[int, dict[str, Any]]
     batches: int
+    parents: list[Path]
+    trusted: Trusted
+
+    @cached_property
+    def opened(self) -> list[tuple[int, Checkpoint | HanseError]]:
+        """(step, checkpoint, or what is wrong with it at the first look) of all complete ones, ascending."""
+        from train.checkpoint import Checkpoint
+
+        found: list[tuple[int, Checkpoint | HanseError]] = []
+        for step, folder in self.folder.find_checkpoints().items():
+            try:
+                found.append((step, Checkpoint(folder)))
+            except HanseError as error:
+                found.append((step, error))
+        return found
+
+    @property
+    def checkpoints(self) -> list[tuple[int, Checkpoint]]:
+        """Those of which nothing is wrong at the first look."""
+        return [(step, one) for step, one in self.opened if not isinstance(one, HanseError)]
+
+    @property
+    def told(self) -> list[dict[str, Any]]:
+        """The lines of ``metrics.jsonl``."""
+        return read_metrics(self.folder.metrics)
 
 
 def run(config: VerifyConfig) -> int:
@@ -51,7 +87,8 @@ def run(config: VerifyConfig) -> int:
         say(f"WRONG  ledger: {error}")
         return EXIT_USER_ERROR
     evidence = Evidence(folder, trained, Path(config.shards or trained.data.shards), records,
-                        ledger.steps(iter(records)), config.batches)  # fmt: skip
+                        ledger.steps(iter(records)), config.batches, list(map(Path, config.parents)),
+                        {fingerprint(key): key for key in map(load_public, map(Path, config.trust))})  # fmt: skip
     for name, check in CHECKS:
         try:
             rows.append((name, "ok", check(evidence)))
@@ -60,6 +97,9 @@ def run(config: VerifyConfig) -> int:
         except HanseError as error:
             wrong += 1
             rows.append((name, "WRONG", str(error)))
+        except (KeyError, TypeError, ValueError, AttributeError) as error:  # a record that no run writes
+            wrong += 1
+            rows.append((name, "WRONG", f"{folder.path}: holds a record that no run writes ({error!r})"))
     for name, outcome, found in rows:
         say(f"{outcome:12s} {name:15s} {found}")
     unchecked = sum(row[1] == "not checked" for row in rows)
@@ -76,7 +116,7 @@ def chain(evidence: Evidence) -> str:
 
 
 def lock(evidence: Evidence) -> str:
-    """The lock is the one that the ledger begins with, and speaks of this configuration."""
+    """The lock is the one that the ledger begins with, and speaks of this configuration and these checkpoints."""
     path = evidence.folder.lock
     if not path.is_file():
         raise Unknown("no run.lock.json in the run folder")
@@ -88,7 +128,20 @@ def lock(evidence: Evidence) -> str:
     named = {record.get("lock") for record in evidence.records if record["kind"] == "start"}
     if named and named != {sha256_file(path)}:
         raise HanseError(f"{path}: not the file that the ledger names")
+    asked = evidence.config.engine.precision
+    wanted = {"determinism": evidence.config.determinism, "precision": value.get("precision") if asked == "auto"
+              else asked}  # fmt: skip
+    _agree(path, value, wanted, evidence.folder.config)
+    for _, checkpoint in evidence.checkpoints:
+        same = ("precision", "seed", "data_merkle_root", "tokenizer_sha256")
+        _agree(path, value, {key: checkpoint.state.get(key) for key in same}, checkpoint.folder / "state.json")
     return f"code {value['code']['sha256'][:12]}, determinism {value['determinism']}, {value['precision']}"
+
+
+def _agree(path: Path, locked: dict[str, Any], found: dict[str, Any], where: Path) -> None:
+    for key, value in found.items():
+        if locked.get(key) != value:
+            raise HanseError(f"{path}: {key} was locked to {locked.get(key)}, in {where} it is {value}")
 
 
 def whole(evidence: Evidence) -> str:
@@ -107,11 +160,80 @@ def metrics(evidence: Evidence) -> str:
     """``metrics.jsonl`` tells the losses that the ledger holds."""
     if not evidence.steps:
         raise Unknown("the ledger holds no step")
-    told = {record["step"]: record for record in read_metrics(evidence.folder.metrics) if "loss" in record}
+    told = {record["step"]: record for record in evidence.told if "loss" in record}
     for step, line in evidence.steps.items():
         if step not in told or told[step]["loss"] != float.fromhex(line["loss"]):
             raise HanseError(f"{evidence.folder.metrics}: the loss of step {step} is not the one in the ledger")
     return f"{len(told)} losses, equal to the last bit"
+
+
+def tokens(evidence: Evidence) -> str:
+    """Tokens, counted three times: from the ledger's samples, by the metrics, in the checkpoints."""
+    if not evidence.steps:
+        raise Unknown("the ledger holds no step")
+    length, size = evidence.config.data.sequence_length, evidence.config.batch.global_batch_size
+    for record in evidence.told:
+        step = record["step"]
+        if "loss" in record and step in evidence.steps:
+            counted, seen = record.get("consumed_tokens"), evidence.steps[step]["samples"][1] * length
+            if counted != seen:
+                raise HanseError(f"{evidence.folder.metrics}: step {step} counts {counted} tokens; the samples that "
+                                 f"the ledger names hold {seen}")  # fmt: skip
+    for step, checkpoint in evidence.checkpoints:
+        wanted = {"step": step, "consumed_samples": step * size, "consumed_tokens": step * size * length}
+        for key, value in wanted.items():
+            if checkpoint.state.get(key) != value:
+                raise HanseError(f"{checkpoint.folder / 'state.json'}: {key} is {checkpoint.state.get(key)}, after "
+                                 f"{step} steps it must be {value}")  # fmt: skip
+    return f"{len(evidence.steps) * size * length:,} in ledger, metrics and {len(evidence.checkpoints)} checkpoints"
+
+
+def flops(evidence: Evidence) -> str:
+    """FLOPs by the formula, from the shapes in the newest checkpoint, and as the ledger and the metrics counted them.
+
+    ``flops_per_token = 6 N + 12 layers heads head_size L`` (:func:`train.model.flops_per_token`), times the ledger's
+    tokens. A step of the metrics counts ``mfu x seconds x peak``; where the sum of the ranks' peaks was not written yet
+    (earlier versions), that product must at least be the same at every step of a start.
+    """
+    if not evidence.checkpoints or not evidence.steps:
+        raise Unknown("no checkpoint to count parameters in, or no step in the ledger")
+    from train.model import flops_per_token, parameter_counts, shape_of_model
+    from train.trained import configuration_of
+
+    newest, per_step = evidence.checkpoints[-1][1], evidence.config.tokens_per_step
+    model = shape_of_model(configuration_of(newest))
+    newest.check_model({name: tuple(parameter.shape) for name, parameter in model.named_parameters()})
+    total, multiplied = parameter_counts(model)
+    per_token = flops_per_token(model, evidence.config.data.sequence_length)
+    for record in evidence.records:
+        for key, value in (("parameters", total), ("flops_per_token", per_token)):
+            if record["kind"] == "start" and record.get(key, value) != value:
+                raise HanseError(f"{evidence.folder.ledger}: the start at step {record['step']} says {key} "
+                                 f"{record[key]}, the model has {value}")  # fmt: skip
+    known = _counted(evidence, per_token * per_step)
+    used = len(evidence.steps) * per_step
+    counted = f"counted the same in {known} steps" if known else "(of an earlier version) only agree with themselves"
+    return (f"6 N D = 6 x {multiplied:,} x {used:,} = {6 * multiplied * used:.3e}, with attention "
+            f"{per_token * used:.3e}; the metrics {counted}")  # fmt: skip
+
+
+def _counted(evidence: Evidence, wanted: int) -> int:
+    """Steps of the metrics whose counters give the ``wanted`` FLOPs; of starts that name no peak, none are counted."""
+    peak, before, known = 0.0, None, 0
+    for record in evidence.told:
+        if record.get("event") in ("start", "resume"):
+            peak, before = record.get("peak_of_all_ranks", 0.0), None
+        if "loss" not in record:
+            continue
+        counted = record["mfu"] * record["seconds"] * (peak or 1.0)
+        target = wanted if peak else counted if before is None else before
+        speed = record["tokens_per_second"] * record["seconds"]
+        if not (math.isclose(counted, target, rel_tol=ROUNDING)
+                and math.isclose(speed, evidence.config.tokens_per_step, rel_tol=ROUNDING)):  # fmt: skip
+            raise HanseError(f"{evidence.folder.metrics}: step {record['step']}: MFU, seconds and tokens a second do "
+                             f"not give the {wanted:.3e} FLOPs that the model and the batch take")  # fmt: skip
+        before, known = counted, known + bool(peak)
+    return known
 
 
 def data(evidence: Evidence) -> str:
@@ -121,8 +243,8 @@ def data(evidence: Evidence) -> str:
         locked = read_json(evidence.folder.lock, "lock of this run").get("data_merkle_root")
         if locked != manifest.merkle_root:
             raise HanseError(f"{manifest.folder}: not the shards of this run (their Merkle roots differ)")
-    for entry in manifest.shards:
-        manifest.open(entry, hashes=True)
+    with ThreadPoolExecutor() as pool:  # hashing lets go of the interpreter's lock
+        list(pool.map(lambda entry: manifest.open(entry, hashes=True), manifest.shards))
     return f"{len(manifest.shards)} shards, Merkle root {manifest.merkle_root[:12]}"
 
 
@@ -142,38 +264,103 @@ def batches(evidence: Evidence) -> str:
 
 def checkpoints(evidence: Evidence) -> str:
     """Every file of every checkpoint has its hash, and the ledger knows the checkpoint's Merkle root."""
-    from train.checkpoint import Checkpoint  # brings torch
+    from train.checkpoint import Older
 
-    folders = evidence.folder.find_checkpoints()
-    if not folders:
+    if not evidence.opened:
         raise Unknown("no complete checkpoint in the run folder")
     written = {(one["step"], one["merkle_root"]) for one in evidence.records if one["kind"] == "checkpoint"}
-    size = 0
-    for step, folder in folders.items():
-        checkpoint = Checkpoint(folder)
-        checkpoint.verify()
+    for step, opened in evidence.opened:
+        # Ledgers are younger than that format: one that knows the step knows it with another root.
+        if isinstance(opened, HanseError) and (not isinstance(opened, Older) or step in dict(written)):
+            raise opened
+    names = [(checkpoint, name) for _, checkpoint in evidence.checkpoints for name in checkpoint.files]
+    hashes = dict(zip(names, sha256_files(one.folder / name for one, name in names), strict=True))
+    for step, checkpoint in evidence.checkpoints:
+        checkpoint.verify(found={name: hashes[checkpoint, name] for name in checkpoint.files})
         for part in ("model", "optimizer"):
             checkpoint.slices(part)
-        size += sum(entry["bytes"] for entry in checkpoint.files.values())
         if written and (step, checkpoint.manifest["merkle_root"]) not in written:
             raise HanseError(f"{checkpoint.folder}: the ledger knows no checkpoint with this Merkle root")
-    return f"{len(folders)} complete ({', '.join(map(str, list(folders)[-4:]))}), {size / 1e6:.1f} MB hashed"
+    size = sum(entry["bytes"] for _, checkpoint in evidence.checkpoints for entry in checkpoint.files.values())
+    steps = [step for step, _ in evidence.checkpoints]
+    told = f"{len(steps)} complete ({', '.join(map(str, steps[-4:]))}), {size / 1e6:.1f} MB hashed"
+    old = [step for step, opened in evidence.opened if isinstance(opened, Older)]
+    if old:
+        raise Unknown(f"of step {', '.join(map(str, old))}: older format, cannot be checked; of the others: {told}")
+    return told
+
+
+def states(evidence: Evidence) -> str:
+    """The newest checkpoint that the ledger knows the state of holds exactly that state."""
+    from train.state_hash import state_of_checkpoint
+
+    known = ledger.steps(evidence.records, "state")
+    both = [(step, checkpoint) for step, checkpoint in evidence.checkpoints if step in known]
+    if not both:
+        raise Unknown("no checkpoint at a step whose state the ledger holds the hash of")
+    step, checkpoint = both[-1]
+    if state_of_checkpoint(checkpoint).root != known[step]["root"]:
+        raise HanseError(f"{checkpoint.folder}: not the weights and moments that the run had after step {step}")
+    return f"{len(known)} in the ledger; that of step {step} is the checkpoint's"
 
 
 def parents(evidence: Evidence) -> str:
-    """All checkpoints of the run, and its lock, name the same parents."""
+    """What the run began with: checkpoints and lock name the same parents, and each is found by its manifest's hash."""
     from train.checkpoint import Checkpoint
 
-    found = {step: Checkpoint(folder).parents for step, folder in evidence.folder.find_checkpoints().items()}
+    entries = {step: checkpoint.parents for step, checkpoint in evidence.checkpoints}
+    if not entries:
+        raise Unknown("no complete checkpoint in the run folder")
     if evidence.folder.lock.is_file():
         locked = read_json(evidence.folder.lock, "lock of this run").get("parents", [])
-        for step, named in found.items():
-            if named != locked:
+        for step, own in entries.items():
+            if own != locked:
                 raise HanseError(f"{evidence.folder.lock}: names other parents than the checkpoint of step {step}")
-    named = next(iter(found.values()), [])
+    named = [_parent(checkpoint, entry) for _, checkpoint in evidence.checkpoints for entry in checkpoint.parents]
+    if not named:
+        return "none: fresh weights"
+    places = [path for folder in (evidence.folder.checkpoints, *evidence.parents)
+              for path in folder.rglob("manifest.json") if path.is_file() and not path.is_symlink()]  # fmt: skip
+    known = {sha256: path.parent for sha256, path in zip(sha256_files(places), places, strict=True)}
+    missing = [f"{role} {sha256[:12]}" for sha256, role in named if sha256 not in known]
+    for sha256, _ in named:
+        if sha256 in known:
+            Checkpoint(known[sha256])
+    if missing:
+        raise Unknown(f"{len(missing)} of {len(named)} not found ({', '.join(missing[:4])}); name the folders or the "
+                      "registry that may hold them: parents=[...]")  # fmt: skip
+    return ", ".join(f"{role} {known[sha256]}" for sha256, role in named[:4])
+
+
+def _parent(checkpoint: Checkpoint, entry: Any) -> tuple[str, str]:
+    """(hash of the parent's manifest, what it was for)."""
+    try:
+        sha256, role = entry["manifest_sha256"], entry["role"]
+        if seal.SHA256.fullmatch(sha256) and isinstance(role, str):
+            return sha256, role
+    except (KeyError, TypeError):
+        pass
+    raise HanseError(f"{checkpoint.folder / 'manifest.json'}: a parent must have manifest_sha256 and role")
+
+
+def seals(evidence: Evidence) -> str:
+    """Seals beside the run, its checkpoints and its shards (``NAME.KIND.sig``) hold, if their keys are trusted."""
+    sealed = list(evidence.folder.find_checkpoints().values())
+    sealed += [Path(folder) for folder in (evidence.folder.path.absolute(), evidence.shards.absolute())]
+    found = [(folder, path) for folder in sealed for path in sorted(folder.parent.glob("*.sig"))
+             if path.name.startswith(f"{folder.name}.")]  # fmt: skip
     if not found:
-        raise Unknown("no complete checkpoint in the run folder")
-    return ", ".join(f"{one['role']} {one['manifest_sha256'][:12]}" for one in named) or "none: fresh weights"
+        raise Unknown("none beside the run, its checkpoints or its shards; 'hanse seal' makes them")
+    held, foreign = [], []
+    for folder, path in found:
+        try:
+            held.append(f"{path.name} ({seal.check(folder, path, evidence.trusted).key[:12]})")
+        except Untrusted:
+            foreign.append(path.name)
+    if foreign:
+        raise Unknown(f"{', '.join(foreign[:4])}: sealed with keys that you do not name in trust=[NAME.pub]; "
+                      f"{len(held)} others hold")  # fmt: skip
+    return f"{', '.join(held[:4])}{' ...' if len(held) > 4 else ''}: hold"
 
 
 def _manifest(evidence: Evidence) -> ShardsManifest:
@@ -192,8 +379,12 @@ CHECKS: tuple[tuple[str, Callable[[Evidence], str]], ...] = (
     ("lock", lock),
     ("order of steps", whole),
     ("metrics", metrics),
+    ("tokens", tokens),
+    ("FLOPs", flops),
     ("data", data),
     ("batches", batches),
     ("checkpoints", checkpoints),
+    ("states", states),
     ("parents", parents),
+    ("seals", seals),
 )

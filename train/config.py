@@ -182,6 +182,7 @@ class TrainConfig:
     ranks: int = 2
     threads_per_rank: int = 0
     determinism: str = "D0"
+    state_hash_every_steps: int = 0
     lock: str | None = None
     init_from: str | None = None
     until_step: int | None = None
@@ -221,7 +222,8 @@ class TrainConfig:
                        "batch.micro_batch_size", "checkpoint.every_steps", "checkpoint.keep_last",
                        "evaluate.every_steps", "evaluate.tokens_per_language",
                        "model.vocabulary_size", "model.vocabulary_multiple"),
-            *_at_least(self, 0, "seed", "threads_per_rank", "schedule.warmup_steps", "schedule.final_fraction",
+            *_at_least(self, 0, "seed", "threads_per_rank", "state_hash_every_steps",
+                       "schedule.warmup_steps", "schedule.final_fraction",
                        "engine.recompute_every_layers", "checkpoint.keep_every_steps", "checkpoint.every_minutes",
                        "checkpoint.keep_best", "optimizer.weight_decay", "optimizer.gradient_clipping",
                        "schedule.fall"),

@@ -2,6 +2,7 @@
 
     {"previous": SHA256, "kind": "start", "lock": SHA256, "ranks": 2, "zero_stage": 1, ...}
     {"previous": SHA256, "kind": "step", "step": 1, "samples": [0, 8], "batch": SHA256, "loss": "0x1.3cp+3", ...}
+    {"previous": SHA256, "kind": "state", "step": 100, "root": SHA256}
     {"previous": SHA256, "kind": "checkpoint", "step": 100, "merkle_root": SHA256}
 
 Numbers are hexadecimal floats: exact, and the same text wherever they are written. Nothing is ever removed: a run that
@@ -14,7 +15,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -77,12 +78,12 @@ def lines(path: Path) -> Iterator[tuple[bytes, dict[str, Any]]]:
         yield line, record
 
 
-def steps(records: Iterator[dict[str, Any]]) -> dict[int, dict[str, Any]]:
-    """{step: its line} as it stands at the end: later lines of a step replace earlier ones."""
+def steps(records: Iterable[dict[str, Any]], kind: str = "step") -> dict[int, dict[str, Any]]:
+    """{step: its line of a kind} as it stands at the end: later lines of a step replace earlier ones."""
     found: dict[int, dict[str, Any]] = {}
     for record in records:
         if record["kind"] == "start":  # what came after the step it starts from was done again
             found = {step: line for step, line in found.items() if step <= record["step"]}
-        elif record["kind"] == "step":
+        elif record["kind"] == kind:
             found[record["step"]] = record
     return found

@@ -30,6 +30,7 @@ from train.ranks import Place, together
 from train.run_folder import RunFolder
 from train.schedule import learning_rate
 from train.setup import Run, set_up
+from train.state_hash import StateHasher, append_state
 from train.stream import MicroBatch
 
 
@@ -101,6 +102,8 @@ def _loop(run: Run, energy: EnergyRecorder, started: float) -> int:
         })  # fmt: skip
 
         last, stop = step == config.steps, stop or step == config.until_step
+        if run.hasher and (last or step % config.state_hash_every_steps == 0):
+            note_state(run, run.hasher, step)
         evaluate = last or step % config.evaluate.every_steps == 0
         if evaluate:
             losses = run.evaluation.run(engine, run.place)
@@ -165,6 +168,16 @@ def checkpoint_state(run: Run, step: int, wall_seconds: float) -> dict[str, Any]
 def _bits_per_byte(losses: dict[str, LanguageLoss]) -> dict[str, Any]:
     """What tells the best checkpoint, for those that were evaluated."""
     return {"bits_per_byte": {name: loss.bits_per_byte for name, loss in losses.items()}} if losses else {}
+
+
+def note_state(run: Run, hasher: StateHasher, step: int) -> None:
+    """Hash weights and moments, and bind the hash into the ledger."""
+    begun = time.perf_counter()
+    state = hasher.take()
+    if state and run.ledger:
+        append_state(run.folder.states, step, state)
+        run.ledger.write("state", {"step": step, "root": state.root})
+    run.metrics.event(step, "state hash", seconds=time.perf_counter() - begun)
 
 
 def note_checkpoint(run: Run, requests: Requests, written: Written | None) -> None:

@@ -23,9 +23,10 @@ from train.determinism import FROZEN
 
 # What may change between two starts of one run: how it is computed and watched, not what is computed.
 # (What a run began with is bound by its hash, wherever its folder lies now.)
-FREE = ("run", "lock", "init_from", "until_step", "ranks", "threads_per_rank", "experiment", "engine.zero_stage",
-        "engine.precision", "engine.recompute_every_layers", "model.attention", "batch.micro_batch_size", "data.shards",
-        "data.tokenizer", "data.verify_hashes", "checkpoint", "evaluate", "track", "energy")  # fmt: skip
+FREE = ("run", "lock", "init_from", "until_step", "ranks", "threads_per_rank", "experiment", "state_hash_every_steps",
+        "engine.zero_stage", "engine.precision", "engine.recompute_every_layers", "model.attention",
+        "batch.micro_batch_size", "data.shards", "data.tokenizer", "data.verify_hashes", "checkpoint", "evaluate",
+        "track", "energy")  # fmt: skip
 
 
 class RunFolder:
@@ -38,6 +39,7 @@ class RunFolder:
         self.config = self.path / "config.yaml"
         self.ledger, self.lock = self.path / "ledger.jsonl", self.path / "run.lock.json"
         self.energy = self.path / "energy.jsonl"
+        self.states = self.path / "states.jsonl"
         self.heartbeat = self.path / "heartbeat.json"
         self.stop_file, self.save_file = self.path / "stop", self.path / "save"  # made by hand, or by a launcher
 

@@ -31,6 +31,7 @@ from train.model import build_model, flops_per_token, model_config, parameter_co
 from train.precision import choose, measured_peaks
 from train.ranks import Place, together
 from train.run_folder import RunFolder, complete_steps, folder_of
+from train.state_hash import StateHasher
 from train.stream import Stream, open_sources, open_stream
 
 
@@ -41,6 +42,7 @@ class Run:
     Attributes:
         first_step: optimizer steps done before this start; ``seconds_before``: wall-clock seconds spent on them.
         parameters: of the model; ``flops_per_token``: model FLOPs of one training token.
+        hasher: of weights and moments, for the ledger; None: never.
         peak: measured FLOP/s of all ranks together in ``precision``.
     """
 
@@ -52,6 +54,7 @@ class Run:
     evaluation: Evaluation
     metrics: Metrics
     ledger: Ledger | None
+    hasher: StateHasher | None
     writer: Writer
     precision: str
     parameters: int
@@ -100,7 +103,7 @@ def set_up(config: TrainConfig, place: Place, folder: RunFolder, device: torch.d
             initial.restore(engine)
         if place.first:
             now = lock.describe(config, data.manifest, place, precision, parents)
-            ledger = open_ledger(config, folder, now, first_step)
+            ledger = open_ledger(config, folder, now, first_step, {"parameters": parameters, "flops_per_token": flops})
             folder.keep_config(config)
             folder.cut_metrics(first_step)
             sweep_partial(folder.checkpoints)
@@ -110,8 +113,10 @@ def set_up(config: TrainConfig, place: Place, folder: RunFolder, device: torch.d
             config, place, parameters=parameters, precision=precision, peaks=peaks, resumed=resumed, initial=initial
         )
     )
+    peak = float(all_reduce_sum(torch.tensor([peaks[precision]], dtype=torch.float64), engine)[0])
     metrics.event(first_step, "resume" if resumed else "start", ranks=place.ranks, zero_stage=config.engine.zero_stage,
-                  precision=precision, peak_flops_per_second=peaks, host=platform.node())  # fmt: skip
+                  precision=precision, peak_flops_per_second=peaks, peak_of_all_ranks=peak,
+                  host=platform.node())  # fmt: skip
     return Run(
         config=config,
         place=place,
@@ -122,18 +127,21 @@ def set_up(config: TrainConfig, place: Place, folder: RunFolder, device: torch.d
                               data.token_bytes),
         metrics=metrics,
         ledger=ledger,
+        hasher=StateHasher(engine, place) if config.state_hash_every_steps else None,
         writer=Writer(folder.checkpoints, place, config.checkpoint, {"parents": parents} if parents else None),
         precision=precision,
         parameters=parameters,
         flops_per_token=flops,
-        peak=float(all_reduce_sum(torch.tensor([peaks[precision]], dtype=torch.float64), engine)[0]),
+        peak=peak,
         first_step=first_step,
         seconds_before=resumed.state["wall_seconds"] if resumed else 0.0,
     )  # fmt: skip
 
 
-def open_ledger(config: TrainConfig, folder: RunFolder, now: dict[str, Any], first_step: int) -> Ledger:
-    """Write the lock at a first start, and the ledger's line of this one, whose lock would be ``now``.
+def open_ledger(
+    config: TrainConfig, folder: RunFolder, now: dict[str, Any], first_step: int, facts: dict[str, Any]
+) -> Ledger:
+    """Write the lock at a first start, and the ledger's line of this one, whose lock would be ``now``, with ``facts``.
 
     Raises:
         HanseError: this start would not repeat the run whose lock it is held to, or the ledger is damaged.
@@ -146,7 +154,7 @@ def open_ledger(config: TrainConfig, folder: RunFolder, now: dict[str, Any], fir
     differs = differences(read_json(folder.lock, "lock of this run"), now)
     ledger = Ledger(folder.ledger)
     ledger.write("start", {
-        "step": first_step, "lock": sha256_file(folder.lock), **now["layout"],
+        "step": first_step, "lock": sha256_file(folder.lock), **now["layout"], **facts,
         "differs": {key: here for key, (_, here) in differs.items()},
     })  # fmt: skip
     return ledger

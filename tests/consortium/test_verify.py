@@ -5,6 +5,7 @@ import shutil
 
 import pytest
 
+from common.files import merkle_root, sha256_file
 from train.run_folder import folder_of
 
 pytestmark = pytest.mark.slow
@@ -19,7 +20,10 @@ def run(tiny_run, tmp_path):
 def test_an_untouched_run_passes_every_check(hanse, run, capfd):
     assert hanse("verify", f"run={run}") == 0
     said = capfd.readouterr().out
-    assert "8 checks passed, 0 failed, 0 could not be made" in said
+    assert "11 checks passed, 0 failed, 1 could not be made" in said
+    assert "2 in the ledger; that of step 12 is the checkpoint's" in said
+    assert "6,144 in ledger, metrics and 2 checkpoints" in said
+    assert "the metrics counted the same in 12 steps" in said
     assert "steps 1 to 12, samples 0 to 96" in said
 
 
@@ -33,15 +37,30 @@ def flip(path):
     path.write_bytes(data)
 
 
-def improve(run):
-    lines = (run / "metrics.jsonl").read_text().splitlines()
-    records = [json.loads(line) for line in lines]
-    next(record for record in records if record.get("step") == 5 and "loss" in record)["loss"] -= 0.1
-    (run / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+def change_step_5(key, change):
+    def edited(text):
+        records = [json.loads(line) for line in text.splitlines()]
+        step = next(record for record in records if record.get("step") == 5 and "loss" in record)
+        step[key] = change(step[key])
+        return "".join(json.dumps(record) + "\n" for record in records)
+
+    return lambda run: edit(run / "metrics.jsonl", edited)
+
+
+def as_before_the_root_covered_the_manifest(path):
+    def edited(text):
+        manifest = json.loads(text)
+        files = {name: entry["sha256"] for name, entry in manifest["files"].items()}
+        return json.dumps({**manifest, "merkle_root": merkle_root(files)})
+
+    edit(path / "manifest.json", edited)
 
 
 TAMPERED = {
-    "a loss in metrics.jsonl": (improve, "the loss of step 5"),
+    "a loss in metrics.jsonl": (change_step_5("loss", lambda loss: loss - 0.1), "the loss of step 5"),
+    "tokens": (change_step_5("consumed_tokens", lambda tokens: tokens + 512), "step 5 counts 3072 tokens"),
+    "MFU": (change_step_5("mfu", lambda mfu: mfu * 1.01), "step 5: MFU"),
+    "no number": (change_step_5("mfu", str), "a record that no run writes"),
     "a line of the ledger": (lambda run: edit(run / "ledger.jsonl", lambda text: text.replace("[8, 16]", "[8, 17]")),
                              "does not follow"),
     "the lock": (lambda run: edit(run / "run.lock.json", lambda text: text.replace('"seed": 0', '"seed": 1')),
@@ -49,6 +68,8 @@ TAMPERED = {
     "the configuration": (lambda run: edit(run / "config.yaml", lambda text: text.replace(": 6144", ": 6145")),
                           "another configuration"),
     "a checkpoint": (lambda run: flip(folder_of(run / "checkpoints", 6) / "model/rank-00001.safetensors"), "damaged"),
+    "a root as of before": (
+        lambda run: as_before_the_root_covered_the_manifest(folder_of(run / "checkpoints", 6)), "older format"),
     "a checkpoint's state": (lambda run: edit(folder_of(run / "checkpoints", 12) / "state.json",
                                               lambda text: text.replace('"step": 12', '"step": 13')), "damaged"),
 }  # fmt: skip
@@ -70,4 +91,46 @@ def test_what_is_not_there_is_said_not_failed(hanse, run, capfd):
     assert hanse("verify", f"run={run}", "shards=gone") == 0
     said = capfd.readouterr().out
     assert "no shards in gone" in said
-    assert "5 could not be made" in said
+    assert "7 could not be made" in said
+
+
+def test_a_checkpoint_of_before_is_not_called_edited(hanse, run, capfd):
+    (run / "ledger.jsonl").unlink()  # as old as it is, so is the run: there was no ledger yet
+    as_before_the_root_covered_the_manifest(folder_of(run / "checkpoints", 6))
+    assert hanse("verify", f"run={run}") == 0
+    assert "of step 6: older format, cannot be checked; of the others: 1 complete (12)" in capfd.readouterr().out
+
+
+def test_parents_are_found_by_the_hash_of_their_manifest(hanse, run, tmp_path, capfd):
+    def names(step, sha256):
+        edit(folder_of(run / "checkpoints", step) / "manifest.json", lambda text: json.dumps(
+            {**json.loads(text), "parents": [{"manifest_sha256": sha256, "role": "base"}]}))  # fmt: skip
+
+    names(12, sha256_file(folder_of(run / "checkpoints", 6) / "manifest.json"))
+    assert hanse("verify", f"run={run}") == 0
+    assert "base " in (said := capfd.readouterr().out)
+    assert "11 checks passed" in said
+    shutil.copytree(folder_of(run / "checkpoints", 6), tmp_path / "registry/models/one")
+    edit(tmp_path / "registry/models/one/manifest.json", lambda text: text + " ")
+    names(12, sha256_file(tmp_path / "registry/models/one/manifest.json"))
+    assert hanse("verify", f"run={run}") == 0
+    assert "1 of 1 not found (base " in capfd.readouterr().out
+    assert hanse("verify", f"run={run}", f"parents=[{tmp_path / 'registry'}]") == 0
+    assert f"base {tmp_path / 'registry/models/one'}" in capfd.readouterr().out
+    names(12, "../../somewhere")
+    assert hanse("verify", f"run={run}") == 2
+    assert "a parent must have manifest_sha256 and role" in capfd.readouterr().out
+
+
+def test_seals_beside_are_checked_with_keys_that_are_trusted(hanse, run, tmp_path, capfd):
+    assert hanse("key", f"new={tmp_path / 'alice.key'}") == 0
+    checkpoint, trust = folder_of(run / "checkpoints", 12), f"trust=[{tmp_path / 'alice.pub'}]"
+    assert hanse("seal", f"folder={checkpoint}", "kind=checkpoint", f"key={tmp_path / 'alice.key'}") == 0
+    capfd.readouterr()
+    assert hanse("verify", f"run={run}") == 0
+    assert "step-00000012.checkpoint.sig: sealed with keys that you do not name" in capfd.readouterr().out
+    assert hanse("verify", f"run={run}", trust) == 0
+    assert "12 checks passed, 0 failed, 0 could not be made" in capfd.readouterr().out
+    (checkpoint / "more.txt").write_text("added")
+    assert hanse("verify", f"run={run}", trust) == 2
+    assert "more.txt was added" in capfd.readouterr().out

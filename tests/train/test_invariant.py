@@ -14,9 +14,11 @@ from hypothesis import strategies as some
 
 from common.errors import HanseError
 from tests.train.multirank import train_cases
+from train import ledger
 from train.checkpoint import Checkpoint
 from train.invariant import ExactAdamW, ExactSum, Owned
 from train.run_folder import complete_steps, folder_of, read_metrics
+from train.state_hash import state_of_checkpoint, tensors_under
 
 STEPS, SEQUENCES = 8, 24  # twelve micro-batches of two sequences a step: for 1, 2, 3 and 4 ranks
 
@@ -36,17 +38,28 @@ def fingerprint(run) -> str:
     return digest.hexdigest()[:16]
 
 
+def state_roots(run) -> dict[int, str]:
+    """{step: root of weights and moments}; the last one is also that of the checkpoint, and its tensors were kept."""
+    found = ledger.steps((record for _, record in ledger.lines(run / "ledger.jsonl")), "state")
+    roots = {step: line["root"] for step, line in found.items()}
+    last = complete_steps(run / "checkpoints")[-1]
+    state = state_of_checkpoint(Checkpoint(folder_of(run / "checkpoints", last)))
+    assert state.root == roots[last]
+    assert state.tensors == tensors_under(run / "states.jsonl", state.root)
+    return roots
+
+
 def settings(tiny_settings, *more):
     return [
         *tiny_settings, f"tokens={STEPS * SEQUENCES * 64}", f"batch.global_batch_size={SEQUENCES}",
         "checkpoint.every_steps=4", "evaluate.every_steps=100", "determinism=D2", "model.settings.hidden_size=40",
-        "model.settings.tie_word_embeddings=true", *more,
+        "model.settings.tie_word_embeddings=true", "state_hash_every_steps=4", "model.vocabulary_multiple=2048", *more,
     ]  # fmt: skip
 
 
 @pytest.mark.slow
 def test_every_number_of_ranks_and_every_stage_gives_one_hash(tiny_settings, tmp_path):
-    found = {"fp32": {}, "bf16": {}}
+    found, roots = {"fp32": {}, "bf16": {}}, {"fp32": {}, "bf16": {}}
     for ranks in (1, 2, 3, 4):
         runs = {
             (precision, stage): tmp_path / f"{precision}-{ranks}-{stage}" for precision in found for stage in (1, 2, 3)
@@ -60,9 +73,12 @@ def test_every_number_of_ranks_and_every_stage_gives_one_hash(tiny_settings, tmp
         assert train_cases(tmp_path / f"ranks-{ranks}", ranks, cases) == dict.fromkeys(cases, 0)
         for (precision, _), run in runs.items():
             found[precision][run.name] = fingerprint(run)
-    for hashes in found.values():
+            roots[precision][run.name] = state_roots(run)
+    for precision, hashes in found.items():
         assert len(hashes) == 12
         assert len(set(hashes.values())) == 1, hashes
+        assert len({tuple(sorted(one.items())) for one in roots[precision].values()}) == 1, roots
+        assert next(iter(roots[precision].values())).keys() == {4, 8}
 
 
 @pytest.mark.slow

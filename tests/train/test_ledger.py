@@ -31,6 +31,15 @@ def test_steps_done_again_after_a_resume_replace_those_before(tmp_path):
     assert found[4]["loss"] == (7.0).hex()
 
 
+def test_states_are_told_apart_from_steps_and_replaced_like_them(tmp_path):
+    ledger = written(tmp_path / "ledger.jsonl")
+    for step, root in ((2, "a"), (4, "b")):
+        ledger.write("state", {"step": step, "root": root})
+    ledger.write("start", {"step": 3})
+    found = steps((record for _, record in lines(tmp_path / "ledger.jsonl")), "state")
+    assert {step: line["root"] for step, line in found.items()} == {2: "a"}
+
+
 @settings(deadline=None)
 @given(cut=some.integers(0, 10_000))
 def test_cut_anywhere_the_whole_lines_stay_and_the_chain_goes_on(tmp_path_factory, cut):
