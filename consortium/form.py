@@ -231,7 +231,8 @@ def evidence_of(case: Case) -> verify.Evidence:
     from train.run_folder import RunFolder
 
     return verify.Evidence(folder=RunFolder(case.folder), config=case.train_config, shards=case.folder / "shards",
-                           records=case.records, steps=ledger.steps(iter(case.records)), batches=16, parents=[], trusted={})  # fmt: skip
+                           records=case.records, steps=ledger.steps(iter(case.records)), batches=16,
+                           parents=[], trusted={})  # fmt: skip
 
 
 def check_ledger(records: list[dict[str, Any]]) -> None:

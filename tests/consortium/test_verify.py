@@ -6,6 +6,7 @@ import shutil
 import pytest
 
 from common.files import merkle_root, sha256_file
+from train.checkpoint import root_of
 from train.run_folder import folder_of
 
 pytestmark = pytest.mark.slow
@@ -91,7 +92,7 @@ def test_what_is_not_there_is_said_not_failed(hanse, run, capfd):
     assert hanse("verify", f"run={run}", "shards=gone") == 0
     said = capfd.readouterr().out
     assert "no shards in gone" in said
-    assert "7 could not be made" in said
+    assert "8 could not be made" in said
 
 
 def test_a_checkpoint_of_before_is_not_called_edited(hanse, run, capfd):
@@ -102,24 +103,27 @@ def test_a_checkpoint_of_before_is_not_called_edited(hanse, run, capfd):
 
 
 def test_parents_are_found_by_the_hash_of_their_manifest(hanse, run, tmp_path, capfd):
-    def names(step, sha256):
-        edit(folder_of(run / "checkpoints", step) / "manifest.json", lambda text: json.dumps(
-            {**json.loads(text), "parents": [{"manifest_sha256": sha256, "role": "base"}]}))  # fmt: skip
+    def all_name(sha256):
+        parents = [{"manifest_sha256": sha256, "role": "init"}]
+        for path in run.glob("checkpoints/*/manifest.json"):
+            manifest = json.loads(path.read_text())
+            root = root_of(manifest["tensors"], manifest["files"], {"parents": parents})
+            path.write_text(json.dumps({**manifest, "parents": parents, "merkle_root": root}))
+        edit(run / "run.lock.json", lambda text: json.dumps({**json.loads(text), "parents": parents}))
 
-    names(12, sha256_file(folder_of(run / "checkpoints", 6) / "manifest.json"))
-    assert hanse("verify", f"run={run}") == 0
-    assert "base " in (said := capfd.readouterr().out)
-    assert "11 checks passed" in said
+    (run / "ledger.jsonl").unlink()  # which knows the roots of before
     shutil.copytree(folder_of(run / "checkpoints", 6), tmp_path / "registry/models/one")
-    edit(tmp_path / "registry/models/one/manifest.json", lambda text: text + " ")
-    names(12, sha256_file(tmp_path / "registry/models/one/manifest.json"))
+    all_name(sha256_file(tmp_path / "registry/models/one/manifest.json"))
     assert hanse("verify", f"run={run}") == 0
-    assert "1 of 1 not found (base " in capfd.readouterr().out
+    assert "2 of 2 not found (init " in capfd.readouterr().out
     assert hanse("verify", f"run={run}", f"parents=[{tmp_path / 'registry'}]") == 0
-    assert f"base {tmp_path / 'registry/models/one'}" in capfd.readouterr().out
-    names(12, "../../somewhere")
+    assert f"init {tmp_path / 'registry/models/one'}" in capfd.readouterr().out
+    edit(tmp_path / "registry/models/one/manifest.json", lambda text: text + " ")
+    assert hanse("verify", f"run={run}", f"parents=[{tmp_path / 'registry'}]") == 0
+    assert "2 of 2 not found (init " in capfd.readouterr().out
+    edit(run / "run.lock.json", lambda text: json.dumps({**json.loads(text), "parents": []}))
     assert hanse("verify", f"run={run}") == 2
-    assert "a parent must have manifest_sha256 and role" in capfd.readouterr().out
+    assert "names other parents than the checkpoint" in capfd.readouterr().out
 
 
 def test_seals_beside_are_checked_with_keys_that_are_trusted(hanse, run, tmp_path, capfd):
