@@ -103,6 +103,14 @@ class EvaluateConfig:
 
 
 @dataclass
+class GuardsConfig:
+    """What a run watches itself with."""
+
+    watchdog_seconds: float = 600.0
+    watchdog_slow_seconds: float = 1500.0
+
+
+@dataclass
 class TrackConfig:
     """Metrics beside ``metrics.jsonl``, which is always written."""
 
@@ -131,6 +139,7 @@ class TrainConfig:
     engine: EngineConfig = field(default_factory=EngineConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+    guards: GuardsConfig = field(default_factory=GuardsConfig)
     track: TrackConfig = field(default_factory=TrackConfig)
     experiment: Any = None
 
@@ -160,7 +169,8 @@ class TrainConfig:
                        "model.vocabulary_size", "model.vocabulary_multiple"),
             *_at_least(self, 0, "seed", "threads_per_rank", "schedule.warmup_steps", "schedule.final_fraction",
                        "checkpoint.keep_every_steps", "checkpoint.every_minutes", "checkpoint.keep_best",
-                       "optimizer.weight_decay", "optimizer.gradient_clipping"),
+                       "optimizer.weight_decay", "optimizer.gradient_clipping",
+                       "guards.watchdog_seconds", "guards.watchdog_slow_seconds"),
             *_one_of(self, "determinism", DETERMINISM),
             *_one_of(self, "engine.zero_stage", ZERO_STAGES),
             *_one_of(self, "engine.precision", PRECISIONS),

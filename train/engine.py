@@ -9,7 +9,7 @@ import math
 import os
 import sys
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -160,6 +160,7 @@ class Engine:
         self._prepare_optimizer_state()
         self.exact = self._exact_sum(parameters) if config.determinism == "D2" else None
         self._turn = 0  # micro-batches of the current step that were run
+        self.mark: Callable[[str], None] = lambda _: None  # told how far this rank has come (train/watchdog.py)
 
     def _exact_sum(self, elements: int) -> ExactSum:
         owned = {part.name: Owned(part.group, part.offset, part.start, part.stop) for part in self.fragments()}
@@ -175,6 +176,7 @@ class Engine:
 
     def forward(self, batch: MicroBatch) -> tuple[Tensor, Tensor]:
         """Negative log-likelihood in fp32: () of the micro-batch, for :meth:`backward`, and (B,) a sequence."""
+        self.mark("forward")
         total, nll = self.engine(**model_inputs(batch, self.engine.device))
         return total, nll
 
@@ -183,6 +185,7 @@ class Engine:
 
         ZeRO averages over the ranks; so the loss is scaled by their number, and by nothing else before it is rounded.
         """
+        self.mark("backward")
         if self.exact:  # which sums, and does not average
             self._turn += 1
             self.exact.begin(last=self._turn == self.config.accumulation(self.ranks))
@@ -194,6 +197,7 @@ class Engine:
         """To be called after each backward; the last of a step's micro-batches updates the weights."""
         for group in self.zero.param_groups:
             group["lr"] = learning_rate
+        self.mark("update")
         if self.exact is None or self.exact.end():
             self._turn = 0
             self.engine.step()

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+import torch.distributed as dist
 
-from common.errors import HanseError
+from common.errors import FlakyError, HanseError
 from train.ranks import together
 from train.stream import MicroBatch, Stream, rank_samples
 
@@ -17,24 +18,49 @@ if TYPE_CHECKING:
     from train.setup import Run
 
 
-def stop_unless_finite(run: Run, step: int, batch: Sequence[MicroBatch], loss: float, norm: float) -> None:
+def stop_unless_finite(
+    run: Run, step: int, batch: Sequence[MicroBatch], mine: torch.Tensor, *, loss: float, norm: float
+) -> None:
     """Stop if a step's loss or gradient is not finite; collective, with the same loss and norm on every rank.
 
     The engine has left weights and moments as they were (``check_grad_overflow``), so the step can be computed once
     more, slowly, looking at everything.
 
+    Args:
+        mine: this rank's part of the loss, any shape.
+
     Raises:
         HanseError: naming the documents whose loss, and the first parameter whose gradient, is not finite.
+        FlakyError: computed again everything is finite; naming the machines whose part of the loss was not.
     """
     if math.isfinite(loss) and math.isfinite(norm):
         return
-    found = look_again(run, step, batch)
+    with run.watchdog.slowly("looking for what is not finite"):
+        found = look_again(run, step, batch)
     with together(run.place):
         if found:
             raise HanseError(f"{_what(step, loss, norm)}: {found}. {_ADVICE}")
+    ranks = [rank for rank, finite in enumerate(_gathered(run, bool(mine.isfinite().all()))) if not finite]
     with together(run.place):
-        raise HanseError(f"{_what(step, loss, norm)}, but computed again it is on every rank: suspect a machine; "
-                         "run the same command again, on others if it comes back")  # fmt: skip
+        raise flaky(f"{_what(step, loss, norm)}, but computed again it is finite on every rank", run, ranks)
+
+
+def flaky(what: str, run: Run, ranks: Sequence[int]) -> FlakyError:
+    """The error of machines that compute wrongly: those of ``ranks``."""
+    where = ", ".join(f"rank {rank} on {run.watchdog.nodes[rank]}" for rank in ranks)
+    return FlakyError(
+        f"{what}: suspect a machine, {where or 'which one cannot be told'}. Weights were not touched, the last "
+        "checkpoint is sound: the same command goes on, better on other machines",
+        sorted({run.watchdog.nodes[rank] for rank in ranks}),
+    )
+
+
+def _gathered(run: Run, value: Any) -> list[Any]:
+    """``value`` of every rank, by rank."""
+    values = [value] * run.place.ranks
+    if run.place.ranks > 1:
+        dist.all_gather_object(values, value)
+    return values
 
 
 _ADVICE = ("Weights were not touched; the last checkpoint is sound. Look at these documents, or go on from that "

@@ -25,11 +25,12 @@ from train.engine import Engine, initialise_ranks
 from train.evaluate import LanguageLoss, all_reduce_sum
 from train.guards import stop_unless_finite
 from train.metrics import StepClock
-from train.ranks import Place, together
+from train.ranks import Place, nodes_of, together
 from train.run_folder import RunFolder
 from train.schedule import learning_rate
 from train.setup import Run, set_up
 from train.stream import MicroBatch
+from train.watchdog import Watchdog
 
 
 def train(config: TrainConfig, place: Place) -> int:
@@ -57,14 +58,18 @@ def train_as_rank(config: TrainConfig, place: Place, device: torch.device) -> in
         holder = folder.in_use() if place.first else nullcontext()
         holder.__enter__()
     try:
-        run = set_up(config, place, folder, device)
-        return EXIT_DONE if run is None else _loop(run, started)
+        guards = config.guards
+        with Watchdog(folder.path / "logs", place, nodes_of(place), guards.watchdog_seconds,
+                      guards.watchdog_slow_seconds) as watchdog:  # fmt: skip
+            run = set_up(config, place, folder, device, watchdog)
+            return EXIT_DONE if run is None else _loop(run, started)
     finally:
         holder.__exit__(None, None, None)
 
 
 def _loop(run: Run, started: float) -> int:
-    config, metrics, engine, writer = run.config, run.metrics, run.engine, run.writer
+    config, metrics, engine, writer, watchdog = run.config, run.metrics, run.engine, run.writer, run.watchdog
+    engine.mark = watchdog.at
     requests, clock = Requests(run.folder, config.checkpoint.every_minutes), StepClock()
     losses: dict[str, LanguageLoss] = {}
     step = run.first_step
@@ -72,10 +77,11 @@ def _loop(run: Run, started: float) -> int:
         step_started, rate = time.perf_counter() - waited, learning_rate(step, config)
         sums = train_step(engine, batch.micro_batches, batch.targets, rate, len(run.data.languages))
         told = torch.cat((sums.view(-1), requests.pending(run.place), torch.tensor([writer.done_here()])))
-        told = all_reduce_sum(told, engine)  # the only communication that is not ZeRO's
+        watchdog.at("agreeing on the loss")
+        mine, told = sums, all_reduce_sum(told, engine)  # the only communication that is not ZeRO's
         sums, (stop, save, written) = told[:-3].view_as(sums), told[-3:].tolist()
         loss, norm = float(sums[:, 0].sum()) / batch.targets, engine.gradient_norm()
-        stop_unless_finite(run, step, batch.micro_batches, loss, norm)
+        stop_unless_finite(run, step, batch.micro_batches, mine, loss=loss, norm=norm)
         step += 1
         if run.ledger:
             run.ledger.write("step", {"step": step, "samples": batch.samples, "batch": batch.sha256,
@@ -99,23 +105,28 @@ def _loop(run: Run, started: float) -> int:
         last, stop = step == config.steps, stop or step == config.until_step
         evaluate = last or step % config.evaluate.every_steps == 0
         if evaluate:
-            losses = run.evaluation.run(engine, run.place)
+            with watchdog.slowly("evaluating"):
+                losses = run.evaluation.run(engine, run.place)
             metrics.evaluation(step, losses)
         saving = time.perf_counter()
         if written == run.place.ranks:
             note_checkpoint(run, requests, writer.advance())
         if last or stop or save or step % config.checkpoint.every_steps == 0:
-            note_checkpoint(run, requests, writer.wait())  # one at a time
+            with watchdog.slowly("waiting for the checkpoint before"):
+                note_checkpoint(run, requests, writer.wait())  # one at a time
             state = checkpoint_state(run, step, run.seconds_before + time.monotonic() - started)
             writer.begin(engine, state | _bits_per_byte(losses if evaluate else {}))
             requests.granted()
         if last or stop or not config.checkpoint.asynchronous:
-            note_checkpoint(run, requests, writer.wait())
+            with watchdog.slowly("waiting for a checkpoint"):
+                note_checkpoint(run, requests, writer.wait())
         clock.saving(time.perf_counter() - saving)
+        watchdog.step(step)
         if stop:
             break
 
-    metrics.close(step)
+    with watchdog.slowly("finishing"):
+        metrics.close(step)
     if run.place.first:
         outcome.finish(run, step, losses, clock, run.seconds_before + time.monotonic() - started)
     return EXIT_DONE if step == config.steps else EXIT_GO_ON

@@ -31,6 +31,7 @@ from train.precision import choose, measured_peaks
 from train.ranks import Place, together
 from train.run_folder import RunFolder, complete_steps, folder_of
 from train.stream import Stream, open_sources, open_stream
+from train.watchdog import Watchdog
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,7 @@ class Run:
     metrics: Metrics
     ledger: Ledger | None
     writer: Writer
+    watchdog: Watchdog
     precision: str
     parameters: int
     flops_per_token: int
@@ -60,7 +62,9 @@ class Run:
     seconds_before: float
 
 
-def set_up(config: TrainConfig, place: Place, folder: RunFolder, device: torch.device) -> Run | None:
+def set_up(
+    config: TrainConfig, place: Place, folder: RunFolder, device: torch.device, watchdog: Watchdog
+) -> Run | None:
     """Open everything; None when the budget of tokens is used up already. Collective.
 
     Raises:
@@ -113,6 +117,7 @@ def set_up(config: TrainConfig, place: Place, folder: RunFolder, device: torch.d
         metrics=metrics,
         ledger=ledger,
         writer=Writer(folder.checkpoints, place, config.checkpoint),
+        watchdog=watchdog,
         precision=precision,
         parameters=parameters,
         flops_per_token=flops,

@@ -8,13 +8,14 @@ from pathlib import Path
 
 from omegaconf import OmegaConf
 
-from common.errors import EXIT_USER_ERROR, ConfigError, HanseError
+from common.errors import ConfigError, FlakyError, HanseError
 from common.files import write_text
 from launch.local import run_ranks
 from train.config import TrainConfig, batch_problems
 from train.determinism import set_variables
 from train.ranks import ToldElsewhere, find_place, torchrun_variables
 from train.run_folder import RunFolder
+from train.watchdog import leave_word
 
 
 def run(config: TrainConfig) -> int:
@@ -44,8 +45,11 @@ def _be_a_rank(config: TrainConfig) -> int:
 
     try:
         return train(config, place)
-    except ToldElsewhere:
-        return EXIT_USER_ERROR
+    except ToldElsewhere as told:
+        return told.exit_code
+    except FlakyError as error:
+        leave_word(Path(config.run) / "logs", error.exit_code, error.nodes, str(error))
+        raise
 
 
 def _rank_of_local_start(path: str) -> int:
@@ -55,7 +59,7 @@ def _rank_of_local_start(path: str) -> int:
         return _be_a_rank(config)
     except HanseError as error:
         print(f"hanse train: {error}", file=sys.stderr)
-        return EXIT_USER_ERROR
+        return error.exit_code
 
 
 if __name__ == "__main__":

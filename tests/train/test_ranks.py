@@ -2,7 +2,8 @@
 
 import pytest
 
-from train.ranks import Place, find_place, first_host, torchrun_variables
+from common.errors import FlakyError, HanseError
+from train.ranks import Place, find_place, first_host, together, torchrun_variables
 
 
 @pytest.mark.parametrize(
@@ -41,3 +42,11 @@ def test_all_tasks_of_a_job_agree_on_address_and_port_and_keep_what_is_set():
     kept = {"MASTER_PORT": "29500"}
     torchrun_variables(Place(0, 1), kept)
     assert kept["MASTER_PORT"] == "29500"
+
+
+def test_an_error_keeps_its_kind_among_the_ranks():
+    for error in (HanseError("wrong"), FlakyError("broken", ["nid7"])):
+        with pytest.raises(HanseError) as told, together(Place(0, 1)):
+            raise error
+        assert (type(told.value), str(told.value)) == (type(error), str(error))
+        assert getattr(told.value, "nodes", ()) == getattr(error, "nodes", ())
