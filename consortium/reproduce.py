@@ -74,6 +74,7 @@ def _prepared(
     if missing:
         raise HanseError(f"{original.ledger}: knows no step {missing[0]}; "
                          + (f"its last one is {max(known)}" if known else "it holds none"))  # fmt: skip
+    _refuse_part_of_a_rewind(original, first, last)
     if first:
         checkpoint = Checkpoint(folder_of(original.checkpoints, first))
         checkpoint.verify()
@@ -88,6 +89,15 @@ def _prepared(
     )  # fmt: skip
 
 
+def _refuse_part_of_a_rewind(original: RunFolder, first: int, last: int) -> None:
+    """A run goes back when it has seen the spikes: a replay that begins before must go that far, or see other data."""
+    for _, record in ledger.lines(original.ledger):
+        if record["kind"] == "rewind" and first < record["step"] < last < record["spikes"][-1]:
+            raise HanseError(f"to_step={last}: the run went back from step {record['spikes'][-1]} to {record['step']} "
+                             f"because of spikes; replay from_step={record['step']}, or up to "
+                             f"to_step={record['spikes'][-1]} or more")  # fmt: skip
+
+
 def compare(theirs: Mapping[int, Any], ours: Mapping[int, Any], first: int, last: int) -> dict[str, Any]:
     """What differs between two ledgers in steps ``first + 1 .. last``."""
     differing, largest = [], 0.0
@@ -95,6 +105,9 @@ def compare(theirs: Mapping[int, Any], ours: Mapping[int, Any], first: int, last
         one, other = theirs[step], ours[step]
         if one["batch"] != other["batch"]:
             raise HanseError(f"step {step}: another batch was drawn; the shards here are not those of the run")
+        if one.get("skipped") != other.get("skipped"):
+            differing.append({"step": step, "value": "skipped", "theirs": one.get("skipped"),
+                              "ours": other.get("skipped")})  # fmt: skip
         for key in ("loss", "gradient_norm", "learning_rate"):
             a, b = float.fromhex(one[key]), float.fromhex(other[key])
             if a != b:

@@ -220,9 +220,11 @@ def finish(partial: Path, final: Path, files: dict[str, Any], shapes: Mapping[st
         })  # fmt: skip
         for folder in (*(path for path in partial.iterdir() if path.is_dir()), partial):
             fsync_folder(folder)
+        before = final.with_name(f"{final.name}.replaced{PARTIAL}")
         if final.exists():  # a run that went back and came here again
-            shutil.rmtree(final)
+            final.rename(before)
         partial.rename(final)
+        shutil.rmtree(before, ignore_errors=True)
         fsync_folder(final.parent)
         return root
     except OSError as error:

@@ -103,11 +103,28 @@ class EvaluateConfig:
 
 
 @dataclass
+class SpikesConfig:
+    """What counts as a spike of the loss or the gradient norm, and what follows (train/spikes.py)."""
+
+    sigma: float = 0.0
+    window: int = 128
+    rewind_after: int = 0
+    rewind_within: int = 50
+    rewind_margin: int = 0
+    max_rewinds: int = 3
+
+
+@dataclass
 class GuardsConfig:
     """What a run watches itself with."""
 
     watchdog_seconds: float = 600.0
     watchdog_slow_seconds: float = 1500.0
+    times_every_steps: int = 100
+    slow_ratio: float = 1.5
+    weights_every_steps: int = 100
+    layer_norms_every_steps: int = 0
+    spikes: SpikesConfig = field(default_factory=SpikesConfig)
 
 
 @dataclass
@@ -170,7 +187,11 @@ class TrainConfig:
             *_at_least(self, 0, "seed", "threads_per_rank", "schedule.warmup_steps", "schedule.final_fraction",
                        "checkpoint.keep_every_steps", "checkpoint.every_minutes", "checkpoint.keep_best",
                        "optimizer.weight_decay", "optimizer.gradient_clipping",
-                       "guards.watchdog_seconds", "guards.watchdog_slow_seconds"),
+                       "guards.watchdog_seconds", "guards.watchdog_slow_seconds", "guards.times_every_steps",
+                       "guards.weights_every_steps", "guards.layer_norms_every_steps", "guards.spikes.sigma",
+                       "guards.spikes.rewind_after", "guards.spikes.rewind_margin", "guards.spikes.max_rewinds"),
+            *_at_least(self, 1, "guards.slow_ratio", "guards.spikes.rewind_within"),
+            *_at_least(self, 8, "guards.spikes.window"),
             *_one_of(self, "determinism", DETERMINISM),
             *_one_of(self, "engine.zero_stage", ZERO_STAGES),
             *_one_of(self, "engine.precision", PRECISIONS),
@@ -192,6 +213,12 @@ class TrainConfig:
         if self.determinism != "D0" and self.engine.precision == "auto":
             found.append(f"engine.precision=auto: with determinism={self.determinism} it must be set (bf16 or fp32), "
                          "not measured")  # fmt: skip
+        if self.guards.spikes.rewind_after and not self.guards.spikes.sigma:
+            found.append("guards.spikes.rewind_after: counts spikes, and guards.spikes.sigma=0 looks for none; set "
+                         "e.g. guards.spikes.sigma=6")  # fmt: skip
+        if self.guards.spikes.rewind_after > self.guards.spikes.rewind_within:
+            found.append(f"guards.spikes.rewind_after={self.guards.spikes.rewind_after}: so many do not fit into "
+                         f"guards.spikes.rewind_within={self.guards.spikes.rewind_within} steps")  # fmt: skip
         for key, weight in self.data.mixture.items():
             if not 0 <= weight < float("inf"):
                 found.append(f"data.mixture.{key}={weight}: a weight is a finite number, 0 or more")

@@ -24,7 +24,9 @@ from train.determinism import FROZEN
 # What may change between two starts of one run: how it is computed and watched, not what is computed.
 FREE = ("run", "lock", "until_step", "ranks", "threads_per_rank", "experiment", "engine.zero_stage", "engine.precision",
         "model.attention", "batch.micro_batch_size", "data.shards", "data.tokenizer", "data.verify_hashes",
-        "checkpoint", "evaluate", "track", "guards.watchdog_seconds", "guards.watchdog_slow_seconds")  # fmt: skip
+        "checkpoint", "evaluate", "track", "guards.watchdog_seconds", "guards.watchdog_slow_seconds",
+        "guards.times_every_steps", "guards.slow_ratio", "guards.weights_every_steps",
+        "guards.layer_norms_every_steps")  # fmt: skip
 
 
 class RunFolder:

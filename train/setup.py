@@ -29,7 +29,9 @@ from train.metrics import Metrics
 from train.model import build_model, flops_per_token, model_config, parameter_counts
 from train.precision import choose, measured_peaks
 from train.ranks import Place, together
+from train.rewind import skipped_in
 from train.run_folder import RunFolder, complete_steps, folder_of
+from train.spikes import Spikes
 from train.stream import Stream, open_sources, open_stream
 from train.watchdog import Watchdog
 
@@ -40,6 +42,7 @@ class Run:
 
     Attributes:
         first_step: optimizer steps done before this start; ``seconds_before``: wall-clock seconds spent on them.
+        skipped: ranges of samples that the run went past (train/rewind.py); changed in place.
         parameters: of the model; ``flops_per_token``: model FLOPs of one training token.
         peak: measured FLOP/s of all ranks together in ``precision``.
     """
@@ -54,6 +57,8 @@ class Run:
     ledger: Ledger | None
     writer: Writer
     watchdog: Watchdog
+    spikes: Spikes
+    skipped: list[tuple[int, int]]
     precision: str
     parameters: int
     flops_per_token: int
@@ -90,13 +95,15 @@ def set_up(
             model.load_state_dict(resumed.weights(), strict=False)  # tied weights have one name
     parameters, flops = parameter_counts(model)[0], flops_per_token(model, config.data.sequence_length)
     engine = Engine(config, model, place.ranks, precision)
-    ledger = None
+    engine.mark = watchdog.at
+    ledger, skipped = None, []
     with together(place):
         if resumed:
             resumed.restore(engine)
+            skipped = skipped_in(resumed.state, resumed.folder)
         if place.first:
             now = lock.describe(config, data.manifest, place, precision)
-            ledger = open_ledger(config, folder, now, first_step)
+            ledger = open_ledger(config, folder, now, first_step, skipped)
             folder.keep_config(config)
             folder.cut_metrics(first_step)
             sweep_partial(folder.checkpoints)
@@ -118,6 +125,8 @@ def set_up(
         ledger=ledger,
         writer=Writer(folder.checkpoints, place, config.checkpoint),
         watchdog=watchdog,
+        spikes=Spikes(config.guards.spikes, resumed.state.get("spikes") if resumed else None),
+        skipped=skipped,
         precision=precision,
         parameters=parameters,
         flops_per_token=flops,
@@ -127,7 +136,9 @@ def set_up(
     )  # fmt: skip
 
 
-def open_ledger(config: TrainConfig, folder: RunFolder, now: dict[str, Any], first_step: int) -> Ledger:
+def open_ledger(
+    config: TrainConfig, folder: RunFolder, now: dict[str, Any], first_step: int, skipped: list[tuple[int, int]]
+) -> Ledger:
     """Write the lock at a first start, and the ledger's line of this one, whose lock would be ``now``.
 
     Raises:
@@ -143,6 +154,7 @@ def open_ledger(config: TrainConfig, folder: RunFolder, now: dict[str, Any], fir
     ledger.write("start", {
         "step": first_step, "lock": sha256_file(folder.lock), **now["layout"],
         "differs": {key: here for key, (_, here) in differs.items()},
+        **({"skipped_samples": skipped} if skipped else {}),
     })  # fmt: skip
     return ledger
 

@@ -8,14 +8,13 @@ from pathlib import Path
 
 from omegaconf import OmegaConf
 
-from common.errors import ConfigError, FlakyError, HanseError
+from common.errors import ConfigError, HanseError
 from common.files import write_text
 from launch.local import run_ranks
 from train.config import TrainConfig, batch_problems
 from train.determinism import set_variables
 from train.ranks import ToldElsewhere, find_place, torchrun_variables
 from train.run_folder import RunFolder
-from train.watchdog import leave_word
 
 
 def run(config: TrainConfig) -> int:
@@ -47,9 +46,6 @@ def _be_a_rank(config: TrainConfig) -> int:
         return train(config, place)
     except ToldElsewhere as told:
         return told.exit_code
-    except FlakyError as error:
-        leave_word(Path(config.run) / "logs", error.exit_code, error.nodes, str(error))
-        raise
 
 
 def _rank_of_local_start(path: str) -> int:

@@ -111,6 +111,8 @@ class Watchdog:
         with suppress(OSError):  # a full disk must not keep us here
             head = {"rank": self.place.rank, "node": self.nodes[self.place.rank], "step": self._step,
                     "marks": self._marks, "at": self._at, "seconds": round(waited, 1)}  # fmt: skip
+            self._file.truncate(0)  # of what was written while the process was held still
+            self._file.seek(0)
             self._file.write(json.dumps(head) + "\n")
             self._file.flush()
             faulthandler.dump_traceback(self._file, all_threads=True)
