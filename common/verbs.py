@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from common import configuration
-from common.errors import EXIT_CRASH, EXIT_USER_ERROR, HanseError
+from common.errors import EXIT_CRASH, EXIT_INTERRUPTED, EXIT_USER_ERROR, HanseError
 from common.terminal import say
 
 # Compute nodes have no internet, and what a dependency reports home is nobody's business: both off unless asked for.
@@ -63,10 +63,10 @@ def main(verbs: Mapping[str, Verb], arguments: list[str]) -> int:  # noqa: PLR09
         return run(verb, arguments[1:])
     except HanseError as error:
         print(f"hanse {verb.name}: {error}", file=sys.stderr)
-        return EXIT_USER_ERROR
+        return error.exit_code
     except KeyboardInterrupt:
         print(f"hanse {verb.name}: interrupted", file=sys.stderr)
-        return 130
+        return EXIT_INTERRUPTED
     except BrokenPipeError:  # whoever read our output (head, less) has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_CRASH

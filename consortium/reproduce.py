@@ -70,6 +70,7 @@ def _segment(config: ReproduceConfig, original: RunFolder, known: Steps) -> tupl
     if missing or not last:
         raise HanseError(f"{original.ledger}: knows no step {missing or config.from_step + 1}; "
                          + (f"its last one is {max(known)}" if known else "it holds none"))  # fmt: skip
+    _refuse_part_of_a_rewind(original, config.from_step, last)
     return config.from_step, last
 
 
@@ -161,6 +162,15 @@ def _apart(one: str, other: str) -> float:
     return abs(a - b) / max(abs(a), abs(b)) if a != b else 0.0
 
 
+def _refuse_part_of_a_rewind(original: RunFolder, first: int, last: int) -> None:
+    """A run goes back when it has seen the spikes: a replay that begins before must go that far, or see other data."""
+    for _, record in ledger.lines(original.ledger):
+        if record["kind"] == "rewind" and first < record["step"] < last < record["spikes"][-1]:
+            raise HanseError(f"to_step={last}: the run went back from step {record['spikes'][-1]} to {record['step']} "
+                             f"because of spikes; replay from_step={record['step']}, or up to "
+                             f"to_step={record['spikes'][-1]} or more")  # fmt: skip
+
+
 def compare(theirs: Steps, ours: Steps, first: int, last: int, band: Band | None = None) -> dict[str, Any]:
     """What differs between two ledgers in steps ``first + 1 .. last``, and whether all of it is within the band.
 
@@ -173,6 +183,10 @@ def compare(theirs: Steps, ours: Steps, first: int, last: int, band: Band | None
         one, other = theirs[step], ours[step]
         if one["batch"] != other["batch"]:
             raise HanseError(f"step {step}: another batch was drawn; the shards here are not those of the run")
+        if one.get("skipped") != other.get("skipped"):
+            differing.append({"step": step, "value": "skipped", "theirs": one.get("skipped"),
+                              "ours": other.get("skipped")})  # fmt: skip
+            within = False
         for key in VALUES:
             apart = _apart(one[key], other[key])
             if apart:

@@ -22,7 +22,7 @@ from train import ledger
 from train.config import TrainConfig
 from train.lock import FORMAT, config_sha256
 from train.run_folder import RunFolder, read_metrics
-from train.stream import Stream, open_stream
+from train.stream import Stream, first_sample, open_stream
 
 if TYPE_CHECKING:
     from train.checkpoint import Checkpoint  # brings torch
@@ -148,12 +148,17 @@ def whole(evidence: Evidence) -> str:
     """No step is missing or doubled, and each took the samples that come next."""
     if not evidence.steps:
         raise Unknown("the ledger holds no step")
-    size = evidence.config.batch.global_batch_size
+    size, passed = evidence.config.batch.global_batch_size, ledger.skipped(iter(evidence.records))
     for number, step in enumerate(sorted(evidence.steps), 1):
-        if step != number or evidence.steps[step]["samples"] != [(step - 1) * size, step * size]:
+        first = first_sample(step - 1, size, passed)
+        if step != number or evidence.steps[step]["samples"] != [first, first + size]:
             raise HanseError(f"{evidence.folder.ledger}: step {number} is missing or took other samples than those "
                              "that come next in the order of data")  # fmt: skip
-    return f"steps 1 to {len(evidence.steps)}, samples 0 to {len(evidence.steps) * size}"
+    end = first_sample(len(evidence.steps) - 1, size, passed) + size
+    left_out = sum("skipped" in line for line in evidence.steps.values())
+    return (f"steps 1 to {len(evidence.steps)}, samples 0 to {end}"
+            + "".join(f", without {start} to {stop}" for start, stop in passed)
+            + (f", {left_out} steps without an update" if left_out else ""))  # fmt: skip
 
 
 def metrics(evidence: Evidence) -> str:

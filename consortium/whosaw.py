@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -19,8 +19,9 @@ from common.files import write_json
 from common.terminal import next_step, say, table
 from consortium.config import WhosawConfig
 from data_pipelines.shards import SIDECAR, ShardsManifest, beside
+from train import ledger
 from train.run_folder import RunFolder, complete_steps, read_metrics
-from train.stream import Stream, open_stream
+from train.stream import Stream, first_sample, open_stream, steps_of
 
 FORMAT = "hanse.whosaw/1"
 SHOWN = 20  # documents in the printed table
@@ -28,13 +29,18 @@ SHOWN = 20  # documents in the printed table
 
 @dataclass(frozen=True)
 class Sighting:
-    """One document and the optimizer steps, counted from 1, whose batches held any of its tokens."""
+    """One document and the optimizer steps, counted from 1, that learnt from any of its tokens.
+
+    ``not_learnt``: samples that held some and left no trace in the weights: of a step whose update was skipped because
+    of a spike, or of those the run went back before.
+    """
 
     id: str
     url: str | None
     shard: str
     tokens: int
     steps: list[int]
+    not_learnt: list[int] = field(default_factory=list)
 
 
 def run(config: WhosawConfig) -> None:
@@ -45,7 +51,10 @@ def run(config: WhosawConfig) -> None:
     stream = open_stream(manifest, trained.data.sequence_length, trained.seed, trained.data.mixture)
     done = max((record["step"] for record in read_metrics(folder.metrics) if "loss" in record), default=0)
     asked = questions(config.what)
-    found = list(sightings(manifest, stream, asked, steps=done, global_batch=trained.batch.global_batch_size))
+    records = [record for _, record in ledger.lines(folder.ledger)]
+    idle = {step for step, line in ledger.steps(iter(records)).items() if "skipped" in line}
+    found = list(sightings(manifest, stream, asked, steps=done, global_batch=trained.batch.global_batch_size,
+                           skipped=ledger.skipped(iter(records)), idle=idle))  # fmt: skip
     steps = complete_steps(folder.checkpoints)
     clean = _tell(asked, found, steps, done)
     if config.output:
@@ -71,9 +80,15 @@ def questions(what: str) -> list[str]:
 
 
 def sightings(
-    manifest: ShardsManifest, stream: Stream, asked: Sequence[str], *, steps: int, global_batch: int
-) -> Iterator[Sighting]:
-    """Every training document that was asked for, with the steps up to ``steps`` that saw it."""
+    manifest: ShardsManifest, stream: Stream, asked: Sequence[str], *, steps: int, global_batch: int,
+    skipped: Sequence[tuple[int, int]] = (), idle: Collection[int] = (),
+) -> Iterator[Sighting]:  # fmt: skip
+    """Every training document that was asked for, with the steps up to ``steps`` that saw it.
+
+    Args:
+        skipped: ranges of samples that the run went past; ``idle``: steps that made no update.
+    """
+    end = first_sample(steps - 1, global_batch, skipped) + global_batch if steps else 0
     numbers = {source.name: number for number, source in enumerate(stream.sources)}
     for entry in manifest.of("train"):
         prefix = manifest.folder / entry.name
@@ -82,10 +97,12 @@ def sightings(
             if entry.language in numbers and row["token_end"] > row["token_start"]:
                 number = numbers[entry.language]
                 windows = stream.sources[number].windows_of(prefix, row["token_start"], row["token_end"])
-                samples = stream.samples_of(number, windows, steps * global_batch)
+                samples = stream.samples_of(number, windows, end)
             tokens = row["token_end"] - row["token_start"]
-            seen = np.unique(samples // global_batch + 1).tolist()
-            yield Sighting(row["id"], row["url"], entry.name, tokens, seen)
+            at = steps_of(samples, global_batch, skipped)
+            learnt = (at > 0) & ~np.isin(at, list(idle))
+            yield Sighting(row["id"], row["url"], entry.name, tokens, np.unique(at[learnt]).tolist(),
+                           samples[~learnt].tolist())  # fmt: skip
 
 
 def _documents(sidecar: Path, asked: Sequence[str]) -> list[dict[str, Any]]:
@@ -129,9 +146,12 @@ def _tell(asked: Sequence[str], found: Sequence[Sighting], checkpoints: Sequence
         return None
     rows = [(one.id, one.tokens, len(one.steps), one.steps[0] if one.steps else "-",
              one.steps[-1] if one.steps else "-") for one in found[:SHOWN]]  # fmt: skip
+    drawn = sum(len(one.not_learnt) for one in found)
     table(f"{len(found)} documents, {done} steps done", ("document", "tokens", "steps", "first", "last"), rows)
     if len(found) > SHOWN:
         say(f"... and {len(found) - SHOWN} more (output=FILE.json writes all)")
+    if drawn:
+        say(f"{drawn} more samples with them were drawn but not learnt: their steps made no update, or were undone")
     seen = [one.steps[0] for one in found if one.steps]
     if not seen:
         say("no step has seen any of them")

@@ -20,8 +20,8 @@ from typing import Any
 
 import yaml
 
-from common.errors import EXIT_CRASH, EXIT_DONE, EXIT_GO_ON, EXIT_USER_ERROR
-from common.files import write_text
+from common.errors import EXIT_CRASH, EXIT_DONE, EXIT_FLAKY, EXIT_GO_ON, EXIT_HUNG, EXIT_USER_ERROR, HanseError
+from common.files import read_json, write_text
 
 LONGEST_WAIT_SECONDS = 3600.0
 OUR_STOP = "hanse:"  # begins a stop file that the batch script made; people touch an empty one
@@ -35,10 +35,11 @@ KINDS = {
     "user-error": "the input is wrong, see the log: starting again does not help",
     "crash": "a rank failed",
     "hung": "the ranks gave no sign of life",
+    "flaky": "a machine computes wrongly",
     "vanished": "ended without a word (node failure, preemption)",
     "bad-node": "node checks failed",
 }
-FAILURES = ("crash", "hung", "vanished", "bad-node")
+FAILURES = ("crash", "hung", "flaky", "vanished", "bad-node")
 ENDS = {"done": EXIT_DONE, "stopped": EXIT_DONE, "cancelled": EXIT_GO_ON, "user-error": EXIT_USER_ERROR}
 DIED = re.compile(r"^srun: error: (?P<node>\S+): tasks? [\d,\- ]+: (?P<how>.+)$", re.MULTILINE)
 VIOLENT = re.compile(
@@ -145,13 +146,27 @@ def kind_of_end(  # noqa: PLR0911 (an end each)
         return "stopped"
     if ended_by_slurm and not past_limit:
         return "cancelled"
-    if hung:
+    if hung or code == EXIT_HUNG:
         return "hung"
+    if code == EXIT_FLAKY:
+        return "flaky"
     if code == EXIT_GO_ON:
         return "limit" if limit_near else "told"
     if ended_by_slurm or (limit_near and code == EXIT_USER_ERROR):  # refused to start because of our own stop file
         return "limit"
     return "user-error" if code == EXIT_USER_ERROR else "crash"
+
+
+def last_word(run: Path) -> tuple[int | None, tuple[str, ...]]:
+    """(exit code, nodes to suspect) that the trainer left in ``logs/fault.json``; (None, ()) where it left none.
+
+    srun gives the largest exit code of all tasks, and 137 of those that it kills is larger than any of ours.
+    """
+    try:
+        word = read_json(run / "logs/fault.json", "last word of the ranks")
+        return int(word["exit_code"]), tuple(map(str, word["nodes"]))
+    except (HanseError, KeyError, TypeError, ValueError):
+        return None, ()
 
 
 def blamed_node(log: str) -> str:
@@ -225,6 +240,7 @@ def begin(record: Record, policy: Policy, life: int, nodes: str) -> Decision:
         if not stop.read_text(encoding="utf-8", errors="replace").startswith(OUR_STOP):
             return Decision("end", KINDS["stopped"], EXIT_DONE)
         stop.unlink()  # left by a start that died between asking and deciding
+    (record.run / "logs/fault.json").unlink(missing_ok=True)  # a word of the start before
     record.add(Start(life, time.time(), nodes, record.newest_step()))
     return Decision("train", "")
 
@@ -237,16 +253,19 @@ def finish(record: Record, policy: Policy, arguments: argparse.Namespace) -> Dec
         stop.unlink()
     here = record.job / "starts" / str(arguments.life)
     hung = (here / "hung").exists()
+    word, suspects = last_word(record.run)
     kind = kind_of_end(
-        arguments.code, limit_near=bool(arguments.limit_near), ended_by_slurm=bool(arguments.ended_by_slurm),
-        past_limit=time.time() >= arguments.end_time - 5, stopped_by_hand=by_hand, hung=hung,
+        arguments.code if word is None else word, limit_near=bool(arguments.limit_near),
+        ended_by_slurm=bool(arguments.ended_by_slurm), past_limit=time.time() >= arguments.end_time - 5,
+        stopped_by_hand=by_hand, hung=hung,
     )  # fmt: skip
     blamed = ""
     if kind == "hung":
-        blamed = stuck_node(_text(here / "processes"))
+        blamed = stuck_node(_text(here / "processes")) or (suspects[0] if len(suspects) == 1 else "")
     elif kind == "crash":
         blamed = blamed_node(_text(arguments.log).rpartition(f" start {arguments.life}: job ")[2])
-    record.end(kind, blamed=blamed)
+    # A rank that is late may wait for a disk or a switch; a wrong result is the machine's own.
+    record.end(kind, blamed=blamed, bad_nodes=suspects if kind == "flaky" else ())
     return decide(record.starts(), policy)
 
 

@@ -12,10 +12,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
 
-from common.errors import EXIT_CRASH, EXIT_DONE, EXIT_GO_ON, EXIT_USER_ERROR
+from common.errors import EXIT_CRASH, EXIT_DONE, EXIT_FLAKY, EXIT_GO_ON, EXIT_HUNG, EXIT_USER_ERROR
 from common.terminal import say
 
 GRACE_SECONDS = 10.0  # between one rank's failure and the end of the others
+SPEAKING = (EXIT_USER_ERROR, EXIT_HUNG, EXIT_FLAKY)  # exit codes of a rank that are those of the whole
 PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 
 
@@ -98,11 +99,11 @@ def _judge(codes: Sequence[int], ended_here: set[int], log_folder: Path) -> int:
         return max(codes)
     # One that was killed from outside comes first, then one that says what is wrong with the input: when a rank
     # leaves, the others' collectives fail.
-    culprit = min(failed, key=lambda rank: (codes[rank] >= 0, codes[rank] != EXIT_USER_ERROR, rank))
+    culprit = min(failed, key=lambda rank: (codes[rank] >= 0, codes[rank] not in SPEAKING, rank))
     code = codes[culprit]
-    if code != EXIT_USER_ERROR or culprit > 0:  # rank 0 has said it on this terminal
+    if code not in SPEAKING or culprit > 0:  # rank 0 has said it on this terminal
         _last_words(culprit, code, log_folder)
-    return code if code == EXIT_USER_ERROR else EXIT_CRASH
+    return code if code in SPEAKING else EXIT_CRASH
 
 
 def _last_words(rank: int, code: int, log_folder: Path) -> None:

@@ -14,7 +14,7 @@ import yaml
 from launch.life import Policy, Record, Start, excluded_nodes, failures_in_a_row
 from launch.render import job_folders
 
-TAIL_BYTES = 64 * 1024
+TAIL_BYTES = 256 * 1024  # some hundreds of steps, so that it holds the last comparison of the ranks' times
 RECENT_STEPS = 20
 
 
@@ -36,6 +36,7 @@ class Progress:
     bad_nodes: tuple[str, ...]
     failures: int  # in a row, without a new checkpoint
     tokens_per_step: int | None
+    slow: tuple[str, ...]  # ranks that the last comparison found slow, in words
 
     @property
     def seconds_left(self) -> float | None:
@@ -57,7 +58,8 @@ def look(run: Path) -> Progress:
     train = _yaml(jobs[-1] / "train.yaml") if jobs else {}
     record = Record(submitted[-1]) if submitted else None
     starts = record.starts() if record else []
-    steps = [entry for entry in _tail(run / "metrics.jsonl") if "loss" in entry][-RECENT_STEPS:]
+    tail = list(_tail(run / "metrics.jsonl"))
+    steps = [entry for entry in tail if "loss" in entry][-RECENT_STEPS:]
     speeds = [entry["tokens_per_second"] for entry in steps if entry.get("tokens_per_second")]
     utilisation = [entry["mfu"] for entry in steps if entry.get("mfu") is not None]
     heartbeat = _json(run / "heartbeat.json")
@@ -72,7 +74,7 @@ def look(run: Path) -> Progress:
         checkpoint_step=record.newest_step() if record else 0, silent_seconds=_silence(run),
         phase=heartbeat.get("phase"),
         bad_nodes=excluded_nodes(starts, Policy.read(submitted[-1])) if submitted else (),
-        failures=failures_in_a_row(starts), tokens_per_step=per_step,
+        failures=failures_in_a_row(starts), tokens_per_step=per_step, slow=_slow(tail),
     )  # fmt: skip
 
 
@@ -81,6 +83,15 @@ def _tokens_per_step(train: dict[str, Any]) -> int | None:
         return int(train["batch"]["global_batch_size"]) * int(train["data"]["sequence_length"])
     except (KeyError, TypeError, ValueError):
         return None
+
+
+def _slow(entries: list[dict[str, Any]]) -> tuple[str, ...]:
+    compared = [entry["rank_times"] for entry in entries if "rank_times" in entry]
+    try:
+        return tuple(f"rank {one['rank']} on {one['node']} is slow: {one['part']} {one['seconds']:.3g} s a step, "
+                     f"the median rank {one['median']:.3g} s" for one in compared[-1]["slow"])  # fmt: skip
+    except (IndexError, KeyError, TypeError, ValueError):
+        return ()
 
 
 def _silence(run: Path) -> float | None:

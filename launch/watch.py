@@ -128,6 +128,7 @@ def remarks(one: Progress, job: QueuedJob | None, limit_seconds: float) -> Itera
         yield f"start {last.life} ended: {KINDS.get(last.kind, last.kind)}{blamed}"
     if one.failures > 1:
         yield f"{one.failures} starts in a row without a new checkpoint"
+    yield from one.slow
     if one.bad_nodes:
         yield f"does without {', '.join(one.bad_nodes)}"
     if (one.run / "stop").exists():

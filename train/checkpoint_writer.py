@@ -223,9 +223,11 @@ def finish(partial: Path, final: Path, files: dict[str, Any], shapes: Mapping[st
     """Add the papers, flush the folders, and give the checkpoint its final name; its root."""
     try:
         root = write_papers(partial, files, shapes, state, origin=origin)
+        before = final.with_name(f"{final.name}.replaced{PARTIAL}")
         if final.exists():  # a run that went back and came here again
-            shutil.rmtree(final)
+            final.rename(before)
         partial.rename(final)
+        shutil.rmtree(before, ignore_errors=True)
         fsync_folder(final.parent)
         return root
     except OSError as error:

@@ -39,6 +39,22 @@ class DataConfig:
     max_epochs: float = 4.0
     verify_hashes: bool = False
 
+    def problems(self) -> list[str]:
+        """Everything wrong with the mixture, one line each."""
+        found = []
+        for key, weight in self.mixture.items():
+            if not 0 <= weight < float("inf"):
+                found.append(f"data.mixture.{key}={weight}: a weight is a finite number, 0 or more")
+        if self.mixture and not any(weight > 0 for weight in self.mixture.values()):
+            found.append("data.mixture: at least one language needs a weight above 0")
+        if self.mixture and self.mixture_rule != "proportional":
+            found.append(f"data.mixture_rule={self.mixture_rule}: data.mixture gives the weights; empty it "
+                         "('data.mixture={}') or leave the rule out")  # fmt: skip
+        for key in ("temperature", "max_epochs"):
+            if not 0 < getattr(self, key) < float("inf"):
+                found.append(f"data.{key}={getattr(self, key)}: must be above 0, and finite")
+        return found
+
 
 @dataclass
 class ModelConfig:
@@ -111,6 +127,31 @@ class EvaluateConfig:
 
     every_steps: int = MISSING
     tokens_per_language: int = MISSING
+
+
+@dataclass
+class SpikesConfig:
+    """What counts as a spike of the loss or the gradient norm, and what follows (train/spikes.py)."""
+
+    sigma: float = 0.0
+    window: int = 128
+    rewind_after: int = 0
+    rewind_within: int = 50
+    rewind_margin: int = 0
+    max_rewinds: int = 3
+
+
+@dataclass
+class GuardsConfig:
+    """What a run watches itself with."""
+
+    watchdog_seconds: float = 600.0
+    watchdog_slow_seconds: float = 1500.0
+    times_every_steps: int = 100
+    slow_ratio: float = 1.5
+    weights_every_steps: int = 100
+    layer_norms_every_steps: int = 0
+    spikes: SpikesConfig = field(default_factory=SpikesConfig)
 
 
 @dataclass
@@ -194,6 +235,7 @@ class TrainConfig:
     engine: EngineConfig = field(default_factory=EngineConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+    guards: GuardsConfig = field(default_factory=GuardsConfig)
     track: TrackConfig = field(default_factory=TrackConfig)
     energy: EnergyConfig = field(default_factory=EnergyConfig)
     experiment: Any = None
@@ -226,7 +268,12 @@ class TrainConfig:
                        "schedule.warmup_steps", "schedule.final_fraction",
                        "engine.recompute_every_layers", "checkpoint.keep_every_steps", "checkpoint.every_minutes",
                        "checkpoint.keep_best", "optimizer.weight_decay", "optimizer.gradient_clipping",
-                       "schedule.fall"),
+                       "schedule.fall",
+                       "guards.watchdog_seconds", "guards.watchdog_slow_seconds", "guards.times_every_steps",
+                       "guards.weights_every_steps", "guards.layer_norms_every_steps", "guards.spikes.sigma",
+                       "guards.spikes.rewind_after", "guards.spikes.rewind_margin", "guards.spikes.max_rewinds"),
+            *_at_least(self, 1, "guards.slow_ratio", "guards.spikes.rewind_within"),
+            *_at_least(self, 8, "guards.spikes.window"),
             *_one_of(self, "determinism", DETERMINISM),
             *_one_of(self, "engine.zero_stage", ZERO_STAGES),
             *_one_of(self, "engine.precision", PRECISIONS),
@@ -234,6 +281,7 @@ class TrainConfig:
             *_one_of(self, "schedule.decay", DECAYS),
             *_one_of(self, "data.mixture_rule", MIXTURE_RULES),
             *_one_of(self, "track.wandb", WANDB_MODES),
+            *self.data.problems(),
             *self.energy.problems(),
         ]  # fmt: skip
         if not self.optimizer.learning_rate > 0:
@@ -250,17 +298,12 @@ class TrainConfig:
         if self.determinism != "D0" and self.engine.precision == "auto":
             found.append(f"engine.precision=auto: with determinism={self.determinism} it must be set (bf16 or fp32), "
                          "not measured")  # fmt: skip
-        for key, weight in self.data.mixture.items():
-            if not 0 <= weight < float("inf"):
-                found.append(f"data.mixture.{key}={weight}: a weight is a finite number, 0 or more")
-        if self.data.mixture and not any(weight > 0 for weight in self.data.mixture.values()):
-            found.append("data.mixture: at least one language needs a weight above 0")
-        if self.data.mixture and self.data.mixture_rule != "proportional":
-            found.append(f"data.mixture_rule={self.data.mixture_rule}: data.mixture gives the weights; empty it "
-                         "('data.mixture={}') or leave the rule out")  # fmt: skip
-        for key in ("temperature", "max_epochs"):
-            if not 0 < getattr(self.data, key) < float("inf"):
-                found.append(f"data.{key}={getattr(self.data, key)}: must be above 0, and finite")
+        if self.guards.spikes.rewind_after and not self.guards.spikes.sigma:
+            found.append("guards.spikes.rewind_after: counts spikes, and guards.spikes.sigma=0 looks for none; set "
+                         "e.g. guards.spikes.sigma=6")  # fmt: skip
+        if self.guards.spikes.rewind_after > self.guards.spikes.rewind_within:
+            found.append(f"guards.spikes.rewind_after={self.guards.spikes.rewind_after}: so many do not fit into "
+                         f"guards.spikes.rewind_within={self.guards.spikes.rewind_within} steps")  # fmt: skip
         return found or [*batch_problems(self.batch, self.ranks), *self._budget_problems()]
 
     def _budget_problems(self) -> list[str]:

@@ -7,9 +7,10 @@ import io
 import logging
 import math
 import os
+import re
 import sys
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +32,7 @@ os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else
 logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
 import deepspeed  # noqa: E402  (its accelerator is chosen by the variable above)
 from deepspeed.accelerator import get_accelerator  # noqa: E402
+from deepspeed.runtime.utils import combine_grad_norm_groups  # noqa: E402
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
@@ -159,8 +161,13 @@ class Engine:
         self.zero: Any = self.engine.optimizer
         self.stage = config.engine.zero_stage
         self._prepare_optimizer_state()
+        self._ask_before_updates()
         self.exact = self._exact_sum(parameters) if config.determinism == "D2" else None
+        self.skipped_updates = 0  # of all the run's steps
+        self.layer_norms: dict[str, float] | None = None  # of the last step, where they were asked for
+        self._norm, self._largest_norm, self._wants_layers = math.inf, math.inf, False
         self._turn = 0  # micro-batches of the current step that were run
+        self.mark: Callable[[str], None] = lambda _: None  # told how far this rank has come (train/watchdog.py)
 
     def _exact_sum(self, elements: int) -> ExactSum:
         owned = {part.name: Owned(part.group, part.offset, part.start, part.stop) for part in self.fragments()}
@@ -176,6 +183,7 @@ class Engine:
 
     def forward(self, batch: MicroBatch) -> tuple[Tensor, Tensor]:
         """Negative log-likelihood in fp32: () of the micro-batch, for :meth:`backward`, and (B,) a sequence."""
+        self.mark("forward")
         total, nll = self.engine(**model_inputs(batch, self.engine.device))
         return total, nll
 
@@ -184,6 +192,7 @@ class Engine:
 
         ZeRO averages over the ranks; so the loss is scaled by their number, and by nothing else before it is rounded.
         """
+        self.mark("backward")
         if self.exact:  # which sums, and does not average
             self._turn += 1
             self.exact.begin(last=self._turn == self.config.accumulation(self.ranks))
@@ -191,26 +200,99 @@ class Engine:
         else:
             self.engine.backward(total * (self.ranks / global_targets), scale_wrt_gas=False)
 
-    def end_micro_batch(self, learning_rate: float) -> None:
-        """To be called after each backward; the last of a step's micro-batches updates the weights."""
-        for group in self.zero.param_groups:
-            group["lr"] = learning_rate
-        if self.exact is None or self.exact.end():
-            self._turn = 0
+    def end_micro_batch(self) -> None:
+        """To be called after each backward but a step's last."""
+        if self.exact:
+            self.exact.end()
+        else:
             self.engine.step()
 
+    def update(self, learning_rate: float, *, largest_norm: float = math.inf, layers: bool = False) -> bool:
+        """To be called after a step's last backward: update the weights; whether that was done.
+
+        It is not where the gradient's norm is above ``largest_norm`` or no finite number: weights and moments then stay
+        as they are, to the last bit.
+
+        Args:
+            layers: also tell the norm of every layer's gradient, in :attr:`layer_norms`.
+        """
+        self.mark("update")
+        for group in self.zero.param_groups:
+            group["lr"] = learning_rate
+        self._norm, self._largest_norm, self._wants_layers = math.inf, largest_norm, layers
+        self._turn, self.layer_norms = 0, None
+        if self.exact:
+            self.exact.end()
+        self.engine.step()
+        made = not self.zero.overflow
+        self.skipped_updates += not made
+        return made
+
+    def _ask_before_updates(self) -> None:
+        """Decide on an update when ZeRO has reduced the gradient and knows its norm, but has changed nothing yet.
+
+        ZeRO leaves out a step whose norm is no finite number (its "overflow" path, made for fp16): it clears the
+        gradient and returns before the optimizer is called. To it, a norm that is too large is no number.
+        """
+        name = "_get_norm_groups" if self.stage == 3 else "scaled_global_norm"
+        compute = getattr(self.zero, name)
+
+        def judged() -> Any:
+            found = compute()
+            norm = combine_grad_norm_groups(found) if self.stage == 3 else found
+            self._norm = float(norm)
+            if self._wants_layers:
+                self.layer_norms = self._norms_by_layer()
+            if self.gradient_norm() <= self._largest_norm:
+                return found
+            refused = torch.full_like(norm, math.inf)
+            return [refused] if self.stage == 3 else refused
+
+        setattr(self.zero, name, judged)
+
+    def _norms_by_layer(self) -> dict[str, float]:
+        """L2 norm of the reduced gradient of every layer, before clipping. Collective."""
+        squares = dict.fromkeys(map(layer_of, self.shapes), 0.0)
+        flat = {group: torch.cat([part.flatten() for part in parts]) if parts else torch.zeros(0)
+                for group, parts in self.zero.averaged_gradients.items()}  # fmt: skip
+        for part in self.fragments():
+            mine = flat[part.group].narrow(0, part.offset, part.stop - part.start)
+            squares[layer_of(part.name)] += float(torch.linalg.vector_norm(mine.float())) ** 2
+        total = torch.tensor(list(squares.values()), dtype=torch.float64, device=self.engine.device)
+        dist.all_reduce(total)
+        clipped = self.exact.factor if self.exact else 1.0
+        return {name: math.sqrt(value) / clipped for name, value in zip(squares, total.tolist(), strict=True)}
+
     def gradient_norm(self) -> float:
-        """Global L2 norm of the last step's gradient, before clipping."""
-        return self.exact.norm if self.exact else float(self.engine.get_global_grad_norm() or 0.0)
+        """Global L2 norm of the last step's gradient, before clipping; the same on every rank."""
+        return self.exact.norm if self.exact else self._norm
+
+    def replicated(self) -> dict[str, Tensor]:
+        """{name: weights} of what every rank holds whole between two steps; nothing at stage 3."""
+        if self.stage == 3:
+            return {}
+        return {self.names[id(one)]: one for one in self.engine.module.parameters()}
+
+    def spread_masters(self) -> None:
+        """Make the weights those of the masters, which were set meanwhile. Collective."""
+        if self.stage < 3:
+            self.zero.update_lp_params()
+            return
+        self.zero.checkpoint_event_prologue()
+        for group in range(len(self.zero.fp16_groups)):
+            self.zero._reassign_or_swap_out_partitioned_parameters(group)
+        self.zero.checkpoint_event_epilogue()
 
     def state(self) -> dict[str, Any]:
         """What a later start must know beside weights and moments; for :meth:`set_state`."""
-        return {"exponent": self.exact.exponent} if self.exact else {}
+        skipped = {"skipped_updates": self.skipped_updates} if self.skipped_updates else {}
+        return {**({"exponent": self.exact.exponent} if self.exact else {}), **skipped}
 
     def set_state(self, step: int, state: Mapping[str, Any]) -> None:
-        """Go on after ``step`` steps: Adam's bias correction depends on their number."""
+        """Go on after ``step`` steps: Adam's bias correction depends on the number of updates."""
+        self.skipped_updates = int(state.get("skipped_updates", 0))
         for flat in self._flats():
-            self.zero.optimizer.state[flat]["step"].fill_(step)
+            self.zero.optimizer.state[flat]["step"].fill_(step - self.skipped_updates)
         if self.exact:
             self.exact.exponent = int(state.get("exponent", self.exact.exponent))
 
@@ -276,6 +358,12 @@ class Engine:
                 "step": torch.zeros((), dtype=torch.float32, device=flat.device),
                 **{key: torch.zeros_like(flat.data) for key in MOMENTS},
             }
+
+
+def layer_of(name: str) -> str:
+    """The layer of a parameter: ``model.layers.3`` of ``model.layers.3.mlp.up_proj.weight``, else its module."""
+    match = re.match(r"(.+?\.\d+)\.", name)
+    return match[1] if match else name.rpartition(".")[0] or name
 
 
 def _adamw(config: TrainConfig, module: torch.nn.Module) -> torch.optim.Optimizer:

@@ -8,33 +8,83 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+import torch.distributed as dist
 
-from common.errors import HanseError
+from common.errors import FlakyError, HanseError
 from train.ranks import together
-from train.stream import MicroBatch, Stream, rank_samples
+from train.replicas import differing
+from train.stream import MicroBatch, Stream, first_sample, rank_samples
 
 if TYPE_CHECKING:
     from train.setup import Run
 
 
-def stop_unless_finite(run: Run, step: int, batch: Sequence[MicroBatch], loss: float, norm: float) -> None:
+def due(step: int, every_steps: int) -> bool:
+    """Whether something is done after this step; ``every_steps`` 0: never."""
+    return bool(every_steps) and step % every_steps == 0
+
+
+def stop_unless_finite(
+    run: Run, step: int, batch: Sequence[MicroBatch], mine: torch.Tensor, *, loss: float, norm: float
+) -> None:
     """Stop if a step's loss or gradient is not finite; collective, with the same loss and norm on every rank.
 
     The engine has left weights and moments as they were (``check_grad_overflow``), so the step can be computed once
     more, slowly, looking at everything.
 
+    Args:
+        mine: this rank's part of the loss, any shape.
+
     Raises:
         HanseError: naming the documents whose loss, and the first parameter whose gradient, is not finite.
+        FlakyError: computed again everything is finite; naming the machines whose part of the loss was not.
     """
     if math.isfinite(loss) and math.isfinite(norm):
         return
-    found = look_again(run, step, batch)
+    with run.watchdog.slowly("looking for what is not finite"):
+        found = look_again(run, step, batch)
     with together(run.place):
         if found:
             raise HanseError(f"{_what(step, loss, norm)}: {found}. {_ADVICE}")
+    ranks = [rank for rank, finite in enumerate(_gathered(run, bool(mine.isfinite().all()))) if not finite]
     with together(run.place):
-        raise HanseError(f"{_what(step, loss, norm)}, but computed again it is on every rank: suspect a machine; "
-                         "run the same command again, on others if it comes back")  # fmt: skip
+        raise flaky(f"{_what(step, loss, norm)}, but computed again it is finite on every rank", run, ranks)
+
+
+def flaky(what: str, run: Run, ranks: Sequence[int]) -> FlakyError:
+    """The error of machines that compute wrongly: those of ``ranks``."""
+    where = ", ".join(f"rank {rank} on {run.watchdog.nodes[rank]}" for rank in ranks)
+    return FlakyError(
+        f"{what}: suspect a machine, {where or 'which one cannot be told'}. The last checkpoint is sound: the same "
+        "command goes on, better on other machines",
+        sorted({run.watchdog.nodes[rank] for rank in ranks}),
+    )
+
+
+def _gathered(run: Run, value: Any) -> list[Any]:
+    """``value`` of every rank, by rank."""
+    values = [value] * run.place.ranks
+    if run.place.ranks > 1:
+        dist.all_gather_object(values, value)
+    return values
+
+
+def stop_unless_alike(run: Run, step: int) -> None:
+    """Stop if the weights that ranks hold alike are not (train/replicas.py), ``step`` steps being done; collective.
+
+    Looks every ``guards.weights_every_steps``.
+
+    Raises:
+        FlakyError: naming the first such parameter, and the ranks that differ from most.
+    """
+    if not due(step, run.config.guards.weights_every_steps):
+        return
+    found = differing(run.engine.replicated())
+    with together(run.place):
+        if found:
+            name = next(iter(found))
+            raise flaky(f"step {step}: {name}{f' and {len(found) - 1} more' if len(found) > 1 else ''} should be the "
+                        "same on all ranks and is not", run, found[name])  # fmt: skip
 
 
 _ADVICE = ("Weights were not touched; the last checkpoint is sound. Look at these documents, or go on from that "
@@ -78,7 +128,8 @@ def _watch(name: str, names: list[str]) -> Any:
 def sample_number(run: Run, step: int, turn: int, place: int) -> int:
     """The number in the order of data of a sequence of this rank's micro-batches."""
     batch = run.config.batch
-    mine = rank_samples(step * batch.global_batch_size, global_batch=batch.global_batch_size,
+    first = first_sample(step, batch.global_batch_size, run.skipped)
+    mine = rank_samples(first, global_batch=batch.global_batch_size,
                         micro_batch=batch.micro_batch_size, rank=run.place.rank, ranks=run.place.ranks)  # fmt: skip
     return mine[turn][place]
 

@@ -70,7 +70,7 @@ class ExactSum:
     ):  # fmt: skip
         self.engine, self.owned, self.flats = engine, owned, flats
         self.sharded, self.micro_batches, self.clip = sharded, micro_batches, clip
-        self.exponent, self.norm = FIRST_EXPONENT, 0.0
+        self.exponent, self.norm, self.factor = FIRST_EXPONENT, 0.0, 1.0
         self._buckets = _buckets(list(reversed(list(zip(parameters, sizes, strict=True)))), bucket_elements)
         self._bucket_of = {key: bucket for bucket in self._buckets for key in bucket.places}
         self._next = 0  # buckets are sent in one order on all ranks, whichever is full first
@@ -146,8 +146,8 @@ class ExactSum:
                 "the last checkpoint with a lower learning rate, or in another run folder with determinism=D1"
             )
         norm = self._global_norm(bound) if bound else 0.0
-        factor = min(1.0, self.clip / (norm + 1e-6)) if self.clip else 1.0
-        self._give([sums.double().mul_(2.0**-self.exponent).mul_(factor).float() for sums in self._mine], norm)
+        self.factor = min(1.0, self.clip / (norm + 1e-6)) if self.clip else 1.0
+        self._give([sums.double().mul_(2.0**-self.exponent).mul_(self.factor).float() for sums in self._mine], norm)
         if bound:
             self.exponent = 62 - HEADROOM_BITS - math.ceil(math.log2(bound))
 

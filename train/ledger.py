@@ -4,10 +4,12 @@
     {"previous": SHA256, "kind": "step", "step": 1, "samples": [0, 8], "batch": SHA256, "loss": "0x1.3cp+3", ...}
     {"previous": SHA256, "kind": "state", "step": 100, "root": SHA256}
     {"previous": SHA256, "kind": "checkpoint", "step": 100, "merkle_root": SHA256}
+    {"previous": SHA256, "kind": "rewind", "step": 100, "samples": [800, 880], "spikes": [108, 109]}
 
 Numbers are hexadecimal floats: exact, and the same text wherever they are written. Nothing is ever removed: a run that
 goes on from an earlier step says so, and its later lines replace those of the same steps before. Only a last line that
-a crash cut short is dropped.
+a crash cut short is dropped. A step with a ``skipped``, "loss" or "gradient_norm", took its samples and changed
+nothing, because that was a spike; a rewind names the samples that the run went past.
 """
 
 from __future__ import annotations
@@ -82,8 +84,20 @@ def steps(records: Iterable[dict[str, Any]], kind: str = "step") -> dict[int, di
     """{step: its line of a kind} as it stands at the end: later lines of a step replace earlier ones."""
     found: dict[int, dict[str, Any]] = {}
     for record in records:
-        if record["kind"] == "start":  # what came after the step it starts from was done again
+        if record["kind"] in ("start", "rewind"):  # what came after the step it starts from was done again
             found = {step: line for step, line in found.items() if step <= record["step"]}
         elif record["kind"] == kind:
             found[record["step"]] = record
+    return found
+
+
+def skipped(records: Iterator[dict[str, Any]]) -> list[tuple[int, int]]:
+    """The ranges of samples that the run, as it stands at the end, went past without learning from them; ascending."""
+    found: list[tuple[int, int]] = []
+    for record in records:
+        if record["kind"] == "start":
+            found = [(start, stop) for start, stop in record.get("skipped_samples", [])]
+        elif record["kind"] == "rewind":
+            start, stop = record["samples"]
+            found = [*(one for one in found if one[0] < start), (start, stop)]
     return found

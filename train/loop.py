@@ -6,7 +6,7 @@ import math
 import os
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from common.errors import EXIT_DONE, EXIT_GO_ON
+from common.errors import EXIT_DONE, EXIT_GO_ON, FlakyError
 from train import outcome
 from train.checkpoint_writer import Written
 from train.config import TrainConfig
@@ -24,14 +24,17 @@ from train.determinism import enforce
 from train.energy_ledger import EnergyRecorder
 from train.engine import Engine, initialise_ranks
 from train.evaluate import LanguageLoss, all_reduce_sum
-from train.guards import stop_unless_finite
+from train.guards import due, stop_unless_alike, stop_unless_finite
 from train.metrics import StepClock
-from train.ranks import Place, together
+from train.ranks import Place, nodes_of, together
+from train.rewind import rewind
 from train.run_folder import RunFolder
 from train.schedule import learning_rate
 from train.setup import Run, set_up
-from train.state_hash import StateHasher, append_state
-from train.stream import MicroBatch
+from train.state_hash import append_state
+from train.stream import MicroBatch, first_sample
+from train.times import Times, slow_ranks, summary_of
+from train.watchdog import Watchdog, leave_word
 
 
 def train(config: TrainConfig, place: Place) -> int:
@@ -59,91 +62,168 @@ def train_as_rank(config: TrainConfig, place: Place, device: torch.device) -> in
         holder = folder.in_use() if place.first else nullcontext()
         holder.__enter__()
     try:
-        energy = EnergyRecorder(config.energy, place, folder, device)  # reads the counters from here on
-        run = set_up(config, place, folder, device)
-        return EXIT_DONE if run is None else _loop(run, energy, started)
+        guards = config.guards
+        with Watchdog(folder.path / "logs", place, nodes_of(place), guards.watchdog_seconds,
+                      guards.watchdog_slow_seconds) as watchdog:  # fmt: skip
+            energy = EnergyRecorder(config.energy, place, folder, device)  # reads the counters from here on
+            run = set_up(config, place, folder, device, watchdog)
+            return EXIT_DONE if run is None else _loop(run, energy, started)
+    except FlakyError as error:  # on rank 0, for all
+        leave_word(folder.path / "logs", error.exit_code, error.nodes, str(error))
+        raise
     finally:
         holder.__exit__(None, None, None)
 
 
 def _loop(run: Run, energy: EnergyRecorder, started: float) -> int:
-    config, metrics, engine, writer = run.config, run.metrics, run.engine, run.writer
+    config, metrics, engine, writer, watchdog = run.config, run.metrics, run.engine, run.writer, run.watchdog
     requests, clock = Requests(run.folder, config.checkpoint.every_minutes), StepClock()
+    times = Times(run.place, config.guards.times_every_steps)
     losses: dict[str, LanguageLoss] = {}
-    step = run.first_step
+    step, batches, stop = run.first_step, prefetched(run, run.first_step), False
     energy.begin(run)
-    for batch, waited in prefetched(run):
+    while step < config.steps and not stop:
+        batch, waited = next(batches)
         step_started, rate = time.perf_counter() - waited, learning_rate(step, config)
-        sums = train_step(engine, batch.micro_batches, batch.targets, rate, len(run.data.languages))
-        told = torch.cat((sums.view(-1), requests.pending(run.place), torch.tensor([writer.done_here()])))
-        told = all_reduce_sum(told, engine)  # the only communication that is not ZeRO's
-        sums, (stop, save, written) = told[:-3].view_as(sums), told[-3:].tolist()
-        loss, norm = float(sums[:, 0].sum()) / batch.targets, engine.gradient_norm()
-        stop_unless_finite(run, step, batch.micro_batches, loss, norm)
+        mine = accumulate(engine, batch, len(run.data.languages), times)
+        told = agree(run, requests, mine, times.report(step + 1, waited))
+        loss = float(told.sums[:, 0].sum()) / batch.targets
+        made = engine.update(rate, largest_norm=run.spikes.largest_norm(loss),
+                             layers=due(step + 1, config.guards.layer_norms_every_steps))  # fmt: skip
+        norm = engine.gradient_norm()
+        stop_unless_finite(run, step, batch.micro_batches, mine, loss=loss, norm=norm)
         step += 1
-        if run.ledger:
-            run.ledger.write("step", {"step": step, "samples": batch.samples, "batch": batch.sha256,
-                                      "learning_rate": rate, "loss": loss, "gradient_norm": norm})  # fmt: skip
+        stop_unless_alike(run, step)
+        spike = run.spikes.note(step, loss, norm)
+        assert made == (spike is None), "the engine and the guard judge by the same numbers"
         seconds = time.perf_counter() - step_started
         clock.add(seconds, waited)
         energy.tick()
-        metrics.step({
-            "step": step,
-            "consumed_tokens": step * config.tokens_per_step,
-            "loss": loss,
-            "loss_by_language": {name: float(nll / labels) for name, (nll, labels)
-                                 in zip(run.data.languages, sums, strict=True) if labels},
-            "learning_rate": rate,
-            "gradient_norm": norm,
-            "seconds": seconds,
-            "data_wait_seconds": waited,
-            "tokens_per_second": config.tokens_per_step / seconds,
-            "mfu": run.flops_per_token * config.tokens_per_step / seconds / run.peak,
+        note_step(run, step, batch, told=told, spike=spike, values={
+            "learning_rate": rate, "loss": loss, "gradient_norm": norm, "seconds": seconds, "data_wait_seconds": waited,
         })  # fmt: skip
+        if run.spikes.rewind_due:
+            batches.close()
+            step = go_back(run, requests, step, started)
+            batches = prefetched(run, step)
+            continue
 
-        last, stop = step == config.steps, stop or step == config.until_step
-        if run.hasher and (last or step % config.state_hash_every_steps == 0):
-            note_state(run, run.hasher, step)
-        evaluate = last or step % config.evaluate.every_steps == 0
-        if evaluate:
-            losses = run.evaluation.run(engine, run.place)
-            metrics.evaluation(step, losses)
+        last, stop = step == config.steps, told.stop or step == config.until_step
+        note_state(run, step, last=last)
+        measured = evaluated(run, step, last=last)
+        losses = measured or losses
         saving = time.perf_counter()
-        if written == run.place.ranks:
+        if told.written:
             note_checkpoint(run, requests, writer.advance())
-        if last or stop or save or step % config.checkpoint.every_steps == 0:
-            note_checkpoint(run, requests, writer.wait())  # one at a time
+        if last or stop or told.save or step % config.checkpoint.every_steps == 0:
+            finish_writing(run, requests)  # one at a time
             state = checkpoint_state(run, step, run.seconds_before + time.monotonic() - started)
-            writer.begin(engine, state | _bits_per_byte(losses if evaluate else {}))
+            writer.begin(engine, state | _bits_per_byte(measured))
             requests.granted()
             energy.record("checkpoint", step)
         if last or stop or not config.checkpoint.asynchronous:
-            note_checkpoint(run, requests, writer.wait())
+            finish_writing(run, requests)
         clock.saving(time.perf_counter() - saving)
-        if stop:
-            break
+        watchdog.step(step)
 
-    metrics.close(step)
-    energy.record("end", step)
-    if run.place.first:
-        outcome.finish(run, step, losses, clock, run.seconds_before + time.monotonic() - started)
+    with watchdog.slowly("finishing"):
+        metrics.close(step)
+        energy.record("end", step)
+        if run.place.first:
+            outcome.finish(run, step, losses, clock, run.seconds_before + time.monotonic() - started)
     return EXIT_DONE if step == config.steps else EXIT_GO_ON
 
 
-def train_step(engine: Engine, batch: list[MicroBatch], targets: int, rate: float, languages: int) -> torch.Tensor:
-    """One optimizer step on this rank's micro-batches, towards the mean over the ``targets`` labels of all ranks.
+def accumulate(engine: Engine, batch: Batch, languages: int, times: Times) -> torch.Tensor:
+    """The gradient of this rank's micro-batches, towards the mean over all labels of the step, ready for the update.
 
     Returns:
         float64 of shape (languages, 2): this rank's negative log-likelihood in nats, and its labels, a language.
     """
     sums = torch.zeros(languages, 2, dtype=torch.float64)
-    for part in batch:
-        total, nll = engine.forward(part)
-        engine.backward(total, targets)
-        engine.end_micro_batch(rate)
+    for turn, part in enumerate(batch.micro_batches, 1):
+        with times.forward():
+            total, nll = engine.forward(part)
+        engine.backward(total, batch.targets)
+        if turn < len(batch.micro_batches):
+            engine.end_micro_batch()
         labels = torch.from_numpy(part.labels >= 0).sum(1)
         sums.index_add_(0, torch.from_numpy(part.sources), torch.stack((nll.cpu(), labels), 1).double())
     return sums
+
+
+@dataclass(frozen=True)
+class Agreed:
+    """What all ranks know just before an update.
+
+    Attributes:
+        sums: of all ranks, as of :func:`accumulate`; ``times``: as of :meth:`train.times.Times.report`.
+        stop, save: whether any rank was told to; ``written``: whether no rank has work on a checkpoint in hand.
+    """
+
+    sums: torch.Tensor
+    stop: bool
+    save: bool
+    written: bool
+    times: torch.Tensor
+
+
+def agree(run: Run, requests: Requests, mine: torch.Tensor, times: torch.Tensor) -> Agreed:
+    """Sum over the ranks: the only communication of a step that is not ZeRO's; the update may depend on it."""
+    run.watchdog.at("agreeing on the loss")
+    flags = torch.cat((requests.pending(run.place), torch.tensor([run.writer.done_here()])))
+    told = all_reduce_sum(torch.cat((mine.view(-1), flags, times)), run.engine)
+    sums, flags, times = told.split((mine.numel(), len(flags), len(times)))
+    stop, save, written = flags.tolist()
+    return Agreed(sums.view_as(mine), bool(stop), bool(save), written == run.place.ranks, times)
+
+
+def note_step(
+    run: Run, step: int, batch: Batch, *, told: Agreed, spike: tuple[str, float] | None, values: dict[str, float]
+) -> None:
+    """Write a step into the ledger and the metrics, and say what about it was unusual: a spike, slow ranks."""
+    config, seconds = run.config, values["seconds"]
+    skipped = {"skipped": spike[0]} if spike else {}
+    if run.ledger:
+        exact = {key: values[key] for key in ("learning_rate", "loss", "gradient_norm")}
+        run.ledger.write("step", {"step": step, "samples": batch.samples, "batch": batch.sha256, **exact, **skipped})
+    run.metrics.step({
+        "step": step,
+        "consumed_tokens": step * config.tokens_per_step,
+        "loss_by_language": {name: float(nll / labels) for name, (nll, labels)
+                             in zip(run.data.languages, told.sums, strict=True) if labels},
+        **values,
+        "tokens_per_second": config.tokens_per_step / seconds,
+        "mfu": run.flops_per_token * config.tokens_per_step / seconds / run.peak,
+        **skipped,
+        **({"gradient_norm_by_layer": run.engine.layer_norms} if run.engine.layer_norms else {}),
+    })  # fmt: skip
+    if spike:
+        what, limit = spike
+        run.metrics.event(step, "spike", of=what, value=values[what], limit=limit)
+        run.metrics.say(f"step {step}: SPIKE: {what.replace('_', ' ')} {values[what]:.4g}, above {limit:.4g}: "
+                        "this step changes nothing")  # fmt: skip
+    note_times(run, step, told.times, seconds)
+
+
+def go_back(run: Run, requests: Requests, step: int, started: float) -> int:
+    """Rewind (train/rewind.py) and save the checkpoint gone back to with what to go past; its step."""
+    with run.watchdog.slowly("going back to an earlier checkpoint"):
+        note_checkpoint(run, requests, run.writer.wait())
+        step = rewind(run, step)
+        run.writer.begin(run.engine, checkpoint_state(run, step, run.seconds_before + time.monotonic() - started))
+        note_checkpoint(run, requests, run.writer.wait())
+    return step
+
+
+def note_times(run: Run, step: int, told: torch.Tensor, step_seconds: float) -> None:
+    """Tell of the ranks' own times, and name slow ones, where a report was due."""
+    if len(told):
+        nodes = run.watchdog.nodes
+        slow = slow_ranks(told, nodes, ratio=run.config.guards.slow_ratio, step_seconds=step_seconds)
+        run.metrics.ranks(step, summary_of(told, nodes, slow))
+        for one in slow[:4]:
+            run.metrics.say(f"step {step}: SLOW: {one}")
 
 
 def checkpoint_state(run: Run, step: int, wall_seconds: float) -> dict[str, Any]:
@@ -151,13 +231,16 @@ def checkpoint_state(run: Run, step: int, wall_seconds: float) -> dict[str, Any]
     config, data = run.config, run.data
     return {
         "step": step,
-        "consumed_samples": step * config.batch.global_batch_size,  # all that the order of data needs to go on
+        # All that the order of data needs to go on:
+        "consumed_samples": first_sample(step, config.batch.global_batch_size, run.skipped),
+        **({"skipped_samples": run.skipped.copy()} if run.skipped else {}),
         "consumed_tokens": step * config.tokens_per_step,
         "seed": config.seed,
         "precision": run.precision,
         "ranks": run.place.ranks,
         "zero_stage": config.engine.zero_stage,
         "engine": run.engine.state(),
+        **run.spikes.state(),
         "data_merkle_root": data.manifest.merkle_root,
         "tokenizer_sha256": data.manifest.tokenizer_sha256,
         "model": data.model.to_dict(),
@@ -170,10 +253,22 @@ def _bits_per_byte(losses: dict[str, LanguageLoss]) -> dict[str, Any]:
     return {"bits_per_byte": {name: loss.bits_per_byte for name, loss in losses.items()}} if losses else {}
 
 
-def note_state(run: Run, hasher: StateHasher, step: int) -> None:
-    """Hash weights and moments, and bind the hash into the ledger."""
+def evaluated(run: Run, step: int, *, last: bool) -> dict[str, LanguageLoss]:
+    """Where it is due, measure the validation loss of every language, and tell of it; {} where it is not."""
+    if not (last or due(step, run.config.evaluate.every_steps)):
+        return {}
+    with run.watchdog.slowly("evaluating"):
+        losses = run.evaluation.run(run.engine, run.place)
+    run.metrics.evaluation(step, losses)
+    return losses
+
+
+def note_state(run: Run, step: int, *, last: bool) -> None:
+    """Where it is due, hash weights and moments, and bind the hash into the ledger."""
+    if run.hasher is None or not (last or due(step, run.config.state_hash_every_steps)):
+        return
     begun = time.perf_counter()
-    state = hasher.take()
+    state = run.hasher.take()
     if state and run.ledger:
         append_state(run.folder.states, step, state)
         run.ledger.write("state", {"step": step, "root": state.root})
@@ -189,6 +284,12 @@ def note_checkpoint(run: Run, requests: Requests, written: Written | None) -> No
         run.metrics.event(written.step, "checkpoint", path=written.folder.name, bytes=written.bytes,
                           stall_seconds=written.stall_seconds, write_seconds=written.write_seconds)  # fmt: skip
         requests.saved(run.place)
+
+
+def finish_writing(run: Run, requests: Requests) -> None:
+    """Wait for the checkpoint that is being written, if one is."""
+    with run.watchdog.slowly("waiting for a checkpoint"):
+        note_checkpoint(run, requests, run.writer.wait())
 
 
 @dataclass(frozen=True)
@@ -207,23 +308,24 @@ class Batch:
     sha256: str | None
 
 
-def prefetched(run: Run) -> Iterator[tuple[Batch, float]]:
-    """Step after step: its batch, and the seconds that were spent waiting for it.
+def prefetched(run: Run, done: int) -> Generator[tuple[Batch, float], None, None]:
+    """Step after step, from the one after ``done``: its batch, and the seconds that were spent waiting for it.
 
     A thread builds a step's batch while the step before is computed.
     """
     config, stream, place, size = run.config, run.data.stream, run.place, run.config.batch.global_batch_size
 
     def build(step: int) -> Batch:
-        samples = range(step * size, (step + 1) * size)
+        first = first_sample(step, size, run.skipped)
+        samples = range(first, first + size)
         mine = stream.step(samples.start, global_batch=size, micro_batch=config.batch.micro_batch_size,
                            rank=place.rank, ranks=place.ranks)  # fmt: skip
         sha256 = stream.fingerprint(samples) if place.first else None
         return Batch(mine, stream.targets(samples), (samples.start, samples.stop), sha256)
 
     with ThreadPoolExecutor(1, "prefetch") as thread:
-        ahead = thread.submit(build, run.first_step)
-        for step in range(run.first_step, config.steps):
+        ahead = thread.submit(build, done)
+        for step in range(done, config.steps):
             asked = time.perf_counter()
             batch = ahead.result()
             waited = time.perf_counter() - asked

@@ -84,6 +84,10 @@ class Metrics:
         self.say(f"step {step}: validation bits per byte  "
                  + "  ".join(f"{name} {loss.bits_per_byte:.3f}" for name, loss in losses.items()))  # fmt: skip
 
+    def ranks(self, step: int, report: Mapping[str, Any]) -> None:
+        """What the ranks spend by themselves (train/times.py): written."""
+        self._write({"step": step, "rank_times": report})
+
     def event(self, step: int, kind: str, **facts: Any) -> None:
         """Something that happened once: a start, a resume, a checkpoint."""
         self._beat(step, kind)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import platform
 import re
 from collections.abc import Iterator, Mapping, MutableMapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from common.errors import HanseError
+from common.errors import FlakyError, HanseError
 
 
 @dataclass(frozen=True)
@@ -24,7 +26,26 @@ class Place:
 
 
 class ToldElsewhere(HanseError):  # noqa: N818
-    """An error that rank 0 prints for all."""
+    """An error that rank 0 prints for all; the process ends as rank 0's does."""
+
+    def __init__(self, message: str, exit_code: int):
+        super().__init__(message)
+        self.exit_code = exit_code
+
+
+def node_name() -> str:
+    """The name of this machine, as the scheduler knows it."""
+    return os.environ.get("SLURMD_NODENAME") or platform.node()
+
+
+def nodes_of(place: Place) -> list[str]:
+    """The machine of every rank, by rank. Collective."""
+    import torch.distributed as dist
+
+    nodes = [node_name()] * place.ranks
+    if place.ranks > 1:
+        dist.all_gather_object(nodes, node_name())
+    return nodes
 
 
 def find_place(environment: Mapping[str, str]) -> Place | None:
@@ -69,15 +90,19 @@ def together(place: Place) -> Iterator[None]:
     """
     import torch.distributed as dist
 
-    message: str | None = None
+    mine: tuple[str, tuple[str, ...] | None] | None = (
+        None  # a message, and where a machine is to blame those to suspect
+    )
     try:
         yield
     except HanseError as error:
-        message = str(error)
-    messages: list[str | None] = [message]
+        mine = str(error), error.nodes if isinstance(error, FlakyError) else None
+    all_of_them = [mine]
     if place.ranks > 1:
-        messages = [None] * place.ranks
-        dist.all_gather_object(messages, message)
-    told = next((text for text in messages if text is not None), None)
+        all_of_them = [None] * place.ranks
+        dist.all_gather_object(all_of_them, mine)
+    told = next((one for one in all_of_them if one is not None), None)
     if told is not None:
-        raise (HanseError if place.first else ToldElsewhere)(told) from None
+        message, nodes = told
+        raised = HanseError(message) if nodes is None else FlakyError(message, nodes)
+        raise (raised if place.first else ToldElsewhere(message, raised.exit_code)) from None

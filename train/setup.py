@@ -30,9 +30,12 @@ from train.metrics import Metrics
 from train.model import build_model, flops_per_token, model_config, parameter_counts, recompute_activations
 from train.precision import choose, measured_peaks
 from train.ranks import Place, together
+from train.rewind import skipped_in
 from train.run_folder import RunFolder, complete_steps, folder_of
+from train.spikes import Spikes
 from train.state_hash import StateHasher
 from train.stream import Stream, open_sources, open_stream
+from train.watchdog import Watchdog
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,7 @@ class Run:
 
     Attributes:
         first_step: optimizer steps done before this start; ``seconds_before``: wall-clock seconds spent on them.
+        skipped: ranges of samples that the run went past (train/rewind.py); changed in place.
         parameters: of the model; ``flops_per_token``: model FLOPs of one training token.
         hasher: of weights and moments, for the ledger; None: never.
         peak: measured FLOP/s of all ranks together in ``precision``.
@@ -56,6 +60,9 @@ class Run:
     ledger: Ledger | None
     hasher: StateHasher | None
     writer: Writer
+    watchdog: Watchdog
+    spikes: Spikes
+    skipped: list[tuple[int, int]]
     precision: str
     parameters: int
     flops_per_token: int
@@ -64,7 +71,9 @@ class Run:
     seconds_before: float
 
 
-def set_up(config: TrainConfig, place: Place, folder: RunFolder, device: torch.device) -> Run | None:
+def set_up(
+    config: TrainConfig, place: Place, folder: RunFolder, device: torch.device, watchdog: Watchdog
+) -> Run | None:
     """Open everything; None when the budget of tokens is used up already. Collective.
 
     Raises:
@@ -95,15 +104,19 @@ def set_up(config: TrainConfig, place: Place, folder: RunFolder, device: torch.d
             initial.load(model)
     parameters, flops = parameter_counts(model)[0], flops_per_token(model, config.data.sequence_length)
     engine = Engine(config, model, place.ranks, precision)
-    ledger = None
+    engine.mark = watchdog.at
+    ledger, skipped = None, []
     with together(place):
         if resumed:
             resumed.restore(engine)
+            skipped = skipped_in(resumed.state, resumed.folder)
         if initial:
             initial.restore(engine)
         if place.first:
             now = lock.describe(config, data.manifest, place, precision, parents)
-            ledger = open_ledger(config, folder, now, first_step, {"parameters": parameters, "flops_per_token": flops})
+            facts = {"parameters": parameters, "flops_per_token": flops,
+                     **({"skipped_samples": skipped} if skipped else {})}  # fmt: skip
+            ledger = open_ledger(config, folder, now, first_step, facts)
             folder.keep_config(config)
             folder.cut_metrics(first_step)
             sweep_partial(folder.checkpoints)
@@ -129,6 +142,9 @@ def set_up(config: TrainConfig, place: Place, folder: RunFolder, device: torch.d
         ledger=ledger,
         hasher=StateHasher(engine, place) if config.state_hash_every_steps else None,
         writer=Writer(folder.checkpoints, place, config.checkpoint, {"parents": parents} if parents else None),
+        watchdog=watchdog,
+        spikes=Spikes(config.guards.spikes, resumed.state.get("spikes") if resumed else None),
+        skipped=skipped,
         precision=precision,
         parameters=parameters,
         flops_per_token=flops,

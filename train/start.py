@@ -8,7 +8,7 @@ from pathlib import Path
 
 from omegaconf import OmegaConf
 
-from common.errors import EXIT_USER_ERROR, ConfigError, HanseError
+from common.errors import ConfigError, HanseError
 from common.files import write_text
 from data_pipelines.shards import ShardsManifest
 from launch.local import run_ranks
@@ -46,8 +46,8 @@ def _be_a_rank(config: TrainConfig) -> int:
 
     try:
         return train(config, place)
-    except ToldElsewhere:
-        return EXIT_USER_ERROR
+    except ToldElsewhere as told:
+        return told.exit_code
 
 
 def _rank_of_local_start(path: str) -> int:
@@ -57,7 +57,7 @@ def _rank_of_local_start(path: str) -> int:
         return _be_a_rank(config)
     except HanseError as error:
         print(f"hanse train: {error}", file=sys.stderr)
-        return EXIT_USER_ERROR
+        return error.exit_code
 
 
 if __name__ == "__main__":

@@ -288,6 +288,29 @@ def rank_samples(consumed: int, *, global_batch: int, micro_batch: int, rank: in
     return [range(first, first + micro_batch) for first in firsts]
 
 
+def first_sample(step: int, global_batch: int, skipped: Sequence[tuple[int, int]]) -> int:
+    """The sample with which a step begins, ``step`` steps having been done before it.
+
+    Args:
+        skipped: ranges of samples that the run went past without learning from them, ascending; each begins where a
+            step did.
+    """
+    sample = step * global_batch
+    for start, stop in skipped:
+        sample += stop - start if sample >= start else 0
+    return sample
+
+
+def steps_of(samples: np.ndarray, global_batch: int, skipped: Sequence[tuple[int, int]]) -> np.ndarray:
+    """The steps, counted from 1, that took these samples; 0 of those in a skipped range. The inverse of the above."""
+    before = np.zeros_like(samples)
+    inside = np.zeros(samples.shape, dtype=bool)
+    for start, stop in skipped:
+        before += np.where(samples >= stop, stop - start, 0)
+        inside |= (samples >= start) & (samples < stop)
+    return np.where(inside, 0, (samples - before) // global_batch + 1)
+
+
 def open_sources(
     manifest: ShardsManifest, split: str, length: int, seed: int, *, hashes: bool = False
 ) -> dict[str, Source]:

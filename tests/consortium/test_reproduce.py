@@ -132,5 +132,7 @@ def test_another_batch_is_not_a_difference_but_other_data():
     worse = compare({1: line}, {1: {**line, "loss": "0x1.8p0"}}, 0, 1)
     assert worse["first_differing_step"] == 1
     assert worse["largest_relative_difference"] == pytest.approx(1 / 3)
+    idle = compare({1: line}, {1: {**line, "skipped": "loss"}}, 0, 1)
+    assert (idle["first_differing_step"], idle["differences"][0]["value"]) == (1, "skipped")
     with pytest.raises(HanseError, match="another batch"):
         compare({1: line}, {1: {**line, "batch": "b"}}, 0, 1)

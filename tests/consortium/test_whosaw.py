@@ -39,6 +39,27 @@ def test_every_document_was_seen_in_exactly_the_steps_that_drew_its_tokens(tiny_
             assert entry.language != "it" or not found.steps  # it has no share
 
 
+def test_what_was_drawn_but_not_learnt_is_no_sighting_and_is_said(tiny_data):
+    """Samples 40 to 63 were gone past, and step 3 made no update."""
+    manifest = ShardsManifest.read(tiny_data / "shards")
+    stream = open_stream(manifest, LENGTH, 3, {})
+    seen, skipped, lost = drawn(stream, STEPS * BATCH), [(40, 64)], {*range(16, 24), *range(40, 64)}
+    end = STEPS * BATCH
+    found = 0
+    for entry in manifest.of("train"):
+        prefix = manifest.folder / entry.name
+        for row in pq.read_table(beside(prefix, SIDECAR)).to_pylist()[::5]:
+            (one,) = sightings(manifest, stream, [row["id"]], steps=STEPS - 3, global_batch=BATCH, skipped=skipped,
+                               idle={3})  # fmt: skip
+            samples = set().union(*(seen.get((prefix, token), set())
+                                    for token in range(row["token_start"], row["token_end"])))  # fmt: skip
+            samples = {sample for sample in samples if sample < end}
+            steps = {(sample - (24 if sample >= 64 else 0)) // BATCH + 1 for sample in samples - lost}
+            assert (one.steps, one.not_learnt) == (sorted(steps), sorted(samples & lost))
+            found += len(one.not_learnt)
+    assert found
+
+
 class Endless:
     """The index of a shard that would hold a trillion tokens."""
 

@@ -22,6 +22,7 @@ from launch.life import (
     excluded_nodes,
     failures_in_a_row,
     kind_of_end,
+    last_word,
     main,
     stuck_node,
 )
@@ -89,6 +90,8 @@ def test_a_node_is_excluded_when_it_is_to_blame_often_enough_or_failed_its_check
         (2, {"limit_near": True}, "limit"),
         (2, {"stopped_by_hand": True}, "stopped"),
         (1, {}, "crash"),
+        (69, {}, "hung"),
+        (71, {}, "flaky"),
         (137, {}, "crash"),
         (137, {"hung": True}, "hung"),
         (143, {"ended_by_slurm": True}, "cancelled"),
@@ -164,6 +167,40 @@ def test_a_job_is_led_from_its_first_start_to_its_end(job, capsys):
     assert ask(capsys, "start", *common, "--life", 3, "--nodes", "n[1,3]") == "end 0"
     assert (job.parent.parent / "stop").exists(), "what a person made stays"
     assert [one.kind for one in Record(job).starts()] == ["limit", "crash", "vanished"]
+
+
+def leave_word(job: Path, code: int, *nodes: str) -> None:
+    (job.parent.parent / "logs").mkdir(exist_ok=True)
+    word = {"exit_code": code, "nodes": nodes, "why": "..."}
+    (job.parent.parent / "logs/fault.json").write_text(json.dumps(word))
+
+
+def test_what_the_ranks_left_counts_more_than_the_code_of_those_that_srun_killed(job, capsys):
+    """A machine that computes wrongly is left out at once, one that others waited for after ``exclude_after`` times."""
+    common = ["--job", job, "--end-time", 4_000_000_000]
+    policy = yaml.safe_load((job / "launch.yaml").read_text())
+    policy["life"]["exclude_after"] = 2
+    (job / "launch.yaml").write_text(yaml.safe_dump(policy))
+    ask(capsys, "start", *common, "--life", 0, "--nodes", "n[1-2]")
+    leave_word(job, 69, "n1")
+    assert ask(capsys, "end", *common, "--life", 0, "--code", 137) == "requeue"
+    ask(capsys, "start", *common, "--life", 1, "--nodes", "n[1-2]")
+    leave_word(job, 71, "n2")
+    assert ask(capsys, "end", *common, "--life", 1, "--code", 137) == "requeue n2"
+    assert [(one.kind, one.blamed, one.bad_nodes) for one in Record(job).starts()] == [
+        ("hung", "n1", ()), ("flaky", "", ("n2",))
+    ]  # fmt: skip
+    # The word of one start is none of the next.
+    ask(capsys, "start", *common, "--life", 2, "--nodes", "n[1,3]")
+    assert ask(capsys, "end", *common, "--life", 2, "--code", 1) == "end 1"
+    assert Record(job).starts()[-1].kind == "crash"
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"exit_code": []}', '{"exit_code": 71, "nodes": 3}', '{"exit_code": "x"}'])
+def test_a_broken_last_word_is_none(tmp_path, text):
+    (tmp_path / "logs").mkdir()
+    (tmp_path / "logs/fault.json").write_text(text)
+    assert last_word(tmp_path) == (None, ())
 
 
 def test_a_record_cut_short_does_not_stop_the_next_start(job, capsys):

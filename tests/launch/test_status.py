@@ -46,6 +46,22 @@ def queued(state: str = "RUNNING", reason: str = "None") -> QueuedJob:
     return QueuedJob("77", state, reason, "n[1-2]", "N/A", "1:00:00")
 
 
+def test_slow_ranks_are_named_as_the_last_comparison_found_them(voyage):
+    def compared(*slow):
+        return json.dumps({"step": 40, "rank_times": {"parts": {}, "slow": slow}}) + "\n"
+
+    one = {"rank": 3, "node": "n2", "part": "forward", "seconds": 2.04, "median": 1.0}
+    metrics, begun = voyage / "metrics.jsonl", '{"step": 41, "lo'
+    text = metrics.read_text().removesuffix(begun)
+    metrics.write_text(text + compared(one) + begun)
+    assert "rank 3 on n2 is slow: forward 2.04 s a step, the median rank 1 s" in list(
+        remarks(look(voyage), queued(), 60)
+    )
+    for newer in (compared(), compared({"rank": 3}), '{"step": 40, "rank_times": []}\n'):
+        metrics.write_text(text + compared(one) + newer)
+        assert not look(voyage).slow
+
+
 def test_a_running_job_is_one_line(voyage):
     seen = look(voyage)
     assert row(seen, queued()) == [

@@ -4,6 +4,7 @@ import json
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from launch.local import run_ranks
 from train.run_folder import read_metrics
@@ -12,11 +13,15 @@ PROGRAM = Path(__file__).with_name("rank_program.py")
 
 
 def train_cases(
-    folder: Path, ranks: int, cases: Mapping[str, Sequence[str]], poison: int | None = None
+    folder: Path, ranks: int, cases: Mapping[str, Sequence[str]], faults: Mapping[str, Mapping[str, Any]] | None = None
 ) -> dict[str, int | str]:
-    """Run trainings one after the other on ``ranks`` ranks; {name: exit code or error message}."""
+    """Run trainings one after the other on ``ranks`` ranks; {name: exit code or error message}.
+
+    ``faults``: by name, what goes wrong in it (rank_program.py).
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    wanted = [{"name": name, "overrides": list(overrides), "poison": poison} for name, overrides in cases.items()]
+    wanted = [{"name": name, "overrides": list(overrides), **(faults or {}).get(name, {})}
+              for name, overrides in cases.items()]  # fmt: skip
     (folder / "cases.json").write_text(json.dumps(wanted))
     command = [sys.executable, str(PROGRAM), str(folder / "cases.json"), str(folder / "results.json")]
     code = run_ranks(command, ranks, 1, folder / "logs")

@@ -2,8 +2,14 @@
 
     python rank_program.py CASES.json RESULTS.json
 
-A case is ``{"name": ..., "overrides": [...], "poison": None or a step}``;
-its result is the exit code, or the message of the HanseError.
+A case is ``{"name": ..., "overrides": [...]}`` and what goes wrong in it:
+
+    "poison": n         the n-th step's loss is not finite, on rank 1 in each second sequence; "heals": only once
+    "steep": [a, b]     the gradient is a thousand times too large in steps that begin with one of these samples
+    "flip": n           after the n-th step a bit of rank 1's copy of a weight is another
+
+Its result is the exit code, or the message of the HanseError. Whatever goes wrong, weights and moments are held to be
+as they were after an update that was not made.
 """
 
 import itertools
@@ -22,37 +28,62 @@ from common.errors import HanseError
 from common.verbs import QUIET_ENVIRONMENT
 from train import loop
 from train.config import TrainConfig
-from train.engine import initialise_ranks
+from train.engine import Engine, initialise_ranks
 from train.loop import train_as_rank
 from train.ranks import find_place
 
-TRAIN_STEP = loop.train_step
+ACCUMULATE, UPDATE = loop.accumulate, Engine.update
+FLIPPED = "model.layers.1.mlp.up_proj.weight"
 
 
-def poisoned(call: int, place):
-    """``train_step`` that from its n-th call on makes a module's output NaN, on rank 1, in each second sequence.
+def nan(module, inputs, output):
+    output = output.clone()
+    output[1] = float("nan")
+    return output
 
-    Raises:
-        AssertionError: the weights are others after such a step.
-    """
+
+def steepened(total, nll):
+    return 1000 * total, nll
+
+
+def broken(case, place):
+    """``accumulate`` and ``update`` with the faults of a case."""
     calls = itertools.count(1)
 
-    def nan(module, inputs, output):
-        output = output.clone()
-        output[1] = float("nan")
-        return output
-
-    def step(engine, *arguments):
-        bad = next(calls) == call
-        if bad and place.rank == 1:
-            engine.engine.module.model.model.layers[1].mlp.register_forward_hook(nan)
-        before = [part.master.clone() for part in engine.fragments()]
-        sums = TRAIN_STEP(engine, *arguments)
-        after = [part.master for part in engine.fragments()]
-        assert bad == all(map(torch.equal, before, after))
+    def accumulate(engine, batch, *rest):
+        number = next(calls)
+        poisoned = number == case.get("poison") and place.rank == 1
+        if poisoned:
+            handle = engine.engine.module.model.model.layers[1].mlp.register_forward_hook(nan)
+        steep = range(*case.get("steep", (0, 0)))
+        forward = engine.forward
+        if batch.samples[0] in steep:
+            engine.forward = lambda part: [
+                factor * value for factor, value in zip((1000, 1), forward(part), strict=True)
+            ]
+        sums = ACCUMULATE(engine, batch, *rest)
+        if poisoned and case.get("heals"):
+            handle.remove()
+        engine.forward = forward
+        engine.flips = number == case.get("flip") and place.rank == 1
         return sums
 
-    return step
+    def update(engine, *arguments, **named):
+        before = [values.clone() for values in held(engine)]
+        made = UPDATE(engine, *arguments, **named)
+        assert made != all(map(torch.equal, before, held(engine)))
+        if engine.flips:
+            weights = next(one for one in engine.engine.module.parameters() if engine.names[id(one)] == FLIPPED)
+            weights.data.view(torch.int32).view(-1)[7] ^= 1
+        return made
+
+    return accumulate, update
+
+
+def held(engine):
+    """All that an update may change: masters, moments, and the weights themselves where they are held whole."""
+    parts = [values for part in engine.fragments() for _, _, values in part.tensors()]
+    return parts + list(engine.replicated().values())
 
 
 def main(cases: str, results: str) -> None:
@@ -64,7 +95,7 @@ def main(cases: str, results: str) -> None:
     for case in json.loads(Path(cases).read_text()):
         with initialize_config_module("configs", version_base="1.3"):
             config = instantiate(compose("train", overrides=[*case["overrides"], f"ranks={place.ranks}"]))
-        loop.train_step = poisoned(case["poison"], place) if case.get("poison") else TRAIN_STEP
+        loop.accumulate, Engine.update = broken(case, place)
         try:
             outcomes[case["name"]] = train_as_rank(config, place, device)
         except HanseError as error:

@@ -2,8 +2,8 @@
 
 import pytest
 
-from common.errors import EXIT_USER_ERROR
-from train.ranks import Place, find_place, first_host, torchrun_variables
+from common.errors import EXIT_USER_ERROR, FlakyError, HanseError
+from train.ranks import Place, find_place, first_host, together, torchrun_variables
 
 
 @pytest.mark.parametrize(
@@ -49,3 +49,11 @@ def test_missing_shards_are_told_before_any_rank_starts(hanse, tmp_path, capfd):
     assert hanse("train", *settings) == EXIT_USER_ERROR
     assert "no shards manifest ('hanse tokenize' writes one)" in capfd.readouterr().err
     assert not (tmp_path / "run").exists()
+
+
+def test_an_error_keeps_its_kind_among_the_ranks():
+    for error in (HanseError("wrong"), FlakyError("broken", ["nid7"])):
+        with pytest.raises(HanseError) as told, together(Place(0, 1)):
+            raise error
+        assert (type(told.value), str(told.value)) == (type(error), str(error))
+        assert getattr(told.value, "nodes", ()) == getattr(error, "nodes", ())
