@@ -1,17 +1,21 @@
-"""Writes the configuration reference out of configs/ at every build, so that it cannot go stale."""
+"""Writes the references out of configs/ and of the linter's criteria at every build, so that they cannot go stale."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+from consortium.dossier.check import GRADES
+from consortium.dossier.criteria import CRITERIA
 from hanse import VERBS
 
 CONFIGS = Path(__file__).parents[1] / "configs"
-MARK = "<!-- configs -->"
 
 
 def on_page_markdown(markdown: str, **_: object) -> str:
-    return markdown.replace(MARK, reference()) if MARK in markdown else markdown
+    for mark, write in WRITTEN.items():
+        if mark in markdown:
+            markdown = markdown.replace(mark, write())
+    return markdown
 
 
 def reference() -> str:
@@ -28,9 +32,27 @@ def reference() -> str:
     return "\n\n".join(parts)
 
 
+def dossier_criteria() -> str:
+    """A row a criterion of ``hanse dossier check=FILE``."""
+    rows = [f"`{one.name}` | {one.meaning} | {one.severity} | {one.source}" for one in CRITERIA.values()]
+    return "\n".join(f"| {row} |" for row in rows)
+
+
+def dossier_grades() -> str:
+    """A row a grade of the same."""
+    return "\n".join(f"| {grade} | {rule} |" for grade, rule in GRADES.items())
+
+
 def _code(file: Path) -> str:
     return f"```yaml\n{file.read_text(encoding='utf-8').rstrip()}\n```"
 
 
 def _indented(text: str) -> str:
     return "\n".join(f"    {line}".rstrip() for line in text.splitlines())
+
+
+WRITTEN = {
+    "<!-- configs -->": reference,
+    "<!-- dossier criteria -->": dossier_criteria,
+    "<!-- dossier grades -->": dossier_grades,
+}

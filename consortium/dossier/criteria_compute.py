@@ -273,8 +273,8 @@ def said(dossier: Dossier) -> Iterator[tuple[str, str]]:
 
 def in_mwh(text: str) -> float | None:
     """The first amount of energy in a text, in MWh."""
-    for found in re.finditer(r"([\d.,  ]+(?:\s?(?:[*×x]\s?)?(?:10\s?\^\s?|e\s?)[+-]?\d+)?)\s*(?:[*]\s*)?"
-                             r"([TGMk]?W\s?h|[GMk]?J)\b", text[:2000]):  # fmt: skip
+    amounts = r"(\d[\d.,\u00a0 ]{0,30}(?:\s?(?:[*×x]\s?)?(?:10\s?\^\s?|e\s?)[+-]?\d{1,3})?)\s?([TGMk]?W\s?h|[GMk]?J)\b"
+    for found in re.finditer(amounts, text[:2000]):
         amount = number(found[1].strip())
         if amount is not None:
             return amount * MWH[found[2].replace(" ", "").lower()]
@@ -284,7 +284,7 @@ def in_mwh(text: str) -> float | None:
 def in_days(text: str) -> float | None:
     """The first time in a text, in days."""
     unit = r"(days?|hours?|h\b|weeks?|months?|minutes?|seconds?|s\b)"
-    found = re.search(r"([\d.,]+(?:\s?[*×x]\s?10\s?\^\s?-?\d+)?)\s*" + unit, text)
+    found = re.search(r"(?<![\d.,])([\d.,]{1,40}(?:\s?[*×x]\s?10\s?\^\s?-?\d+)?)\s*" + unit, text)
     if not found or number(found[1]) is None:
         return None
     days = {"d": 1, "h": 1 / 24, "w": 7, "mo": DAYS_A_MONTH, "mi": 1 / 1440, "s": 1 / 86_400}

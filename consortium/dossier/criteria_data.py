@@ -352,11 +352,12 @@ def training_tokens(dossier: Dossier) -> float | None:
 
 def domain_names(items: list[str]) -> tuple[list[str], float | None, bool]:
     """(names, how many there are in all if the first item tells it, whether the rule of SMEs was taken)."""
-    head = re.match(r"\W*([\d,. ]+)\s+(?:of|de|von|di|sur|su)\s+([\d,. ]+)\s", items[0] + " ") if items else None
+    first = f"{items[0].strip()[:120]} " if items else ""
+    head = re.match(r"(\d[\d,. ]{0,20}) (?:of|de|von|di|sur|su) (\d[\d,. ]{0,20}) ", first)
     total = next(iter(numbers(head[2].strip())), None) if head else None
     listed = items[1:] if head else items
     names = [text.split()[0] for text in listed if text.split()]
-    return names, total, bool(head and re.search(r"\bSMEs?\b|5\s?%|\bPME\b|\bKMU\b|\bpymes?\b|\bPMI\b", items[0]))
+    return names, total, bool(head and re.search(r"\bSMEs?\b|5\s?%|\bPME\b|\bKMU\b|\bpymes?\b|\bPMI\b", first))
 
 
 def _named(item: object) -> tuple[str, str]:

@@ -68,7 +68,7 @@ def bare_not_applicable(dossier: Dossier) -> Iterator[Problem]:
             said = [text for text in wording.texts(entry.value) if wording.NOT_APPLICABLE.fullmatch(text.strip(" .()"))]
             if said:
                 yield entry.key, f"says {shown(said[0])} and not why", "write status not_applicable, and the reason"
-        elif entry.status == "not_applicable" and not re.search(r"\w+\W+\w+", entry.reason):
+        elif entry.status == "not_applicable" and len(re.findall(r"\w{2,}", entry.reason)) < 2:
             yield entry.key, f"does not apply, and the reason is {shown(entry.reason)}", "say in a sentence why not"
 
 
@@ -175,24 +175,29 @@ def told_twice(dossier: Dossier) -> Iterator[Problem]:
                 yield entry.key, f"says {_said(entry)}, and {first.key} says {_said(first)}", "make both the same"
 
 
+@criterion("warning", "D7: provenance")
+def evidence_uncited(dossier: Dossier) -> Iterator[Problem]:
+    """What is filled by evidence cites it."""
+    for entry in dossier:
+        if entry.status == "evidence" and not entry.evidence and not wording.is_nothing(entry.value):
+            yield entry.key, "is filled by evidence and cites none", "cite file and SHA-256, or set status answered"
+
+
 @criterion("blocking", "D7: provenance; D8: integrity")
 def evidence_malformed(dossier: Dossier) -> Iterator[Problem]:
-    """What is filled by evidence cites it: a file, and its SHA-256 in 64 lower-case hexadecimal digits."""
+    """Evidence that is cited is a file and its SHA-256, in 64 lower-case hexadecimal digits."""
     for entry in dossier:
-        if entry.status == "evidence" and not entry.evidence:
-            yield entry.key, "is filled by evidence and cites none", "cite file and SHA-256, or set status answered"
         for one in entry.evidence:
             if not isinstance(one.get("file"), str) or not one["file"].strip():
                 yield entry.key, "cites evidence without a file", "name the file"
-            elif not isinstance(one.get("sha256"), str) or not wording.SHA256.fullmatch(one["sha256"]):
+                break
+            if not isinstance(one.get("sha256"), str) or not wording.SHA256.fullmatch(one["sha256"]):
                 yield (
                     entry.key,
                     f"{shown(one.get('sha256'))} is no SHA-256 of {shown(one['file'])}",
                     ("write its 64 hexadecimal digits (sha256sum FILE)"),
                 )
-            else:
-                continue
-            break
+                break
 
 
 @criterion("blocking", "D8: integrity")

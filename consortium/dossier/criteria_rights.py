@@ -16,7 +16,7 @@ PROTOCOL = re.compile(
     re.IGNORECASE,
 )
 CURRENT = re.compile(
-    r"\d{4}|every|each|daily|weekly|monthly|quarter|annual|again|refresh|regular|up.to.date|chaque|mensuel|hebdomadaire|"
+    r"\b20\d\d\b|every|each|daily|weekly|monthly|quarter|annual|again|refresh|regular|up.to.date|chaque|mensuel|hebdomadaire|"
     r"à nouveau|mise à jour|jede|monatlich|wöchentlich|erneut|aktuell|cada|mensual|actualiza|de nuevo|ogni|mensil|"
     r"aggiorn|di nuovo",
     re.IGNORECASE,

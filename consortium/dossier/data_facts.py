@@ -92,6 +92,11 @@ class Corpora:
     lost_corpora: tuple[str, ...]
 
     @property
+    def texts(self) -> list[Corpus]:
+        """The data, each text once: of shards that hold one corpus (in two tokenizers' ids) the first."""
+        return list({one.shards.corpus_merkle_root: one for one in reversed(self.found)}.values())
+
+    @property
     def manifests(self) -> list[CorpusManifest]:
         """The corpora, each once."""
         return list({one.corpus.merkle_root: one.corpus for one in self.found if one.corpus}.values())
@@ -153,6 +158,11 @@ def tell(evidence: Evidence, lineage: Lineage, corpora: Corpora) -> None:
     if corpora.lost_corpora:
         evidence.miss(CORPORA, f"not found: {', '.join(corpora.lost_corpora)}; set corpus=... to where it is")
         return
+    describe(evidence, corpora)
+
+
+def describe(evidence: Evidence, corpora: Corpora) -> None:
+    """What the corpora's manifests tell of sources and preparation."""
     _sources(evidence, corpora)
     _preparation(evidence, corpora)
     _personal_data(evidence, corpora)
@@ -163,14 +173,14 @@ def _counts(evidence: Evidence, lineage: Lineage, corpora: Corpora) -> None:
     tokens: Counter[str] = Counter()
     sizes: Counter[str] = Counter()
     documents: Counter[str] = Counter()
-    for one in corpora.found:
+    for one in corpora.texts:
         for entry in one.shards.shards:
             sums[entry.split].update(tokens=entry.tokens, documents=entry.documents, bytes=entry.bytes)
             if entry.split == "train":
                 tokens[entry.language] += entry.tokens
                 sizes[entry.language] += entry.bytes
                 documents[entry.language] += entry.documents
-    at = [one.shards_paper.at("shards") for one in corpora.found]
+    at = [one.shards_paper.at("shards") for one in corpora.texts]
     train, validation = sums["train"], sums["validation"]
     evidence.know("corpus.tokens", train["tokens"], *at)
     evidence.know("corpus.tokens_by_language", dict(sorted(tokens.items())), *at)
@@ -344,7 +354,7 @@ def _steps(manifest: CorpusManifest) -> list[str]:
 
 def _personal_data(evidence: Evidence, corpora: Corpora) -> None:
     key, found = "corpus.personal_data", Counter[str]()
-    for one in corpora.found:
+    for one in corpora.texts:
         if not one.corpus or not one.corpus.config["annotate"]["personal_data"]:
             continue
         columns = one.document_columns(personal_data.SCHEMA.names)

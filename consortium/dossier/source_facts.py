@@ -32,7 +32,7 @@ CATEGORIES = {
     "other": "other sources",
 }
 LARGE = 0.03  # of the public data: a dataset beyond this share is named
-TOP, TOP_SME, MOST_SME = 0.10, 0.05, 1_000  # share of domain names that is listed; of small providers, and at most
+TOP, TOP_SME, MOST_SME = 10, 20, 1_000  # one domain name in so many is listed; of small providers, and at most
 PROTOCOLS = (
     "robots.txt (RFC 9309)", "Content-Usage in robots.txt and HTTP headers (IETF aipref draft)",
     "Content-Signal in robots.txt (Cloudflare)", "TDM Reservation Protocol (tdmrep.json, HTTP header, meta)",
@@ -48,7 +48,7 @@ def tell(evidence: Evidence, corpora: Corpora) -> None:
         evidence.miss((*OPT_OUT, *_keys()), reason)
         return
     _opt_out(evidence, corpora)
-    sidecars = [one.shards_paper.at("shards") for one in corpora.found]
+    sidecars = [one.shards_paper.at("shards") for one in corpora.texts]
     evidence.know("sources.domains_by_source", _domains(corpora), *sidecars)
     classify(evidence, {}, small=False)
 
@@ -158,8 +158,8 @@ def top_domains(sizes: Mapping[str, int], *, small: bool) -> list[str]:
     """The domain names that a summary lists, the largest first: the top 10 % of all names by size of their content; of
     SMEs the top 5 %, or 1,000 if that is less (template, footnote 16). At least one, where there are any."""
     ranked = sorted(sizes, key=lambda name: (-sizes[name], name))
-    number = -(-len(ranked) * (TOP_SME if small else TOP) // 1)
-    return ranked[: min(int(number), MOST_SME) if small else int(number)]
+    number = -(-len(ranked) // (TOP_SME if small else TOP))
+    return ranked[: min(number, MOST_SME) if small else number]
 
 
 def registrable(url: str | None) -> str | None:
@@ -179,7 +179,7 @@ def _suffixes() -> Any:
 def _domains(corpora: Corpora) -> dict[str, dict[str, int]] | None:
     """{source: {registrable domain: bytes}} of the training documents; None where a sidecar is not here."""
     found: dict[str, Counter[str]] = {}
-    for one in corpora.found:
+    for one in corpora.texts:
         for entry in one.shards.of("train"):
             path = beside(one.shards.folder / entry.name, SIDECAR)
             if not path.is_file():

@@ -5,16 +5,21 @@ import json
 import re
 
 import docx
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from common.errors import HanseError
-from consortium.dossier import answers, fill, source_facts
+from consortium.dossier import answers, data_facts, fill, source_facts
 from consortium.dossier.answers import Answer
+from consortium.dossier.data_facts import Corpora, Corpus
 from consortium.dossier.document import document, words
 from consortium.dossier.evidence import Citation, Evidence
 from consortium.dossier.forms import HERE, KINDS, LANGUAGES, all_fields, band_of, load_forms
 from consortium.dossier.rounding import significant
 from consortium.dossier.writers import WRITERS
+from data_pipelines.manifest import CorpusManifest, Tally
+from data_pipelines.shards import ShardEntry, ShardsManifest
 
 SHA256 = "ab" * 32
 NASTY = "<script>alert(1)</script> | [x](javascript:y) \x07 # *b*\n- ü"
@@ -129,6 +134,7 @@ def test_domains_that_are_listed():
     assert source_facts.top_domains(sizes, small=False) == [f"{i}.org" for i in range(100, 90, -1)]
     assert source_facts.top_domains(sizes, small=True) == [f"{i}.org" for i in range(100, 95, -1)]
     assert source_facts.top_domains({"one.org": 5}, small=True) == ["one.org"]
+    assert len(source_facts.top_domains({f"{i}.org": i for i in range(30)}, small=False)) == 3
     many = {f"{i}.org": i for i in range(40_000)}
     assert len(source_facts.top_domains(many, small=True)) == 1_000
     assert len(source_facts.top_domains(many, small=False)) == 4_000
@@ -355,3 +361,85 @@ def test_the_guide_counts_every_field_of_every_form():
 def test_the_example_s_answers_are_answers():
     path = HERE.parents[1] / "docs/examples/demo-dossier.yaml"
     assert len(answers.check(path, answers.read(path))) > 40
+
+
+# --- data -----------------------------------------------------------------------------------------------------------
+
+
+def corpora_of(folder, *, snapshot, removed, license_="CC-BY-4.0"):
+    """Manifests of a corpus of one crawled source, and of its shards with a sidecar, as the pipeline writes them."""
+    source = {"reader": "warc", "language": "fr", "license": license_, "obtained": "own crawl", "url": "", "hub": None,
+              "snapshot_date": "2025-03", "package": None}  # fmt: skip
+    annotate = {"opt_out_snapshot": snapshot, "quality": True, "personal_data": False, "evaluation_sets": {}}
+    select = {"opt_out": ["deny"], "licenses": [license_], "near_duplicate_similarity": 0.75, "quality": True,
+              "min_characters": 100, "language_min_confidence": 0.5}  # fmt: skip
+    config = {"sources": {"web": source}, "annotate": annotate, "select": select}
+    (folder / "corpus").mkdir(parents=True)
+    (folder / "shards/train").mkdir(parents=True)
+    kept = Tally("fr", license_, 10, 10 - sum(removed.values()), 1000, 700, 0, 0, removed)
+    corpus = CorpusManifest("web", "f" * 64, config, {"hanse": "1"}, {"web": kept}, {}, folder / "corpus")
+    corpus.write()
+    rows = [("web", "https://a.example.co.uk/x", 500), ("web", "http://b.org/", 200), ("web", None, 5)]
+    columns = dict(zip(("source", "url", "bytes"), map(list, zip(*rows, strict=True)), strict=True))
+    pq.write_table(pa.table(columns), folder / "shards/train/fr.docs.parquet")
+    entry = ShardEntry("train/fr", "train", "fr", 3, 90, 705)
+    shards = ShardsManifest("t" * 64, 32, 0, "x", corpus.merkle_root, [entry], folder / "shards")
+    shards.write()
+    return Corpora((Corpus(shards, corpus),), {}, (), ())
+
+
+def test_what_opt_outs_did_and_which_domains_were_crawled(tmp_path):
+    (tmp_path / "snapshot").mkdir()
+    told = {"format": "hanse.opt-out/1", "first_fetched": "2025-01-02", "last_fetched": "2025-01-05", "sha256": SHA256}
+    (tmp_path / "snapshot/manifest.json").write_text(json.dumps(told))
+    evidence = Evidence("m", "1")
+    evidence.know("dossier.date", "2026-11-25")
+    corpora = corpora_of(tmp_path, snapshot=str(tmp_path / "snapshot"), removed={"opt_out": 2, "near_duplicate": 1})
+    data_facts.describe(evidence, corpora)
+    source_facts.tell(evidence, corpora)
+    fields = fill.fill(evidence, {"source_category": Answer({"web": "crawled"})})["fields"]
+
+    def value(key):
+        return fields[key]["value"]
+
+    assert value("copyright_policy.reservations.outcome") == ["French (fr): 2 documents removed"]
+    assert "2025-01-02 to 2025-01-05" in value("copyright_policy.reservations.snapshot")[0]
+    assert value("public_summary.reservations.protocols")[0] == "robots.txt (RFC 9309)"
+    assert "deny" in value("copyright_policy.reservations.decision")[0]
+    assert value("copyright_policy.access.licence_filter") == "Only documents under: CC-BY-4.0"
+    assert "removed: 1 documents" in value("copyright_policy.output.near_duplicates")[1]
+    assert value("public_summary.crawled.domains") == [
+        "1 of 2 domain names, the largest 10 % by bytes of text", "example.co.uk (500 bytes)"]  # fmt: skip
+    assert value("public_summary.data.latest_acquisition") == "03/2025"
+    assert value("public_summary.crawled.period") == "03/2025 to 03/2025"
+    assert fields["public_summary.public.used"]["value"] == "No"
+
+
+def test_no_snapshot_is_said_to_be_none(tmp_path):
+    evidence = Evidence("m", "1")
+    source_facts.tell(evidence, corpora_of(tmp_path, snapshot=None, removed={}))
+    assert evidence.plain("opt_out.protocols") == ["None by hanse: no snapshot of opt-outs was consulted"]
+    assert "no snapshot" in evidence["opt_out.outcome"].not_applicable
+
+
+def test_a_snapshot_that_is_gone_is_not_made_up(tmp_path):
+    evidence = Evidence("m", "1")
+    source_facts.tell(evidence, corpora_of(tmp_path, snapshot=str(tmp_path / "gone"), removed={}))
+    assert "not here any more" in evidence.unknown["opt_out.snapshot"]
+
+
+# --- the verb -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("settings", "said"), [
+    (["run=nowhere"], "no such folder"), (["run=.", "languages=[en,pt]"], "each of en, fr, de, es, it once"),
+    (["run=.", "formats=[pdf]"], "each of md, html, docx once"), (["run=.", "date=25.11.2026"], "YYYY-MM-DD"),
+    (["run=.", "registry=nowhere"], "registry=nowhere"), (["run=."], "no complete checkpoint"),
+])  # fmt: skip
+def test_wrong_settings_are_told_without_a_traceback(hanse, tmp_path, monkeypatch, capsys, settings, said):
+    monkeypatch.chdir(tmp_path)
+    assert hanse("dossier", *settings) == 2
+    told = capsys.readouterr()
+    assert said in told.err
+    assert "Traceback" not in told.err
+    assert not list(tmp_path.iterdir())
