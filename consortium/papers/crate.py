@@ -123,8 +123,8 @@ def _instant(seconds: float) -> str:
 def _data(facts: Facts) -> list[Entity]:
     """The sources of the text, which are not in the folder."""
     found = []
-    for source in facts.get("corpus.sources", []):
-        entity: Entity = {"@id": f"#source-{quote(source['name'])}", "@type": "Dataset", "name": source["name"],
+    for number, source in enumerate(facts.get("corpus.sources", [])):
+        entity: Entity = {"@id": f"#source-{number}-{quote(source['name'])}", "@type": "Dataset", "name": source["name"],
                           "license": source["license"], "inLanguage": source["language"],
                           "description": f"{source['documents']} documents, {source['bytes']} bytes of text after "
                                          "curation"}  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -66,8 +67,9 @@ def papers(facts: Facts) -> Iterator[tuple[str, str | dict[str, Any]]]:
     """(name, content) of every paper that can be written."""
     yield CARD, model_card(facts)
     yield BOM, ml_bom(facts)
-    for manifest in facts.corpora.manifests:
-        yield f"croissant-{manifest.name}.json", croissant(manifest, facts)
+    for number, manifest in enumerate(facts.corpora.manifests):
+        name = re.sub(r"[^\w.-]+", "-", manifest.name)  # it comes out of a file, and becomes the name of one
+        yield f"croissant-{f'{number}-' if number else ''}{name}.json", croissant(manifest, facts)
     for name, text in ((CITATION, citation_cff(facts)), (BIBTEX, bibtex(facts))):
         if text:
             yield name, text

@@ -81,6 +81,7 @@ def totals(run, *places, **settings):
 def test_a_run_that_was_restarted_counts_no_step_twice(tmp_path):
     tokens, flops, evidence = totals(run_of(tmp_path / "a", [10], starts=(0, 4, 6)))
     assert tokens == 10 * PER_STEP
+    assert evidence["model.dependencies"].not_applicable
     assert evidence.plain("training.restarts") == 2
     assert evidence.plain("training.repeated_steps") == 2 + 2
     assert (tokens, flops) == totals(run_of(tmp_path / "b", [10]))[:2]
@@ -95,7 +96,7 @@ def test_a_continued_child_counts_its_parent_as_far_as_it_came_from_it(tmp_path)
     tokens, flops, evidence = totals(child, parent)
     assert (tokens, flops) == totals(run_of(tmp_path / "whole", [10]))[:2]
     assert evidence.plain("training.own_consumed_tokens") == 4 * PER_STEP
-    assert evidence["model.dependencies"].not_applicable
+    assert "made from parent (step 6)" in evidence.unknown["model.dependencies"], "was it placed on the market?"
     assert evidence.plain("compute.parent_flops") * 10 == flops * 6
     assert evidence.plain("compute.wall_seconds") == 100.0
     assert evidence.plain("compute.device_hours") == pytest.approx(200 / 3600)
