@@ -33,6 +33,8 @@ def open_initial(
     if config.init_from is None or (resumed and not Path(config.init_from).exists()):
         return None, before
     with together(place):
+        if not Path(config.init_from).is_dir():
+            raise HanseError(f"init_from={config.init_from}: no folder here")
         weights = open_weights(Path(config.init_from))
         if resumed is None:
             check(weights, model, tokenizer_sha256)

@@ -43,7 +43,8 @@ def opening(
     if resumed:
         lines.append(f"going on from {resumed.folder} (step {resumed.state['step']})")
     if initial:
-        lines.append(f"beginning with the weights of {initial.folder}, a fresh optimizer, and its own data")
+        unknown = "" if initial.tokenizer_sha256 else " (it does not say with which tokenizer: not compared)"
+        lines.append(f"beginning with the weights of {initial.folder}{unknown}, a fresh optimizer, and its own data")
     return "\n".join(lines)
 
 

@@ -7,6 +7,8 @@ unpickled, no link is followed, no code of the folder is run.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,7 @@ from transformers import PreTrainedModel
 
 from common.errors import HanseError
 from common.files import inside, is_plain, merkle_root, read_json, sha256_file
-from train.checkpoint import Checkpoint
+from train.checkpoint import Checkpoint, Damaged
 from train.engine import Engine
 
 DTYPES = ("F32", "BF16", "F16")
@@ -70,8 +72,10 @@ class CheckpointWeights(Weights):
     """Those of a checkpoint, with or without the state of an optimizer. Its identity: the SHA-256 of its manifest."""
 
     def __init__(self, folder: Path):
-        self.folder, self.checkpoint = folder, Checkpoint(folder)
-        self.shapes, self._spans = self.checkpoint.shapes, self.checkpoint.slices("model")
+        self.folder = folder
+        with _said_of_a_model():
+            self.checkpoint = Checkpoint(folder)
+            self.shapes, self._spans = self.checkpoint.shapes, self.checkpoint.slices("model")
         self.settings = self.checkpoint.state["model"]
         self.facts = self.checkpoint.state
         self.tokenizer_sha256 = self.facts["tokenizer_sha256"] or None
@@ -80,11 +84,21 @@ class CheckpointWeights(Weights):
         self.checkpoint.read(self._spans[name], start, stop, out)
 
     def verify(self, rank: int = 0, ranks: int = 1) -> dict[str, str]:
-        self.checkpoint.verify(rank, ranks)
+        with _said_of_a_model():
+            self.checkpoint.verify(rank, ranks)
         return {}
 
     def identity(self, hashes: dict[str, str]) -> str:
         return sha256_file(self.folder / "manifest.json")
+
+
+@contextmanager
+def _said_of_a_model() -> Iterator[None]:
+    """Damage in words for somebody who has no earlier checkpoint to go on from."""
+    try:
+        yield
+    except Damaged as error:
+        raise HanseError(f"{str(error).partition('; delete ')[0]}; get the folder again from where it came") from None
 
 
 class HubWeights(Weights):

@@ -127,6 +127,12 @@ def test_folders_that_hold_no_weights_say_what_is_missing(tmp_path, exported):
     (tmp_path / "pickled/pytorch_model.bin").write_bytes(b"\x80")
     with pytest.raises(HanseError, match=r"its \.bin files are pickle, which is never read"):
         open_weights(tmp_path / "pickled")
+    (tmp_path / "damaged").mkdir()
+    (tmp_path / "damaged/manifest.json").write_text('{"format": "hanse.momentum/1"}')
+    with pytest.raises(
+        HanseError, match=r"is not of format hanse.checkpoint/1; get the folder again from where it came"
+    ):
+        open_weights(tmp_path / "damaged")
     file = sorted(exported.glob("*.safetensors"))[0]
     intact = file.read_bytes()
     file.write_bytes(intact[:100])
