@@ -17,6 +17,7 @@ from pathlib import Path
 from omegaconf import OmegaConf
 
 from data_pipelines.shards import ShardsManifest
+from train.config import BatchConfig, DataConfig, TrainConfig
 from train.ledger import Ledger
 from train.stream import open_stream
 
@@ -41,7 +42,12 @@ def speed(data: Path, folder: Path, steps: int, *settings: str) -> float:
 
 def ledger(data: Path, folder: Path) -> tuple[float, float]:
     """Milliseconds to hash a step's batch, and to write its line."""
-    stream = open_stream(ShardsManifest.read(data / "shards"), LENGTH, 0, {})
+    stream = open_stream(
+        ShardsManifest.read(data / "shards"),
+        TrainConfig(
+            tokens=200 * SEQUENCES * LENGTH, data=DataConfig(sequence_length=LENGTH), batch=BatchConfig(SEQUENCES, 1)
+        ),
+    )
     book, hashing, writing = Ledger(folder / "ledger.jsonl"), [], []
     for step in range(200):
         started = time.perf_counter()

@@ -375,8 +375,7 @@ def _manifest(evidence: Evidence) -> ShardsManifest:
 
 
 def _stream(evidence: Evidence) -> Stream:
-    settings = evidence.config.data
-    return open_stream(_manifest(evidence), settings.sequence_length, evidence.config.seed, settings.mixture)
+    return open_stream(_manifest(evidence), evidence.config)
 
 
 CHECKS: tuple[tuple[str, Callable[[Evidence], str]], ...] = (

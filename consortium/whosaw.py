@@ -48,7 +48,7 @@ def run(config: WhosawConfig) -> None:
     folder = RunFolder(config.run)
     trained = folder.read_config()
     manifest = ShardsManifest.read(Path(config.shards or trained.data.shards))
-    stream = open_stream(manifest, trained.data.sequence_length, trained.seed, trained.data.mixture)
+    stream = open_stream(manifest, trained)
     done = max((record["step"] for record in read_metrics(folder.metrics) if "loss" in record), default=0)
     asked = questions(config.what)
     records = [record for _, record in ledger.lines(folder.ledger)]

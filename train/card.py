@@ -16,7 +16,9 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from common.files import read_json
 from common.terminal import count
 from train.data_table import corpus_of, data_table
+from train.mixture import weights_of
 from train.run_folder import RunFolder, read_metrics
+from train.stream import windows_in
 from train.trained import Trained
 
 TEMPLATES = PackageLoader("train", "templates")
@@ -147,7 +149,9 @@ def card(trained: Trained, provenance: Mapping[str, Any]) -> str:
 
 
 def _shares(trained: Trained, tokens: Mapping[str, int]) -> dict[str, str]:
-    weights = trained.config.data.mixture or tokens
+    length = trained.config.data.sequence_length
+    windows = {language: windows_in(count, length) for language, count in tokens.items()}
+    weights = weights_of(trained.config.data, windows, trained.config.samples)
     total = sum(weights.values())
     return {language: f"{weights.get(language, 0) / total:.1%}" for language in tokens}
 

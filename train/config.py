@@ -250,6 +250,11 @@ class TrainConfig:
         return self.tokens // self.tokens_per_step
 
     @property
+    def samples(self) -> int:
+        """Sequences that all steps take."""
+        return self.steps * self.batch.global_batch_size
+
+    @property
     def decay_steps(self) -> int:
         return round(self.steps * self.schedule.decay_fraction)
 

@@ -19,11 +19,12 @@ from common.files import read_json
 from common.terminal import count
 from data_pipelines.shards import ShardsManifest
 from data_pipelines.tokenizer import tokenizer_sha256
+from train import ledger
 from train.charts import PALETTE, Bar, Bars, Chart, Series, Table, draw, fitted
 from train.config import TrainConfig
 from train.data_table import data_table
 from train.run_folder import RunFolder, read_metrics
-from train.stream import Mixture, drawn_weights, windows_in
+from train.stream import drawn_in, windows_in
 
 LOSSES = ("bits_per_byte", "loss")  # of an evaluation; any other number of a language in it is a task score
 MEASURES = {  # name: (what it is, whether the best language has the highest)
@@ -113,8 +114,9 @@ class Fairness:
 
 
 def fairness(
-    config: TrainConfig, records: Sequence[Mapping[str, Any]], shards: ShardsManifest | None, step: int
-) -> Fairness:
+    config: TrainConfig, records: Sequence[Mapping[str, Any]], shards: ShardsManifest | None, step: int,
+    skipped: Sequence[tuple[int, int]] = (),
+) -> Fairness:  # fmt: skip
     """What a run says of its languages.
 
     Args:
@@ -122,10 +124,11 @@ def fairness(
         records: of its ``metrics.jsonl``.
         shards: that it was trained on; None where they are no longer there, and less can be told.
         step: steps done.
+        skipped: ranges of samples that the run went past (:func:`train.ledger.skipped`).
     """
     moments = [_moment(record) for record in records if "evaluation" in record]
     latest = moments[-1].values if moments else {}
-    drawn, fertility = _drawn(config, shards, step), _fertility(config, shards)
+    drawn, fertility = _drawn(config, shards, step, skipped), _fertility(config, shards)
     held = {row.language: row for row in data_table(shards, None)} if shards else {}
     names = {*held, *drawn, *(name for values in latest.values() for name in values)}
     languages = []
@@ -164,7 +167,8 @@ def fairness_of(run: Path | str, shards: Path | str | None = None, step: int | N
         manifest = ShardsManifest.read(Path(shards or config.data.shards))
     except HanseError:
         manifest = None
-    return fairness(config, [record for record in records if record["step"] <= until], manifest, until)
+    passed = ledger.skipped(record for _, record in ledger.lines(folder.ledger))
+    return fairness(config, [record for record in records if record["step"] <= until], manifest, until, passed)
 
 
 def gap(measure: str, values: Mapping[str, float]) -> Gap | None:
@@ -178,20 +182,20 @@ def gap(measure: str, values: Mapping[str, float]) -> Gap | None:
     return Gap(measure, best, known[best], worst, known[worst])
 
 
-def _drawn(config: TrainConfig, shards: ShardsManifest | None, step: int) -> dict[str, tuple[int, float | None]]:
+def _drawn(
+    config: TrainConfig, shards: ShardsManifest | None, step: int, skipped: Sequence[tuple[int, int]]
+) -> dict[str, tuple[int, float | None]]:
     """{language: (tokens, epochs)} that the order of data has given in so many steps; {} where it cannot be told."""
-    length, mixture = config.data.sequence_length, config.data.mixture
-    windows: dict[str, int] = dict.fromkeys(sorted(mixture), 0)
+    length = config.data.sequence_length
+    windows: dict[str, int] = dict.fromkeys(sorted(config.data.mixture), 0)
     if shards is not None:
         windows = {entry.language: 0 for entry in sorted(shards.of("train"), key=lambda entry: entry.language)}
         for entry in shards.of("train"):
             windows[entry.language] += windows_in(entry.tokens, length)
-    weights = drawn_weights(windows, mixture)
-    if not weights:
+    if not windows:
         return {}
-    counts = Mixture(list(weights.values())).drawn(step * config.batch.global_batch_size)
     return {name: (samples * length, samples / windows[name] if windows[name] else None)
-            for name, samples in zip(weights, counts, strict=True)}  # fmt: skip
+            for name, samples in drawn_in(config, windows, step, skipped).items()}  # fmt: skip
 
 
 def _fertility(config: TrainConfig, shards: ShardsManifest | None) -> dict[str, dict[str, float]]:

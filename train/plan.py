@@ -18,7 +18,9 @@ from launch.verb import configuration_of
 from train.config import ZERO_STAGES, PlanConfig, TrainConfig
 from train.hardware import GPUS, Gpu, find_gpu
 from train.memory import ADAM_BYTES, VALUE_BYTES, Activations, Layout, Memory, activations, memory
+from train.mixture import Share, repeated, shares, weights_of
 from train.model import flops_per_token, model_config, parameter_counts, shape_of_model
+from train.stream import drawn_in, windows_in
 
 GB = 1e9
 CHECKPOINT_BYTES = 12  # a parameter: the weight and both moments in fp32
@@ -45,6 +47,7 @@ class Subject:
     flops_per_token: int
     activations: Activations
     precision: str
+    shares: dict[str, Share]  # of each language; empty where there are no shards yet
 
 
 @dataclass(frozen=True)
@@ -117,14 +120,30 @@ def describe(config: PlanConfig) -> Subject:
     assert isinstance(train, TrainConfig)
     shards = Path(train.data.shards)
     there = (shards / "manifest.json").is_file()
-    vocabulary = ShardsManifest.read(shards).vocabulary_size if there else train.model.vocabulary_size
+    manifest = ShardsManifest.read(shards) if there else None
+    vocabulary = manifest.vocabulary_size if manifest else train.model.vocabulary_size
     shape = model_config(train.model, vocabulary, train.data.sequence_length)
     model = shape_of_model(shape)
     precision = "fp32" if train.engine.precision == "fp32" else "bf16"
     return Subject(
         train, shape.vocab_size, parameter_counts(model)[0], flops_per_token(model, train.data.sequence_length),
         activations(shape, train.data.sequence_length, precision, train.engine.recompute_every_layers), precision,
+        mixture(train, manifest) if manifest else {},
     )  # fmt: skip
+
+
+def mixture(train: TrainConfig, manifest: ShardsManifest) -> dict[str, Share]:
+    """What the whole run would draw of each language.
+
+    Raises:
+        HanseError: UniMax, and the text does not suffice.
+    """
+    length = train.data.sequence_length
+    windows = dict.fromkeys(sorted({entry.language for entry in manifest.of("train")}), 0)
+    for entry in manifest.of("train"):
+        windows[entry.language] += windows_in(entry.tokens, length)
+    weights = weights_of(train.data, windows, train.samples)
+    return shares(weights, drawn_in(train, windows, train.steps), windows)
 
 
 def find_machine(config: PlanConfig) -> Machine:
@@ -200,12 +219,25 @@ def _show(plan: Plan) -> None:
         f"{count(train.tokens)} tokens in {train.steps:,} steps of {train.tokens_per_step:,}")  # fmt: skip
     say(f"{count(subject.flops_per_token, 'FLOP')} a token, {subject.flops_per_token * train.tokens:.2e} FLOP in all, "
         f"{subject.precision}; {machine.name} of {machine.memory_gb:g} GB, {machine.gpus_per_node} a node")  # fmt: skip
+    _show_mixture(subject)
     _show_memory(plan)
     _show_fits(plan)
     _show_times(plan)
     size, speed = CHECKPOINT_BYTES * subject.parameters, plan.config.storage_gb_per_second
     write = f", {duration(size / GB / speed)} to write" if speed else ""
     say(f"checkpoint {count(size, 'B')}{write}; exported in bf16 {count(2 * subject.parameters, 'B')}\n")
+
+
+def _show_mixture(subject: Subject) -> None:
+    if not subject.shares:
+        say("no shards yet: the vocabulary is that of train.model.vocabulary_size, languages and epochs are not known")
+        return
+    length = subject.config.data.sequence_length
+    rows = [[name, f"{one.asked:.2%}", f"{one.share:.2%}", count(one.samples * length), f"{one.epochs:.2f}"]
+            for name, one in subject.shares.items()]  # fmt: skip
+    table("\nwhat is drawn", ["language", "asked", "obtained", "tokens", "epochs"], rows)
+    for warning in repeated(subject.shares):
+        say(f"WARNING: {warning}")
 
 
 def _show_memory(plan: Plan) -> None:
@@ -263,6 +295,7 @@ def as_json(plan: Plan) -> dict[str, Any]:
         "flops_per_token": subject.flops_per_token, "tokens": subject.config.tokens,
         "gpu": {"name": machine.name, **dataclasses.asdict(machine.gpu), "memory_gb": machine.memory_gb},
         "gpus_per_node": machine.gpus_per_node, "mfu": plan.mfu, "mfu_is": plan.mfu_is, "pue": plan.config.pue,
+        "mixture": {name: dataclasses.asdict(one) for name, one in subject.shares.items()},
         "checkpoint_bytes": CHECKPOINT_BYTES * subject.parameters,
         "fits": {str(nodes): choice and dataclasses.asdict(choice) for nodes, choice in plan.choices.items()},
         "times": [dataclasses.asdict(one) for one in plan.times],

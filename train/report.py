@@ -25,6 +25,7 @@ from common.files import read_json, write_text
 from common.terminal import count, duration, next_step, say
 from data_pipelines.manifest import CorpusManifest
 from data_pipelines.shards import ShardsManifest
+from train import ledger
 from train.charts import PALETTE, Chart, Series, Table, draw, fitted
 from train.config import ReportConfig, TrainConfig
 from train.data_table import corpus_of, data_table, say_losses
@@ -189,7 +190,13 @@ def page(evidence: Evidence) -> str:
         panels=validation_panels(evidence),
         results=results(evidence),
         fairness=section(
-            fairness(evidence.config, evidence.records, evidence.shards, evidence.last_step),
+            fairness(
+                evidence.config,
+                evidence.records,
+                evidence.shards,
+                evidence.last_step,
+                ledger.skipped(record for _, record in ledger.lines(evidence.folder.ledger)),
+            ),
             {name: evidence.colour(name) for name in evidence.languages},
         ),
         loss=loss_chart(evidence),

@@ -211,7 +211,7 @@ def open_data(config: TrainConfig) -> Data:
             "the one in their manifest); set data.tokenizer, or run 'hanse tokenize' again"
         )
     length, hashes, end = settings.sequence_length, settings.verify_hashes, manifest.end_of_document_id
-    stream = open_stream(manifest, length, config.seed, settings.mixture, hashes=hashes)
+    stream = open_stream(manifest, config, hashes=hashes)
     validation = open_sources(manifest, "validation", length, config.seed, hashes=hashes)
     model = model_config(config.model, manifest.vocabulary_size, length, bos_token_id=end, eos_token_id=end)
     return Data(manifest, stream, validation, token_byte_lengths(tokenizer), model)

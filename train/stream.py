@@ -8,7 +8,6 @@ file and no state but the number of samples consumed.
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,85 +16,11 @@ import numpy as np
 
 from common.errors import HanseError
 from data_pipelines.shards import ShardsManifest, TokenShard
+from train.config import TrainConfig
+from train.mixture import Mixture, weights_of
 
 IGNORED = -100  # label of a position whose next token belongs to another document (torch's ignore_index)
-LARGEST_PERIOD = 65_536
 ROUNDS = 6
-
-
-class Mixture:
-    """The source of every sample, by integer weights, within one sample of them at every prefix.
-
-    Tijdeman's chairman assignment (Discrete Mathematics 32, 1980): of the sources that are not ahead, the one with the
-    earliest deadline. With S sources, weights w and sum D, after n samples source i has been drawn n w_i / D times
-    with an error of at most 1 - 1/(2S - 2). (The plain largest deficit has no such bound from four sources on.)
-    After D samples the errors are zero, so that one period is the whole order.
-    """
-
-    def __init__(self, weights: Sequence[float]):
-        self.weights = integer_weights(weights)
-        self.period = sum(self.weights)
-        self.table = _assign(self.weights)  # source of sample n modulo the period
-        places = [np.flatnonzero(self.table == source) for source in range(len(self.weights))]
-        self._places = places
-        self._rank = np.empty(self.period, dtype=np.int64)
-        for place in places:
-            self._rank[place] = np.arange(len(place))
-
-    def draw(self, sample: int) -> tuple[int, int]:
-        """(source, k): sample number -> source, and how many samples of that source came before it."""
-        periods, place = divmod(sample, self.period)
-        source = int(self.table[place])
-        return source, periods * self.weights[source] + int(self._rank[place])
-
-    def drawn(self, samples: int) -> list[int]:
-        """How many of the first ``samples`` samples each source gives."""
-        periods, place = divmod(samples, self.period)
-        rest = np.bincount(self.table[:place], minlength=len(self.weights))
-        return [periods * weight + int(more) for weight, more in zip(self.weights, rest, strict=True)]
-
-    def sample(self, source: int, k: int) -> int:
-        """The inverse of :meth:`draw`: the sample number of the k-th draw of ``source``."""
-        return int(self.samples(source, np.array([k]))[0])
-
-    def samples(self, source: int, draws: np.ndarray) -> np.ndarray:
-        """:meth:`sample` of many draws at once; int64, of the same shape."""
-        periods, ranks = np.divmod(draws, self.weights[source])
-        return periods * self.period + self._places[source][ranks]
-
-
-def integer_weights(weights: Sequence[float]) -> list[int]:
-    """Weights as integers without a common factor: whole numbers as they are, others in shares of 1/10,000."""
-    total = math.fsum(weights)
-    if all(float(weight).is_integer() for weight in weights) and total <= LARGEST_PERIOD:
-        whole = [int(weight) for weight in weights]
-    else:
-        exact = [10_000 * weight / total for weight in weights]
-        whole = [math.floor(share) for share in exact]
-        by_remainder = sorted(range(len(exact)), key=lambda i: (whole[i] - exact[i], i))
-        for i in by_remainder[: 10_000 - sum(whole)]:
-            whole[i] += 1
-    factor = math.gcd(*whole)
-    return [weight // factor for weight in whole]
-
-
-def _assign(weights: Sequence[int]) -> np.ndarray:
-    period, active = sum(weights), [i for i, weight in enumerate(weights) if weight]
-    slack = max(2 * len(active) - 2, 1)
-    drawn = [0] * len(weights)
-    table = np.empty(period, dtype=np.int32)
-    for n in range(1, period + 1):
-        best, best_slack = -1, (0, 1)
-        for i in active:
-            deficit = slack * (weights[i] * n - period * drawn[i])  # slack x period x (what is due - what was drawn)
-            if deficit < period and len(active) > 1:
-                continue
-            left = ((slack - 1) * period - deficit, weights[i])  # samples until it is overdue, as a fraction
-            if best < 0 or left[0] * best_slack[1] < best_slack[0] * left[1]:
-                best, best_slack = i, left
-        table[n - 1] = best
-        drawn[best] += 1
-    return table
 
 
 class Permutation:
@@ -327,32 +252,47 @@ def open_sources(
     }
 
 
-def drawn_weights(windows: Mapping[str, int], mixture: Mapping[str, float]) -> dict[str, float]:
-    """Weights of the sources that are drawn from, in their order: those of the mixture, or else their windows."""
-    weights = mixture or windows
-    return {name: float(weights[name]) for name in windows if weights.get(name, 0) > 0}
+def drawn_in(
+    config: TrainConfig, windows: Mapping[str, int], steps: int, skipped: Sequence[tuple[int, int]] = ()
+) -> dict[str, int]:
+    """{language: sequences} that the first ``steps`` steps of a run take, of the languages that are drawn from.
+
+    Args:
+        config: of the run.
+        windows: of each language for one epoch.
+        steps: optimizer steps.
+        skipped: see :func:`first_sample`.
+    """
+    weights = weights_of(config.data, windows, config.samples)
+    if not weights or not steps:
+        return dict.fromkeys(weights, 0)
+    mixture, size = Mixture(list(weights.values())), config.batch.global_batch_size
+    end = first_sample(steps - 1, size, skipped) + size
+    counts = np.array(mixture.drawn(end))
+    for start, stop in skipped:
+        if start < end:
+            counts -= np.array(mixture.drawn(min(stop, end))) - np.array(mixture.drawn(start))
+    return dict(zip(weights, counts.tolist(), strict=True))
 
 
-def open_stream(
-    manifest: ShardsManifest, length: int, seed: int, mixture: Mapping[str, float], *, hashes: bool = False
-) -> Stream:
-    """The training stream of a shards folder.
+def open_stream(manifest: ShardsManifest, config: TrainConfig, *, hashes: bool = False) -> Stream:
+    """The training data of a run in its order, out of a shards folder.
 
     Raises:
         HanseError: the mixture names a language that is not there, or one with less than a window of text.
     """
-    sources = open_sources(manifest, "train", length, seed, hashes=hashes)
-    unknown = sorted(set(mixture) - set(sources))
+    length = config.data.sequence_length
+    sources = open_sources(manifest, "train", length, config.seed, hashes=hashes)
+    unknown = sorted(set(config.data.mixture) - set(sources))
     if unknown:
         raise HanseError(f"data.mixture: no training shards for {', '.join(unknown)} in {manifest.folder}; "
                          f"there are {', '.join(sources) or 'none'}")  # fmt: skip
-    weights = drawn_weights({name: source.windows for name, source in sources.items()}, mixture)
+    weights = weights_of(config.data, {name: source.windows for name, source in sources.items()}, config.samples)
     used = {name: sources[name] for name in weights}
-    for name, source in used.items():
-        if source.windows == 0:
-            raise HanseError(f"data.sequence_length={length}: '{name}' in {manifest.folder} has fewer tokens than that")
+    for name, source in sources.items():
+        if source.windows == 0 and (name in used or not config.data.mixture):
+            raise HanseError(f"data.sequence_length={length}: '{name}' in {manifest.folder} has fewer tokens than that;"
+                             " leave it out with data.mixture={...}, or take shorter sequences")  # fmt: skip
     if not sources:
         raise HanseError(f"{manifest.folder}: no training shards; write them with 'hanse tokenize'")
-    if not used:
-        raise HanseError(f"data.sequence_length={length}: no language in {manifest.folder} has more tokens than that")
     return Stream(list(used.values()), [weights[name] for name in used])

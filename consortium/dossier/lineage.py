@@ -21,7 +21,9 @@ from train import ledger, lock
 from train.checkpoint import Checkpoint
 from train.config import TrainConfig
 from train.model import flops_per_token
+from train.rewind import skipped_in
 from train.run_folder import RunFolder, complete_steps, folder_of, read_metrics
+from train.stream import first_sample
 
 MANIFEST = "manifest.json"
 LOCKED = ("code", "distributions", "machine", "layout")  # what a dossier tells of a lock
@@ -102,8 +104,14 @@ class Segment:
 
     @property
     def samples(self) -> int:
-        """Samples that this run itself took on the way to the checkpoint."""
-        return int(self.checkpoint.state["consumed_samples"]) if self.trained else 0
+        """Samples that this run itself learnt from on the way to the checkpoint: not those it went past."""
+        passed = sum(stop - start for start, stop in self.skipped)
+        return int(self.checkpoint.state["consumed_samples"]) - passed if self.trained else 0
+
+    @property
+    def skipped(self) -> list[tuple[int, int]]:
+        """Ranges of samples that the run went past (:mod:`train.rewind`)."""
+        return skipped_in(self.checkpoint.state, self.checkpoint.folder)
 
     @property
     def tokens(self) -> int:
@@ -143,8 +151,9 @@ class Segment:
         size, per_step = self.config.batch.global_batch_size, self.config.tokens_per_step
         if self.ledger and self.records:
             steps = ledger.steps(iter(self.records))
-            taken = [step for step in range(1, self.step + 1)
-                     if step in steps and steps[step]["samples"] == [(step - 1) * size, step * size]]  # fmt: skip
+            firsts = {step: first_sample(step - 1, size, self.skipped) for step in range(1, self.step + 1)}
+            taken = [step for step, first in firsts.items()
+                     if step in steps and steps[step]["samples"] == [first, first + size]]  # fmt: skip
             if len(taken) != self.step or self.samples != self.step * size:
                 raise HanseError(
                     f"{self.ledger.path}: does not hold steps 1 to {self.step} with the samples that "

@@ -160,7 +160,10 @@ def _recipe(segment: Segment) -> list[str]:
 def _mixture(config: TrainConfig) -> str:
     total = sum(config.data.mixture.values())
     shares = ", ".join(f"{name} {weight / total:.1%}" for name, weight in config.data.mixture.items())
-    return shares or "each language in proportion to its tokens"
+    rules = {"proportional": "each language in proportion to its tokens",
+             "temperature": f"each language in proportion to its tokens to the power of 1/{config.data.temperature:g}",
+             "unimax": f"UniMax, at most {config.data.max_epochs:g} epochs of any language"}  # fmt: skip
+    return shares or rules[config.data.mixture_rule]
 
 
 def _software(evidence: Evidence, lineage: Lineage) -> None:

@@ -221,7 +221,7 @@ def test_tokens_of_each_language_are_those_that_the_stream_draws(tiny_run, tiny_
 
     config = RunFolder(tiny_run).read_config()
     length = config.data.sequence_length
-    stream = open_stream(ShardsManifest.read(tiny_data / "shards"), length, config.seed, config.data.mixture)
+    stream = open_stream(ShardsManifest.read(tiny_data / "shards"), config)
     drawn = Counter(stream.sources[stream.sample(number)[0]].name for number in range(12 * 8))
     told = gather(tiny_run).plain("training.tokens_by_language")
     assert told == {name: number * length for name, number in sorted(drawn.items())}

@@ -9,9 +9,16 @@ from omegaconf import OmegaConf
 
 from consortium.whosaw import sightings
 from data_pipelines.shards import SIDECAR, ShardsManifest, beside
-from train.stream import Mixture, Source, Stream, open_stream
+from train.config import BatchConfig, DataConfig, TrainConfig
+from train.mixture import Mixture
+from train.stream import Source, Stream, open_stream
 
 LENGTH, BATCH, STEPS = 64, 8, 60  # more than an epoch of each language
+
+
+def config(**data):
+    return TrainConfig(tokens=STEPS * BATCH * LENGTH, seed=3, data=DataConfig(sequence_length=LENGTH, **data),
+                       batch=BatchConfig(BATCH, 1))  # fmt: skip
 
 
 def drawn(stream, below):
@@ -27,7 +34,7 @@ def drawn(stream, below):
 
 def test_every_document_was_seen_in_exactly_the_steps_that_drew_its_tokens(tiny_data):
     manifest = ShardsManifest.read(tiny_data / "shards")
-    stream = open_stream(manifest, LENGTH, 3, {"fr": 3, "de": 1, "es": 1})
+    stream = open_stream(manifest, config(mixture={"fr": 3, "de": 1, "es": 1}))
     seen = drawn(stream, STEPS * BATCH)
     for entry in manifest.of("train"):
         prefix = manifest.folder / entry.name
@@ -42,7 +49,7 @@ def test_every_document_was_seen_in_exactly_the_steps_that_drew_its_tokens(tiny_
 def test_what_was_drawn_but_not_learnt_is_no_sighting_and_is_said(tiny_data):
     """Samples 40 to 63 were gone past, and step 3 made no update."""
     manifest = ShardsManifest.read(tiny_data / "shards")
-    stream = open_stream(manifest, LENGTH, 3, {})
+    stream = open_stream(manifest, config())
     seen, skipped, lost = drawn(stream, STEPS * BATCH), [(40, 64)], {*range(16, 24), *range(40, 64)}
     end = STEPS * BATCH
     found = 0

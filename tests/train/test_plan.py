@@ -110,6 +110,16 @@ def test_a_plan_adds_up_and_is_written_for_programs(hanse, tmp_path, capsys):
     assert "MI250X GCD 64 GB" in said
 
 
+def test_what_is_drawn_is_shown_with_its_repetition(hanse, tiny_settings, capsys):
+    train = [f"train.{one}" for one in tiny_settings]
+    rule = ["train.data.mixture_rule=unimax", "train.data.max_epochs=6", f"train.tokens={250 * 8 * 64}"]
+    assert hanse("plan", *train, *rule, "nodes=[1]", "gpus_per_node=2") == EXIT_DONE
+    said = capsys.readouterr().out
+    assert "language   asked  obtained" in said
+    assert "WARNING: it: " in said
+    assert "epochs; beyond 4 repeated text teaches ever less" in said
+
+
 def test_what_does_not_fit_is_said_with_what_would_help(hanse, capsys):
     request = [one.replace("llama3-8b", "llama3-70b") for one in REQUEST]
     assert hanse("plan", *request, "gpu=A100", "nodes=[1]") == EXIT_DONE

@@ -132,7 +132,7 @@ def test_wrong_settings_that_only_transformers_or_the_data_can_tell(refusal):
         ("+model.settings.hidden_siz=3", "LlamaConfig has no hidden_siz"),
         ("model.settings.num_attention_heads=5", "model.settings"),
         ("data.mixture={pt: 1}", "no training shards for pt"),
-        ("data.sequence_length=50000", "data.sequence_length=50000: no language in"),
+        ("data.sequence_length=50000", "data.sequence_length=50000: 'de' in"),
     ]:
         assert message in refusal(override, "tokens=800000", run="new")
     said = refusal("data.sequence_length=6000", "data.mixture={de: 1, fr: 1}", "tokens=800000", run="new")

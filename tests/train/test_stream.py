@@ -9,7 +9,9 @@ from hypothesis import strategies as st
 
 from common.errors import HanseError
 from data_pipelines.shards import ShardsManifest
-from train.stream import IGNORED, Mixture, Permutation, Source, Stream, integer_weights, open_stream, pack
+from train.config import BatchConfig, DataConfig, TrainConfig
+from train.mixture import Mixture, integer_weights
+from train.stream import IGNORED, Permutation, Source, Stream, open_stream, pack
 
 
 class Shard:
@@ -139,4 +141,5 @@ def test_positions_and_labels_stay_inside_documents(stream, first):
 def test_mixture_of_unknown_language_is_refused(tmp_path):
     manifest = ShardsManifest("x", 300, 0, "tokenizers", "x", [], tmp_path)
     with pytest.raises(HanseError, match="no training shards for xx"):
-        open_stream(manifest, 8, 0, {"xx": 1.0})
+        open_stream(manifest, TrainConfig(tokens=64, data=DataConfig(sequence_length=8, mixture={"xx": 1.0}),
+                                          batch=BatchConfig(2, 1)))  # fmt: skip
