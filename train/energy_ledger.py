@@ -160,7 +160,7 @@ def _who(device: torch.device) -> dict[str, str | None]:
         return {"node": node, "gpu": None, "name": None}
     import torch
 
-    uuid = "" if torch.version.hip else str(torch.cuda.get_device_properties(device).uuid)
+    uuid = "" if torch.version.hip else str(torch.cuda.get_device_properties(device).uuid).removeprefix("GPU-")
     return {"node": node, "gpu": uuid, "name": torch.cuda.get_device_name(device)}
 
 

@@ -52,7 +52,7 @@ def energy_rows(totals: EnergyTotals) -> list[list[str]]:
 
 def energy_note(totals: EnergyTotals) -> str:
     """Where the numbers come from, and what they leave out."""
-    sources = ", ".join(f"{name} {count(joules, 'J')}" for name, joules in totals.sources.items())
+    sources = ", ".join(f"{name} ({count(joules, 'J')})" for name, joules in totals.sources.items())
     return " ".join([*([f"Sources: {sources}."] if sources else []), *totals.notes])
 
 
