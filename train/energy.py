@@ -14,7 +14,7 @@ from train.energy_starts import Spent, Start, gap_note, read_starts, spend
 from train.grid import GridFactor
 from train.run_folder import RunFolder
 
-FLOPS_FORMULA = "6 N + 12 layers heads head_size L a token (N: parameters of matrix products, L: sequence length)"
+FLOPS_FORMULA = "6 N + 12 layers heads head_size L a token; N: parameters of matrix products, L: sequence length"
 LEFT_OUT = {
     "GPUs only": "Only GPUs were counted: processors, memory, fans, network and storage are left out.",
     "CPU packages only": "Only processors were counted: memory, fans, network and storage are left out.",

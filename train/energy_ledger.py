@@ -3,9 +3,11 @@
     {"kind": "start", "step": 0, "at": {"time": ..., "seconds": ...}, "run": {...}, "site": {...}, "slurm": null,
      "devices": {...}, "nodes": {"nid005001": {"source": "Cray pm_counters", "coverage": "whole node", ...}}}
     {"kind": "checkpoint", "step": 100, "at": {...}, "nodes": {"nid005001": {"joules": ..., "raw": {...}, ...}}}
+    {"kind": "lost", "step": 123, "at": {"time": ...}}
 
 One rank a node reads, rank 0 writes. Joules and seconds count from the beginning of the start that the line belongs to;
-the raw counters stand beside them, so that all can be reckoned anew.
+the raw counters stand beside them, so that all can be reckoned anew. ``lost`` says when a start that was killed was
+last seen; the next one writes it.
 """
 
 from __future__ import annotations
@@ -105,17 +107,14 @@ class EnergyRecorder:
         self.reader = NodeReader(config, mine, root, clock) if nodes.index(self.node) == place.rank else None
         self.began = clock.monotonic()
         self.ledger: Ledger | None = None
-        self.before: dict[str, Any] | None = None
         with together(place):
             if place.first:
-                self.ledger = Ledger(folder.energy)
-                self.before = last_sign(folder) if _cut_short(folder.energy) else None
+                self.ledger = open_ledger(folder)
 
     def begin(self, run: Run) -> None:
         """The line of this start."""
         self._write("start", run.first_step, {
             "format": FORMAT,
-            "before": self.before,
             "run": {"tokens_per_step": run.config.tokens_per_step, "flops_per_token": run.flops_per_token,
                     "parameters": run.parameters},
             "site": site(self.config),
@@ -144,6 +143,19 @@ class EnergyRecorder:
             self.ledger.sync()
 
 
+def open_ledger(folder: RunFolder) -> Ledger:
+    """The ledger of a run, with a line ``lost`` added where the last start ended without one of its own.
+
+    Now, before this start cuts the metrics that tell when that was.
+    """
+    ledger, kinds = Ledger(folder.energy), [record["kind"] for _, record in lines(folder.energy)]
+    sign = last_sign(folder)
+    if kinds and kinds[-1] not in ("end", "lost") and sign:
+        ledger.write("lost", {"step": sign["step"], "at": {"time": sign["time"]}})
+        ledger.sync()
+    return ledger
+
+
 def gathered(place: Place, value: Any) -> list[Any]:
     """What each rank says, by rank."""
     import torch.distributed as dist  # not at the top: what reads a ledger needs no torch
@@ -160,7 +172,7 @@ def _who(device: torch.device) -> dict[str, str | None]:
         return {"node": node, "gpu": None, "name": None}
     import torch
 
-    uuid = "" if torch.version.hip else str(torch.cuda.get_device_properties(device).uuid)
+    uuid = "" if torch.version.hip else str(torch.cuda.get_device_properties(device).uuid).removeprefix("GPU-")
     return {"node": node, "gpu": uuid, "name": torch.cuda.get_device_name(device)}
 
 
@@ -195,9 +207,3 @@ def last_sign(folder: RunFolder) -> dict[str, Any] | None:
     with suppress(HanseError, KeyError, TypeError, ValueError):  # none, or half a one
         times.append(float(read_json(folder.heartbeat, "heartbeat")["time"]))
     return {"time": max(times), "step": max(steps)}
-
-
-def _cut_short(path: Path) -> bool:
-    """Whether the last start ended without saying so."""
-    kinds = [record["kind"] for _, record in lines(path)]
-    return bool(kinds) and kinds[-1] != "end"

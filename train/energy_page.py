@@ -24,39 +24,35 @@ def energy_line(told: Mapping[str, Any]) -> str:
 
 
 def energy_rows(totals: EnergyTotals) -> list[list[str]]:
-    """(what, number, how) of the report's table."""
+    """(what, number and how it came about) of the report's table."""
     rows = [
-        ["energy of the machines", _energy(totals.joules), totals.how],
-        ["energy a step", _joules(totals.joules_per_step), totals.how],
-        ["energy a token", _joules(totals.joules_per_token), totals.how],
-        ["energy of the site", _energy(totals.facility_joules),
-         f"{totals.how}; PUE {totals.pue:.3g}" if totals.pue else "no PUE was given"],
-        ["emissions, location-based", _kilograms(totals.kg_co2e), _factors(totals.how, totals.grid)],
+        ("energy of the machines", _energy(totals.joules), totals.how),
+        ("energy a step", _joules(totals.joules_per_step), totals.how),
+        ("energy a token", _joules(totals.joules_per_token), totals.how),
+        ("energy of the site", _energy(totals.facility_joules),
+         f"{totals.how}, PUE {totals.pue:.3g}" if totals.pue else "no PUE was given"),
+        ("emissions, location-based", _kilograms(totals.kg_co2e), _factors(totals.how, totals.grid)),
     ]  # fmt: skip
     if totals.grid_market:
-        rows.append(["emissions, market-based", _kilograms(totals.kg_co2e_market),
-                     _factors(totals.how, totals.grid_market)])  # fmt: skip
-    devices = ", ".join(f"{hours:,.3g} h {kind}" for kind, hours in totals.devices.items())
+        rows.append(("emissions, market-based", _kilograms(totals.kg_co2e_market),
+                     _factors(totals.how, totals.grid_market)))  # fmt: skip
+    starts = f"{totals.starts} start{'s' * (totals.starts != 1)}, lost work included"
     rows += [
-        [
-            "wall time",
-            duration(totals.wall_seconds),
-            f"of {totals.starts} start{'s' * (totals.starts != 1)}, lost work included",
-        ],
-        ["device time", f"{totals.device_hours:,.3g} h", devices],
-        ["training computation", _flops(totals.flops), totals.flops_formula],
+        ("wall time", duration(totals.wall_seconds), starts),
+        ("device time", f"{totals.device_hours:,.3g} h", ", ".join(totals.devices)),
+        ("training computation", _flops(totals.flops), totals.flops_formula),
     ]
     if totals.steps_done > totals.steps_kept:
         rows += [
-            ["steps", f"{totals.steps_done:,}", f"of which {totals.steps_kept:,} are part of the result"],
-            ["computation kept", _flops(totals.flops_kept), "without the steps that were trained twice"],
+            ("steps done", f"{totals.steps_done:,}", f"{totals.steps_kept:,} of them are part of the result"),
+            ("computation kept", _flops(totals.flops_kept), "of the steps that are part of the result"),
         ]
-    return rows
+    return [[name, f"{value} ({how})" if how else value] for name, value, how in rows]
 
 
 def energy_note(totals: EnergyTotals) -> str:
     """Where the numbers come from, and what they leave out."""
-    sources = ", ".join(f"{name} {count(joules, 'J')}" for name, joules in totals.sources.items())
+    sources = ", ".join(f"{name} ({count(joules, 'J')})" for name, joules in totals.sources.items())
     return " ".join([*([f"Sources: {sources}."] if sources else []), *totals.notes])
 
 

@@ -74,13 +74,16 @@ def read_starts(folder: RunFolder) -> list[Start]:
             parts.append([])
         parts[-1].append(record)
     try:
-        signs = [part[0]["before"] for part in parts[1:]] + [last_sign(folder)]
-        return [_start(part, sign) for part, sign in zip(parts, signs[: len(parts)], strict=True)]
-    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
+        return [_start(part, last_sign(folder) if part is parts[-1] else None) for part in parts]
+    except (LookupError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise HanseError(f"{folder.energy}: not an energy ledger of {FORMAT} ({error!r})") from None
 
 
-def _start(records: Sequence[Record], sign: Record | None) -> Start:
+def _start(records: list[Record], sign: Record | None) -> Start:
+    """A start of these lines; ``sign``: when it was last seen, if no line says so."""
+    if records[-1]["kind"] == "lost":
+        lost = records.pop()
+        sign = {"time": lost["at"]["time"], "step": lost["step"]}
     first, last = records[0], records[-1]
     if first["format"] != FORMAT:
         raise ValueError(first["format"])

@@ -203,7 +203,7 @@ def page(evidence: Evidence) -> str:
         charts=machine_charts(evidence),
         data=data(evidence),
         events=events(evidence),
-        energy=Table(["", "", ""], energy_rows(evidence.energy), energy_note(evidence.energy), text=True),
+        energy=Table(["", ""], energy_rows(evidence.energy), energy_note(evidence.energy), text=True),
         machine=machine(evidence),
         files=files(evidence),
         config_text=evidence.folder.config.read_text(encoding="utf-8"),
