@@ -181,17 +181,32 @@ def gap(measure: str, values: Mapping[str, float]) -> Gap | None:
 def _drawn(config: TrainConfig, shards: ShardsManifest | None, step: int) -> dict[str, tuple[int, float | None]]:
     """{language: (tokens, epochs)} that the order of data has given in so many steps; {} where it cannot be told."""
     length, mixture = config.data.sequence_length, config.data.mixture
-    windows: dict[str, int] = dict.fromkeys(sorted(mixture), 0)
-    if shards is not None:
-        windows = {entry.language: 0 for entry in sorted(shards.of("train"), key=lambda entry: entry.language)}
-        for entry in shards.of("train"):
-            windows[entry.language] += windows_in(entry.tokens, length)
+    windows = windows_by_language(shards, length) if shards else dict.fromkeys(sorted(mixture), 0)
+    drawn = samples_by_language(windows, mixture, step * config.batch.global_batch_size)
+    return {name: (samples * length, samples / windows[name] if windows[name] else None)
+            for name, samples in drawn.items()}  # fmt: skip
+
+
+def windows_by_language(shards: ShardsManifest, length: int) -> dict[str, int]:
+    """{language: windows of training text, of ``length`` tokens}, in alphabetical order: the sources of the stream."""
+    windows = dict.fromkeys(sorted(entry.language for entry in shards.of("train")), 0)
+    for entry in shards.of("train"):
+        windows[entry.language] += windows_in(entry.tokens, length)
+    return windows
+
+
+def samples_by_language(windows: Mapping[str, int], mixture: Mapping[str, float], samples: int) -> dict[str, int]:
+    """{language: how many of the first ``samples`` samples it gave}, by the order of data; {} where it has no source.
+
+    Args:
+        windows: of each language in alphabetical order; only where ``mixture`` is empty do their numbers matter.
+        mixture: of the run.
+        samples: drawn so far.
+    """
     weights = drawn_weights(windows, mixture)
     if not weights:
         return {}
-    counts = Mixture(list(weights.values())).drawn(step * config.batch.global_batch_size)
-    return {name: (samples * length, samples / windows[name] if windows[name] else None)
-            for name, samples in zip(weights, counts, strict=True)}  # fmt: skip
+    return dict(zip(weights, Mixture(list(weights.values())).drawn(samples), strict=True))
 
 
 def _fertility(config: TrainConfig, shards: ShardsManifest | None) -> dict[str, dict[str, float]]:
