@@ -24,7 +24,7 @@ from train.charts import PALETTE, Bar, Bars, Chart, Series, Table, draw, fitted
 from train.config import TrainConfig
 from train.data_table import data_table
 from train.run_folder import RunFolder, read_metrics
-from train.stream import drawn_in, windows_in
+from train.stream import drawn_in, windows_by_language
 
 LOSSES = ("bits_per_byte", "loss")  # of an evaluation; any other number of a language in it is a task score
 MEASURES = {  # name: (what it is, whether the best language has the highest)
@@ -187,11 +187,7 @@ def _drawn(
 ) -> dict[str, tuple[int, float | None]]:
     """{language: (tokens, epochs)} that the order of data has given in so many steps; {} where it cannot be told."""
     length = config.data.sequence_length
-    windows: dict[str, int] = dict.fromkeys(sorted(config.data.mixture), 0)
-    if shards is not None:
-        windows = {entry.language: 0 for entry in sorted(shards.of("train"), key=lambda entry: entry.language)}
-        for entry in shards.of("train"):
-            windows[entry.language] += windows_in(entry.tokens, length)
+    windows = windows_by_language(shards, length) if shards else dict.fromkeys(sorted(config.data.mixture), 0)
     if not windows:
         return {}
     return {name: (samples * length, samples / windows[name] if windows[name] else None)

@@ -76,6 +76,14 @@ def windows_in(tokens: int, length: int) -> int:
     return max(tokens - 1, 0) // length
 
 
+def windows_by_language(manifest: ShardsManifest, length: int) -> dict[str, int]:
+    """{language: windows of training text, of ``length`` tokens}, in alphabetical order: the sources of the stream."""
+    windows = dict.fromkeys(sorted(entry.language for entry in manifest.of("train")), 0)
+    for entry in manifest.of("train"):
+        windows[entry.language] += windows_in(entry.tokens, length)
+    return windows
+
+
 class Source:
     """The windows of one source: token ranges of ``length + 1`` ids, one id shared by neighbours.
 

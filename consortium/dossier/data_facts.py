@@ -20,7 +20,7 @@ from data_pipelines.annotate import personal_data
 from data_pipelines.manifest import CorpusManifest, Tally
 from data_pipelines.shards import ShardsManifest
 from train.data_table import corpus_of
-from train.stream import drawn_in
+from train.stream import drawn_in, windows_by_language
 
 # Names of languages, of ISO 639-1: first the official ones of the Union (Regulation No 1, as amended).
 OFFICIAL = {
@@ -216,7 +216,7 @@ def _consumed(evidence: Evidence, lineage: Lineage, corpora: Corpora) -> None:
             reason = f"the configuration of {segment.name} is not here"
             return evidence.miss(("training.tokens_by_language", "training.epochs_by_language"), reason)
         corpus, length = corpora.by_run[segment.identity], segment.config.data.sequence_length
-        there = _windows(corpus.shards, length)
+        there = windows_by_language(corpus.shards, length)
         for name, samples in drawn_in(segment.config, there, segment.step, segment.skipped).items():
             total[name] += samples * length
             drawn[name] += samples
@@ -227,14 +227,6 @@ def _consumed(evidence: Evidence, lineage: Lineage, corpora: Corpora) -> None:
     evidence.know("training.tokens_by_language", dict(sorted(total.items())), *citations)
     epochs = {name: drawn[name] / windows[name] for name in sorted(drawn)}
     evidence.know("training.epochs_by_language", epochs, *citations)
-
-
-def _windows(shards: ShardsManifest, length: int) -> dict[str, int]:
-    """{language: windows of training text}, in alphabetical order (:class:`train.stream.Source`)."""
-    found: Counter[str] = Counter()
-    for entry in shards.of("train"):
-        found[entry.language] += max(entry.tokens - 1, 0) // length
-    return dict(sorted(found.items()))
 
 
 def _sources(evidence: Evidence, corpora: Corpora) -> None:

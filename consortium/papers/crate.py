@@ -124,8 +124,8 @@ def _data(facts: Facts) -> list[Entity]:
     """The sources of the text, which are not in the folder."""
     found = []
     for number, source in enumerate(facts.get("corpus.sources", [])):
-        entity: Entity = {"@id": f"#source-{number}-{quote(source['name'])}", "@type": "Dataset", "name": source["name"],
-                          "license": source["license"], "inLanguage": source["language"],
+        entity: Entity = {"@id": f"#source-{number}-{quote(source['name'])}", "@type": "Dataset",
+                          "name": source["name"], "license": source["license"], "inLanguage": source["language"],
                           "description": f"{source['documents']} documents, {source['bytes']} bytes of text after "
                                          "curation"}  # fmt: skip
         found.append(entity | {key: source[name] for key, name in (("url", "url"), ("version", "version"))
