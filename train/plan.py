@@ -138,10 +138,7 @@ def mixture(train: TrainConfig, manifest: ShardsManifest) -> dict[str, Share]:
     Raises:
         HanseError: UniMax, and the text does not suffice.
     """
-    length = train.data.sequence_length
-    windows = dict.fromkeys(sorted({entry.language for entry in manifest.of("train")}), 0)
-    for entry in manifest.of("train"):
-        windows[entry.language] += windows_in(entry.tokens, length)
+    windows = windows_by_language(manifest, train.data.sequence_length)
     weights = weights_of(train.data, windows, train.samples)
     return shares(weights, drawn_in(train, windows, train.steps), windows)
 

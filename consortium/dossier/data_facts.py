@@ -206,7 +206,7 @@ def _counts(evidence: Evidence, lineage: Lineage, corpora: Corpora) -> None:
 
 
 def _consumed(evidence: Evidence, lineage: Lineage, corpora: Corpora) -> None:
-    """Tokens of each language that training took: exact, by the order of data (:func:`train.stream.drawn_in`)."""
+    """Tokens of each language that training took, exact, by the order of data."""
     total: Counter[str] = Counter()
     windows: Counter[str] = Counter()
     citations: list[Citation] = []
