@@ -9,11 +9,21 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 from consortium.keys import fingerprint, load_private, new_key
 from tests.consortium.runs import write_run
 
 PEOPLE = {"lead": "maintainer", "alice": "contributor", "bob": "reviewer", "carol": "reviewer", "eve": ""}
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread():
+    """Models this small are slower on more threads, most of all where other processes want the cores."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session")
