@@ -41,7 +41,15 @@ def test_a_registry_is_begun_once_and_shown(hanse, registry, people, capfd):
 def test_all_problems_of_a_command_are_told_at_once(hanse, registry, capfd):
     assert hanse("registry", f"registry={registry}", "create=a b", "enrol=x", "policy.reviews=-1", "since=today") == 2
     said = capfd.readouterr().err
-    for problem in ("policy.reviews=-1", "one at a time", "private key", "since=today", "holder", "roles=", "create=a b"):
+    for problem in (
+        "policy.reviews=-1",
+        "one at a time",
+        "private key",
+        "since=today",
+        "holder",
+        "roles=",
+        "create=a b",
+    ):
         assert problem in said
 
 
@@ -129,7 +137,13 @@ def test_what_stops_between_moving_files_and_writing_the_line_changes_nothing(re
 
 
 def _policy(reviews):
-    return {"reviews": reviews, "licenses": [], "opt_out_since": "", "worse_bits_per_byte": 0.05, "logit_tolerance": 1e-4}
+    return {
+        "reviews": reviews,
+        "licenses": [],
+        "opt_out_since": "",
+        "worse_bits_per_byte": 0.05,
+        "logit_tolerance": 1e-4,
+    }
 
 
 def test_a_registry_can_be_read_where_nothing_can_be_written(registry):
