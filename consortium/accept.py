@@ -111,6 +111,12 @@ def judge(case: Case) -> list[Row]:
 
 
 def _made(name: str, check: Callable[[Case], str], case: Case) -> Row:
+    """One row; what a stranger wrote is shown without anything that a terminal would obey."""
+    name, outcome, found = _tried(name, check, case)
+    return (name, outcome, "".join(one if one.isprintable() else "?" for one in found))
+
+
+def _tried(name: str, check: Callable[[Case], str], case: Case) -> Row:
     try:
         return (name, CHECKED, check(case))
     except Unknown as reason:

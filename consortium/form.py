@@ -75,8 +75,11 @@ def papers(case: Case) -> str:
     paper = case.paper
     if paper.manifest_sha256 != case.identity:
         raise HanseError("contribution.json: names another checkpoint than lies in checkpoint/ (manifest_sha256)")
-    if not NAME.fullmatch(paper.name) or not 0 < len(paper.license) <= 100 or paper.step >= 10**8:
-        raise HanseError("contribution.json: name, licence or step are not what they must be")
+    words = [paper.license, *paper.data_licenses, *paper.tools.values(), paper.opt_out_date or "-"]
+    if not NAME.fullmatch(paper.name) or not all(0 < len(one) <= 100 and one.isprintable() for one in words):
+        raise HanseError("contribution.json: name, licences, day or tools are empty, too long or not readable")
+    if paper.step >= 10**8 or not all(map(SHA256.fullmatch, (paper.merkle_root, paper.data_merkle_root))):
+        raise HanseError("contribution.json: a step beyond all steps, or no hashes where they must be")
     run = [name for name in OF_A_RUN if (case.folder / name).is_file()]
     if run and len(run) != len(OF_A_RUN):
         raise HanseError(f"of a run's papers only {', '.join(run)} are here; {', '.join(OF_A_RUN)} belong together")
@@ -199,6 +202,8 @@ def tokenizer(case: Case) -> str:
         raise HanseError(f"{TOKENIZER}: not the tokenizer of the checkpoint (its sha256 differs)")
     try:
         size = len(token_byte_lengths(path))
+    except HanseError as error:
+        raise HanseError(f"{TOKENIZER}: {str(error).partition(': ')[2]}") from None
     except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError):
         raise HanseError(f"{TOKENIZER}: not a tokenizer") from None
     if size > case.model_config.vocab_size:
@@ -236,13 +241,14 @@ def evidence_of(case: Case) -> verify.Evidence:
 
 
 def check_ledger(records: list[dict[str, Any]]) -> None:
-    """Refuse lines that lack what their kind must hold.
+    """Refuse lines that lack what their kind must hold, and steps that do not come next.
 
     Raises:
         HanseError: naming the first.
     """
-    if not records:
-        raise HanseError(f"{LEDGER}: holds no line")
+    if not records or records[0]["kind"] != "start":
+        raise HanseError(f"{LEDGER}: does not begin with the start of a run")
+    done = 0
     for number, record in enumerate(records, 1):
         try:
             whole = _is_whole(record)
@@ -250,6 +256,12 @@ def check_ledger(records: list[dict[str, Any]]) -> None:
             whole = False
         if not whole:
             raise HanseError(f"{LEDGER}: line {number} lacks what a line of kind {record['kind'][:20]!r} must hold")
+        if record["kind"] == "start" and record["step"] <= done:
+            done = record["step"]
+        elif record["kind"] == "start" or (record["kind"] == "step" and record["step"] != done + 1):
+            raise HanseError(f"{LEDGER}: line {number} tells of step {record['step']}, after step {done}")
+        elif record["kind"] == "step":
+            done += 1
 
 
 def _is_whole(record: dict[str, Any]) -> bool:

@@ -238,7 +238,7 @@ class Register:
         self.standing(key, ("maintainer", "reviewer"), day, where)
         contributor = self.standing(record.contributor, ("contributor",), day, where)
         hashes = (record.manifest_sha256, record.merkle_root, record.root, *record.reviews.values())
-        if not NAME.fullmatch(record.name) or not all(map(_sha256, hashes)) or not record.license:
+        if not NAME.fullmatch(record.name) or not all(map(_sha256, hashes)) or not _readable(record.license):
             raise HanseError(f"{where}: its name, licence or hashes are none")
         if not all(map(math.isfinite, record.bits_per_byte.values())) or record.step >= 10**8:
             raise HanseError(f"{where}: bits per byte that are no numbers, or a step beyond all steps")
@@ -263,7 +263,7 @@ class Register:
             raise HanseError(f"{where}: no {record.what} {record.sha256[:64]} in this registry; its hash is shown by "
                              "'hanse registry'")  # fmt: skip
         revoked = self.revoked_keys if record.what == "key" else self.revoked_models
-        if record.sha256 in revoked or not record.reason.strip() or not DAY.fullmatch(record.since):
+        if record.sha256 in revoked or not _readable(record.reason) or not DAY.fullmatch(record.since):
             raise HanseError(f"{where}: revoked before, no reason given, or since={record.since} is no day")
         if record.what == "key":
             self._keep_a_maintainer(self.holders, {**revoked, record.sha256: record}, day, where)
@@ -321,9 +321,14 @@ _KINDS: dict[str, tuple[type[Any], Callable[..., None]]] = {
 
 def _public_key(holder: Holder, where: str) -> ec.EllipticCurvePublicKey:
     public = parse_public(holder.pem.encode(), where)
-    if public_pem(public).decode() != holder.pem or not holder.holder.strip() or not holder.holder.isprintable():
+    if public_pem(public).decode() != holder.pem or not _readable(holder.holder):
         raise HanseError(f"{where}: a key that is not in its one spelling, or whose holder has no readable name")
     return public
+
+
+def _readable(text: str) -> bool:
+    """Whether people can be shown it."""
+    return text.strip() != "" and text.isprintable() and len(text) <= 1000
 
 
 def _sha256(value: Any) -> bool:

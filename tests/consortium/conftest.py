@@ -9,11 +9,22 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 from consortium.keys import fingerprint, load_private, new_key
+from tests.consortium.liar import Hands
 from tests.consortium.runs import write_run
 
 PEOPLE = {"lead": "maintainer", "alice": "contributor", "bob": "reviewer", "carol": "reviewer", "eve": ""}
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread():
+    """Models this small are slower on more threads, most of all where other processes want the cores."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session")
@@ -37,9 +48,9 @@ def people(tmp_path_factory) -> SimpleNamespace:
     for name in PEOPLE:
         new_key(folder / f"{name}.key")
     keys = {name: load_private(folder / f"{name}.key") for name in PEOPLE}
-    return SimpleNamespace(folder=folder, keys=keys,
-                           prints={name: fingerprint(key.public_key()) for name, key in keys.items()},
-                           file=lambda name: folder / f"{name}.key", public=lambda name: folder / f"{name}.pub")  # fmt: skip
+    prints = {name: fingerprint(key.public_key()) for name, key in keys.items()}
+    return SimpleNamespace(keys=keys, prints=prints, file=lambda name: folder / f"{name}.key",
+                           public=lambda name: folder / f"{name}.pub")  # fmt: skip
 
 
 @pytest.fixture(scope="session")
@@ -87,3 +98,15 @@ def waiting(hanse, begun, people, run_of) -> Path:
 def contribution(waiting, tmp_path) -> Path:
     """A copy of it."""
     return Path(shutil.copytree(waiting, tmp_path / "contribution"))
+
+
+@pytest.fixture(scope="session")
+def hands(begun, waiting, people, tmp_path_factory) -> Hands:
+    place = tmp_path_factory.mktemp("tampered")
+    (place / "outside").mkdir()
+    (place / "outside/secret.json").write_text("{}")
+    registry = Path(shutil.copytree(begun, place / "registry"))
+    made = Hands(registry, waiting, place, people.keys["alice"])
+    made.take()
+    assert not [row for row in made.verdict().values() if row[0] == "refused"]
+    return made

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -38,8 +39,8 @@ def write_run(path: Path, config: TrainConfig, *, seed: int = 0, parents: list[d
              "data_merkle_root": data.manifest.merkle_root, "tokenizer_sha256": data.manifest.tokenizer_sha256,
              "model": data.model.to_dict()}  # fmt: skip
     write_json(folder.lock, {
-        "format": FORMAT, "code": code(), "distributions": installed(), "config_sha256": config_sha256(config), "seed": 0,
-        "tokenizer_sha256": state["tokenizer_sha256"], "data_merkle_root": state["data_merkle_root"],
+        "format": FORMAT, "code": code(), "distributions": installed(), "config_sha256": config_sha256(config),
+        "seed": 0, "tokenizer_sha256": state["tokenizer_sha256"], "data_merkle_root": state["data_merkle_root"],
         "determinism": "D0", "precision": "fp32", **({"parents": parents} if parents else {}),
     })  # fmt: skip
     ledger = Ledger(folder.ledger)
@@ -86,8 +87,6 @@ def name_parents(path: Path, parents: list[dict[str, Any]]) -> None:
     """Say in a manifest what the weights were made from."""
     manifest = json.loads(path.read_text())
     manifest["parents"] = parents
-    try:
+    with suppress(TypeError):  # a root that does not cover them
         manifest["merkle_root"] = root_of(manifest["tensors"], manifest["files"], {"parents": parents})
-    except TypeError:  # a root that does not cover them
-        pass
     write_json(path, manifest)

@@ -34,6 +34,16 @@ def put(path: str, value):
     return change
 
 
+def drop(path: str):
+    def change(value):
+        *parents, last = path.split("/")
+        for parent in parents:
+            value = value[parent]
+        del value[last]
+
+    return change
+
+
 STRANGE = {
     "empty": b"", "number": b"1", "null": b"null", "list": b"[]", "nan": b'{"a": NaN}', "huge number": b"1" * 5000,
     "deep": b"[" * 200_000, "deep objects": b'{"a":' * 100_000, "not utf-8": b'"\xff"',
