@@ -39,6 +39,7 @@ from train.setup import open_data
 from train.weights import open_weights
 
 LENGTH, SEQUENCES, WARMUP = 256, 4, 8
+EVALUATED = 8_192  # tokens of each language
 ALONE = Place(0, 1)
 OUTER = {"outer rate 0.7, momentum 0.9": (0.7, 0.9), "outer rate 1, no momentum": (1.0, 0.0)}
 
@@ -86,7 +87,7 @@ class Bench:
         """Validation bits per byte of a model, mean of the languages."""
         config = self.compose("train", "experiment=demo/train", *self.places, f"data.sequence_length={LENGTH}")
         found = open_data(config)
-        evaluation = Evaluation(found.validation, 16_384, SEQUENCES, found.token_bytes)
+        evaluation = Evaluation(found.validation, EVALUATED, SEQUENCES, found.token_bytes)
         model = build_model(found.model, 0)
         open_weights(folder).load(model)
         module = PackedLanguageModel(model).eval()
