@@ -29,7 +29,7 @@ from train.ranks import Place, together
 from train.run_folder import RunFolder
 from train.schedule import learning_rate
 from train.setup import Run, set_up
-from train.state_hash import StateHasher, append_state
+from train.state_hash import append_state
 from train.stream import MicroBatch
 
 
@@ -83,6 +83,7 @@ def _loop(run: Run, started: float) -> int:
                                       "learning_rate": rate, "loss": loss, "gradient_norm": norm})  # fmt: skip
         seconds = time.perf_counter() - step_started
         clock.add(seconds, waited)
+        hashing = note_state(run, step)
         metrics.step({
             "step": step,
             "consumed_tokens": step * config.tokens_per_step,
@@ -95,11 +96,10 @@ def _loop(run: Run, started: float) -> int:
             "data_wait_seconds": waited,
             "tokens_per_second": config.tokens_per_step / seconds,
             "mfu": run.flops_per_token * config.tokens_per_step / seconds / run.peak,
+            **hashing,
         })  # fmt: skip
 
         last, stop = step == config.steps, stop or step == config.until_step
-        if run.hasher and (last or step % config.state_hash_every_steps == 0):
-            note_state(run, run.hasher, step)
         evaluate = last or step % config.evaluate.every_steps == 0
         if evaluate:
             losses = run.evaluation.run(engine, run.place)
@@ -164,14 +164,17 @@ def _bits_per_byte(losses: dict[str, LanguageLoss]) -> dict[str, Any]:
     return {"bits_per_byte": {name: loss.bits_per_byte for name, loss in losses.items()}} if losses else {}
 
 
-def note_state(run: Run, hasher: StateHasher, step: int) -> None:
-    """Hash weights and moments, and bind the hash into the ledger."""
+def note_state(run: Run, step: int) -> dict[str, float]:
+    """After the steps that ask for it, hash weights and moments and bind the hash into the ledger; what it took."""
+    every = run.config.state_hash_every_steps
+    if run.hasher is None or (step % every and step != run.config.steps):
+        return {}
     begun = time.perf_counter()
-    state = hasher.take()
+    state = run.hasher.take()
     if state and run.ledger:
         append_state(run.folder.states, step, state)
         run.ledger.write("state", {"step": step, "root": state.root})
-    run.metrics.event(step, "state hash", seconds=time.perf_counter() - begun)
+    return {"state_hash_seconds": time.perf_counter() - begun}
 
 
 def note_checkpoint(run: Run, requests: Requests, written: Written | None) -> None:
