@@ -139,7 +139,7 @@ def main() -> None:
             seconds = {name: statistics.median(told[name][0] for told, _ in rounds) for name in tasks}
             memory = max(told[name][1] for told, _ in rounds for name in ("seal", "check", "verify"))
             speeds = " | ".join(f"{size / spent:.2f} GB/s ({spent:.2f} s)" for spent in seconds.values())
-            print(f"| {size:.2f} GB | {one:.2f} / {every:.2f} GB/s | {speeds} | {memory:.0f} MB |", flush=True)
+            print(f"| {size:.2f} GB | {one:.2f} / {every:.2f} GB/s | {speeds} | {memory:.1f} MB |", flush=True)
             shutil.rmtree(run / "checkpoints")
     finally:
         shutil.rmtree(run)
