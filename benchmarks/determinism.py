@@ -63,7 +63,7 @@ def state_hash(data: Path, folder: Path, steps: int) -> tuple[float, float, int]
     """Of a run that hashes its state after every fourth step: milliseconds a hash and a step, and the interval."""
     speed(data, folder, steps, "engine.zero_stage=3", "state_hash_every_steps=4")
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    hashing = [line["seconds"] for line in lines if line.get("event") == "state hash"][1:]
+    hashing = [line["state_hash_seconds"] for line in lines if "state_hash_seconds" in line][1:]
     seconds = [line["seconds"] for line in lines if "loss" in line][4:]
     every = OmegaConf.load(folder / "config.yaml").evaluate.every_steps
     return 1e3 * statistics.median(hashing), 1e3 * statistics.median(seconds), every

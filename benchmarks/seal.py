@@ -2,22 +2,20 @@
 
     python -m benchmarks.seal FOLDER [--gigabytes 0.1 0.5 1 2] [--rounds 3]
 
-Checkpoints as four ranks write them, eight files. Each figure is the median of rounds, each in a process of its own
-(whose peak of resident memory is told), without the time in which Python and torch start. Everything is in the page
-cache. The limits are ``hashlib``'s SHA-256 over 64 MB in memory, on one thread and on as many as there are cores, and
-reading the same files without hashing.
+Checkpoints as four ranks write them, eight files. Medians of interleaved rounds after one that is not counted, without
+the time in which Python and torch start; the memory is the most by which a task's resident memory rose. Everything is
+in the page cache. The limits are ``hashlib``'s SHA-256 over 64 MB in memory, on one thread and on as many as there are
+cores, and reading the same files without hashing.
 """
 
 from __future__ import annotations
 
 import argparse
+import gc
 import hashlib
-import json
 import os
 import shutil
 import statistics
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -101,30 +99,19 @@ def work(run: Path) -> dict[str, Callable[[], object]]:
     }
 
 
-def measure(run: Path, what: str) -> tuple[float, float]:
-    """(seconds, peak of resident memory in MB above that of a process that has only started)."""
-    command = [sys.executable, "-m", "benchmarks.seal", str(run), "--only", what]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout
-        told = json.loads(process.stdout.read())
-        assert process.wait() == 0
-    return told["seconds"], told["megabytes"]
-
-
-def measured_here(run: Path, what: str) -> None:
-    """In a process of its own: what it took, as JSON."""
-    import train.checkpoint  # noqa: F401 (torch and all else that starts is not counted)
-
-    task = work(run)[what]
-    before = _peak_megabytes()
+def measure(task: Callable[[], object]) -> tuple[float, float]:
+    """(seconds, MB by which resident memory rose above what it was)."""
+    gc.collect()
+    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # proc(5): the peak starts again from here
+    before = _megabytes("VmRSS")
     begun = time.perf_counter()
     task()
-    print(json.dumps({"seconds": time.perf_counter() - begun, "megabytes": _peak_megabytes() - before}))
+    return time.perf_counter() - begun, _megabytes("VmHWM") - before
 
 
-def _peak_megabytes() -> float:
+def _megabytes(key: str) -> float:
     status = Path("/proc/self/status").read_text(encoding="ascii")
-    return int(status.split("VmHWM:")[1].split()[0]) / 1e3
+    return int(status.split(f"{key}:")[1].split()[0]) / 1e3
 
 
 def main() -> None:
@@ -132,11 +119,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--gigabytes", type=float, nargs="+", default=[0.1, 0.5, 1.0, 2.0])
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--only", help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.only:
-        measured_here(options.folder, options.only)
-        return
     run = options.folder / "benchmark-seal"
     run.mkdir(parents=True)
     print(
@@ -149,14 +132,14 @@ def main() -> None:
             folder = write_checkpoint(run, gigabytes)
             (run / "seal.sig").write_bytes(seal.make(folder, keys.load_private(run / "key"), "checkpoint"))
             size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) / 1e9
-            names = list(work(run))
-            rounds = [({name: measure(run, name) for name in names}, limits()) for _ in range(options.rounds)]
+            tasks = work(run)
+            rounds = [({name: measure(task) for name, task in tasks.items()}, limits())
+                      for _ in range(options.rounds + 1)][1:]  # fmt: skip
             one, every = (statistics.median(limit[at] for _, limit in rounds) for at in (0, 1))
-            speeds = " | ".join(f"{size / statistics.median(told[name][0] for told, _ in rounds):.2f} GB/s "
-                                f"({statistics.median(told[name][0] for told, _ in rounds):.2f} s)"
-                                for name in names)  # fmt: skip
+            seconds = {name: statistics.median(told[name][0] for told, _ in rounds) for name in tasks}
             memory = max(told[name][1] for told, _ in rounds for name in ("seal", "check", "verify"))
-            print(f"| {size:.2f} GB | {one:.2f} / {every:.2f} GB/s | {speeds} | {memory:.0f} MB |", flush=True)
+            speeds = " | ".join(f"{size / spent:.2f} GB/s ({spent:.2f} s)" for spent in seconds.values())
+            print(f"| {size:.2f} GB | {one:.2f} / {every:.2f} GB/s | {speeds} | {memory:.1f} MB |", flush=True)
             shutil.rmtree(run / "checkpoints")
     finally:
         shutil.rmtree(run)

@@ -128,12 +128,10 @@ def lock(evidence: Evidence) -> str:
     named = {record.get("lock") for record in evidence.records if record["kind"] == "start"}
     if named and named != {sha256_file(path)}:
         raise HanseError(f"{path}: not the file that the ledger names")
-    asked = evidence.config.engine.precision
-    wanted = {"determinism": evidence.config.determinism, "precision": value.get("precision") if asked == "auto"
-              else asked}  # fmt: skip
-    _agree(path, value, wanted, evidence.folder.config)
+    _agree(path, value, {"determinism": evidence.config.determinism}, evidence.folder.config)
+    told = {key for record in evidence.records for key in record.get("differs", {})}  # later starts may have changed it
+    same = {"precision", "seed", "data_merkle_root", "tokenizer_sha256"} - told
     for _, checkpoint in evidence.checkpoints:
-        same = ("precision", "seed", "data_merkle_root", "tokenizer_sha256")
         _agree(path, value, {key: checkpoint.state.get(key) for key in same}, checkpoint.folder / "state.json")
     return f"code {value['code']['sha256'][:12]}, determinism {value['determinism']}, {value['precision']}"
 

@@ -25,6 +25,7 @@ from common.errors import HanseError
 from common.files import room_for
 
 GENESIS = "0" * 64
+STEPPED = ("start", "step", "state", "checkpoint")  # kinds of lines that name a step
 
 
 class Ledger:
@@ -71,6 +72,7 @@ def lines(path: Path) -> Iterator[tuple[bytes, dict[str, Any]]]:
         try:
             record = json.loads(line)
             follows = record["previous"] == previous and isinstance(record["kind"], str)
+            follows &= record["kind"] not in STEPPED or isinstance(record["step"], int)
         except (ValueError, RecursionError, TypeError, KeyError):
             follows = False
         if not follows:

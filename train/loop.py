@@ -109,7 +109,6 @@ def _loop(run: Run, energy: EnergyRecorder, started: float) -> int:
             continue
 
         last, stop = step == config.steps, told.stop or step == config.until_step
-        note_state(run, step, last=last)
         measured = evaluated(run, step, last=last)
         losses = measured or losses
         saving = time.perf_counter()
@@ -181,7 +180,7 @@ def agree(run: Run, requests: Requests, mine: torch.Tensor, times: torch.Tensor)
 def note_step(
     run: Run, step: int, batch: Batch, *, told: Agreed, spike: tuple[str, float] | None, values: dict[str, float]
 ) -> None:
-    """Write a step into the ledger and the metrics, and say what about it was unusual: a spike, slow ranks."""
+    """Write a step into the ledger and the metrics, and say what about it was unusual: a spike, slow ranks. Collective."""
     config, seconds = run.config, values["seconds"]
     skipped = {"skipped": spike[0]} if spike else {}
     if run.ledger:
@@ -196,6 +195,7 @@ def note_step(
         "tokens_per_second": config.tokens_per_step / seconds,
         "mfu": run.flops_per_token * config.tokens_per_step / seconds / run.peak,
         **skipped,
+        **note_state(run, step),
         **({"gradient_norm_by_layer": run.engine.layer_norms} if run.engine.layer_norms else {}),
     })  # fmt: skip
     if spike:
@@ -263,16 +263,16 @@ def evaluated(run: Run, step: int, *, last: bool) -> dict[str, LanguageLoss]:
     return losses
 
 
-def note_state(run: Run, step: int, *, last: bool) -> None:
-    """Where it is due, hash weights and moments, and bind the hash into the ledger."""
-    if run.hasher is None or not (last or due(step, run.config.state_hash_every_steps)):
-        return
+def note_state(run: Run, step: int) -> dict[str, float]:
+    """After the steps that ask for it, hash weights and moments and bind the hash into the ledger; what it took."""
+    if run.hasher is None or not (due(step, run.config.state_hash_every_steps) or step == run.config.steps):
+        return {}
     begun = time.perf_counter()
     state = run.hasher.take()
     if state and run.ledger:
         append_state(run.folder.states, step, state)
         run.ledger.write("state", {"step": step, "root": state.root})
-    run.metrics.event(step, "state hash", seconds=time.perf_counter() - begun)
+    return {"state_hash_seconds": time.perf_counter() - begun}
 
 
 def note_checkpoint(run: Run, requests: Requests, written: Written | None) -> None:

@@ -20,7 +20,7 @@ from train.hardware import GPUS, Gpu, find_gpu
 from train.memory import ADAM_BYTES, VALUE_BYTES, Activations, Layout, Memory, activations, memory
 from train.mixture import Share, repeated, shares, weights_of
 from train.model import flops_per_token, model_config, parameter_counts, shape_of_model
-from train.stream import drawn_in
+from train.stream import drawn_in, windows_by_language
 
 GB = 1e9
 CHECKPOINT_BYTES = 12  # a parameter: the weight and both moments in fp32

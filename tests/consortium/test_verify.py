@@ -7,6 +7,7 @@ import pytest
 
 from common.files import merkle_root, sha256_file
 from train.checkpoint import root_of
+from train.ledger import Ledger
 from train.run_folder import folder_of
 
 pytestmark = pytest.mark.slow
@@ -68,6 +69,9 @@ TAMPERED = {
                  "not the file that the ledger names"),
     "the configuration": (lambda run: edit(run / "config.yaml", lambda text: text.replace(": 6144", ": 6145")),
                           "another configuration"),
+    "a line without its step": (lambda run: Ledger(run / "ledger.jsonl").write("step", {}), "does not follow"),
+    "a state": (lambda run: Ledger(run / "ledger.jsonl").write("state", {"step": 12, "root": "0" * 64}),
+                "not the weights and moments that the run had after step 12"),
     "a checkpoint": (lambda run: flip(folder_of(run / "checkpoints", 6) / "model/rank-00001.safetensors"), "damaged"),
     "a root as of before": (
         lambda run: as_before_the_root_covered_the_manifest(folder_of(run / "checkpoints", 6)), "older format"),
