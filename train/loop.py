@@ -210,10 +210,11 @@ def go_back(run: Run, requests: Requests, step: int, started: float) -> int:
     """Rewind (train/rewind.py) and save the checkpoint gone back to with what to go past; its step."""
     with run.watchdog.slowly("going back to an earlier checkpoint"):
         note_checkpoint(run, requests, run.writer.wait())
-        step = rewind(run, step)
-        run.writer.begin(run.engine, checkpoint_state(run, step, run.seconds_before + time.monotonic() - started))
+        before = rewind(run, step)
+        state = checkpoint_state(run, before["step"], run.seconds_before + time.monotonic() - started)
+        run.writer.begin(run.engine, {key: before[key] for key in ("bits_per_byte",) if key in before} | state)
         note_checkpoint(run, requests, run.writer.wait())
-    return step
+    return int(before["step"])
 
 
 def note_times(run: Run, step: int, told: torch.Tensor, step_seconds: float) -> None:

@@ -50,11 +50,14 @@ def target(steps: Sequence[int], first_spike: int, margin: int) -> int | None:
     return max((step for step in steps if step < first_spike - margin), default=None)
 
 
-def rewind(run: Run, step: int) -> int:
-    """Undo the steps since before the last spikes, of which ``step`` is the last; the step to go on after. Collective.
+def rewind(run: Run, step: int) -> dict[str, Any]:
+    """Undo the steps since before the last spikes, of which ``step`` is the last. Collective.
 
-    No checkpoint may be in the making. The caller writes the one of the step gone back to anew, which then tells a
-    later start what to go past.
+    No checkpoint may be in the making. The caller writes the one gone back to anew, which then tells a later start what
+    to go past.
+
+    Returns:
+        ``state.json`` of the checkpoint gone back to; its ``step`` is the one to go on after.
 
     Raises:
         HanseError: it went back as often as it may, or no checkpoint is old enough.
@@ -75,7 +78,7 @@ def rewind(run: Run, step: int) -> int:
     with together(run.place):
         if run.place.first:
             _tell(run, step, back, (begin, end), series)
-    return back
+    return found.state
 
 
 def _agree(run: Run, found: int | None) -> int:
@@ -114,4 +117,4 @@ def _tell(run: Run, step: int, back: int, samples: tuple[int, int], series: Sequ
     run.folder.cut_metrics(back)
     run.metrics.event(back, "rewind", undone_to=step, samples=list(samples), spikes=list(series))
     run.metrics.say(f"REWIND: {len(series)} spikes in steps {series[0]} to {step}: back to step {back}, and on without "
-                    f"samples {samples[0]} to {samples[1] - 1}")  # fmt: skip
+                    f"samples {samples[0]} to {samples[1] - 1}; later checkpoints are kept as *{UNDONE}")  # fmt: skip

@@ -6,6 +6,7 @@ A case is ``{"name": ..., "overrides": [...]}`` and what goes wrong in it:
 
     "poison": n         the n-th step's loss is not finite, on rank 1 in each second sequence; "heals": only once
     "steep": [a, b]     the gradient is a thousand times too large in steps that begin with one of these samples
+    "slow": seconds     a forward pass takes so much longer on rank 1
     "flip": n           after the n-th step a bit of rank 1's copy of a weight is another
 
 Its result is the exit code, or the message of the HanseError. Whatever goes wrong, weights and moments are held to be
@@ -16,6 +17,7 @@ import itertools
 import json
 import os
 import sys
+import time
 from pathlib import Path
 
 import torch
@@ -61,6 +63,8 @@ def broken(case, place):
             engine.forward = lambda part: [
                 factor * value for factor, value in zip((1000, 1), forward(part), strict=True)
             ]
+        if case.get("slow") and place.rank == 1:
+            engine.forward = lambda part: (time.sleep(case["slow"]), forward(part))[1]
         sums = ACCUMULATE(engine, batch, *rest)
         if poisoned and case.get("heals"):
             handle.remove()
