@@ -180,7 +180,7 @@ def agree(run: Run, requests: Requests, mine: torch.Tensor, times: torch.Tensor)
 def note_step(
     run: Run, step: int, batch: Batch, *, told: Agreed, spike: tuple[str, float] | None, values: dict[str, float]
 ) -> None:
-    """Write a step into the ledger and the metrics, and say what about it was unusual: a spike, slow ranks. Collective."""
+    """Write a step into ledger and metrics, and say what about it was unusual (a spike, slow ranks). Collective."""
     config, seconds = run.config, values["seconds"]
     skipped = {"skipped": spike[0]} if spike else {}
     if run.ledger:
