@@ -106,7 +106,7 @@ def test_a_pattern_of_ones_own_falls_back_to_one_that_knows_it(tmp_path, prose):
     config = TokenizerConfig(
         name="x", vocabulary_size=400, pattern=r"[\p{L}\p{M}]{1,5}| ?\p{N}{1,2}|\s+|[^\s\p{L}\p{M}\p{N}]{1,2}"
     )
-    train(iter(prose("fr")), config).save(str(tmp_path / "tokenizer.json"))
+    train({"fr": prose("fr")}, config).save(str(tmp_path / "tokenizer.json"))
     encoder, remarks = choose("auto", tmp_path / "tokenizer.json", prose("fr"))
     assert encoder.name in ("tiktoken", "tokenizers")
     assert remarks
