@@ -26,26 +26,26 @@ def energy_line(told: Mapping[str, Any]) -> str:
 def energy_rows(totals: EnergyTotals) -> list[list[str]]:
     """(what, number and how it came about) of the report's table."""
     rows = [
-        ("energy of the machines", _energy(totals.joules), totals.how),
-        ("energy a step", _joules(totals.joules_per_step), totals.how),
-        ("energy a token", _joules(totals.joules_per_token), totals.how),
-        ("energy of the site", _energy(totals.facility_joules),
+        ("of the machines", _energy(totals.joules), totals.how),
+        ("a step", _joules(totals.joules_per_step), totals.how),
+        ("a token", _joules(totals.joules_per_token), totals.how),
+        ("of the site", _energy(totals.facility_joules),
          f"{totals.how}, PUE {totals.pue:.3g}" if totals.pue else "no PUE was given"),
-        ("emissions, location-based", _kilograms(totals.kg_co2e), _factors(totals.how, totals.grid)),
+        ("emissions", _kilograms(totals.kg_co2e), _factors("location-based", totals.how, totals.grid)),
     ]  # fmt: skip
     if totals.grid_market:
-        rows.append(("emissions, market-based", _kilograms(totals.kg_co2e_market),
-                     _factors(totals.how, totals.grid_market)))  # fmt: skip
+        rows.append(("emissions", _kilograms(totals.kg_co2e_market),
+                     _factors("market-based", totals.how, totals.grid_market)))  # fmt: skip
     starts = f"{totals.starts} start{'s' * (totals.starts != 1)}, lost work included"
     rows += [
         ("wall time", duration(totals.wall_seconds), starts),
         ("device time", f"{totals.device_hours:,.3g} h", ", ".join(totals.devices)),
-        ("training computation", _flops(totals.flops), totals.flops_formula),
+        ("computation", _flops(totals.flops), totals.flops_formula),
     ]
     if totals.steps_done > totals.steps_kept:
         rows += [
             ("steps done", f"{totals.steps_done:,}", f"{totals.steps_kept:,} of them are part of the result"),
-            ("computation kept", _flops(totals.flops_kept), "of the steps that are part of the result"),
+            ("of this kept", _flops(totals.flops_kept), "of the steps that are part of the result"),
         ]
     return [[name, f"{value} ({how})" if how else value] for name, value, how in rows]
 
@@ -72,8 +72,8 @@ def _flops(value: float | None) -> str:
     return "not known" if value is None else f"{value:.3g} FLOP"
 
 
-def _factors(how: str, factors: tuple[GridFactor, ...]) -> str:
+def _factors(kind: str, how: str, factors: tuple[GridFactor, ...]) -> str:
     if not factors:
         return "no grid factor was given"
-    return "; ".join([how, *(f"{factor.kg_co2e_per_kwh:g} kg/kWh in {factor.year}, {factor.source}"
+    return "; ".join([f"{how}, {kind}", *(f"{factor.kg_co2e_per_kwh:g} kg/kWh in {factor.year}, {factor.source}"
                              + (f" ({factor.country})" if factor.country else "") for factor in factors)])  # fmt: skip
