@@ -177,9 +177,10 @@ def told_twice(dossier: Dossier) -> Iterator[Problem]:
 
 @criterion("warning", "D7: provenance")
 def evidence_uncited(dossier: Dossier) -> Iterator[Problem]:
-    """What is filled by evidence cites it."""
+    """What is filled by evidence cites it; the date of the dossier is its own evidence."""
     for entry in dossier:
-        if entry.status == "evidence" and not entry.evidence and not wording.is_nothing(entry.value):
+        uncited = entry.status == "evidence" and not entry.evidence and not wording.is_nothing(entry.value)
+        if uncited and entry.value != dossier.created:
             yield entry.key, "is filled by evidence and cites none", "cite file and SHA-256, or set status answered"
 
 

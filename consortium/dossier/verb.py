@@ -5,12 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from common.errors import HanseError
+from common.errors import EXIT_DONE, HanseError
 from common.files import inside, read_json, sha256_file, write_json
 from common.folders import replaced_folder
 from common.terminal import next_step, say, table
 from consortium.config import DossierConfig
-from consortium.dossier import answers, fill
+from consortium.dossier import answers
+from consortium.dossier.check import run_check
 from consortium.dossier.document import document
 from consortium.dossier.evidence import Evidence, gather
 from consortium.dossier.forms import load_forms
@@ -20,8 +21,13 @@ FORMAT = "hanse.dossier/1"
 MANIFEST = "manifest.json"
 
 
-def run(config: DossierConfig) -> None:
-    """Ask what must be asked, and write everything."""
+def run(config: DossierConfig) -> int:
+    """Check a dossier, or ask what must be asked and write one; the exit code."""
+    if config.check is not None:
+        return run_check(Path(config.check), Path(config.report) if config.report else None)
+    from consortium.dossier import fill  # brings torch, which a check does without
+
+    assert config.run is not None  # problems() sees to it
     path, first = Path(config.answers), config.languages[0]
     given = answers.check(path, answers.read(path))
     evidence = gather(config.run, config.registry, step=config.step, parents=config.parents, shards=config.shards,
@@ -38,6 +44,7 @@ def run(config: DossierConfig) -> None:
                     WRITERS[ending](page, folder / language / f"{name}.{ending}")
         write_json(folder / MANIFEST, {"format": FORMAT, "files": _hashes(folder)})
     _show(dossier, evidence, config, asked, fill.unused(evidence, given))
+    return EXIT_DONE
 
 
 def _hashes(folder: Path) -> dict[str, str]:
@@ -65,6 +72,8 @@ def _check_untouched(folder: Path) -> None:
 def _show(
     dossier: dict[str, Any], evidence: Evidence, config: DossierConfig, asked: list[str], unused: list[str]
 ) -> None:
+    from consortium.dossier import fill
+
     head = ["form", *(status.replace("_", " ") for status in fill.STATUSES)]
     rows = [[name, *counts.values()] for name, counts in fill.coverage(dossier).items()]
     table("fields", head, [*rows, ["all", *(sum(column) for column in list(zip(*rows, strict=True))[1:])]], total=True)
@@ -77,3 +86,5 @@ def _show(
     say(f"wrote {config.output}/: dossier.json; {', '.join(config.languages)} as {', '.join(config.formats)}")
     if any(field["status"] == "missing" for field in dossier["fields"].values()):
         next_step(f"answer what is empty in {config.answers}, then the same command again")
+    else:
+        next_step(f"hanse dossier check={config.output}/dossier.json")
