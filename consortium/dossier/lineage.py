@@ -223,7 +223,9 @@ def trace(start: Path, places: Iterable[Path] = (), step: int | None = None) -> 
         HanseError: there is no such checkpoint, or it is damaged.
     """
     head = open_segment(_checkpoint_of(start, step))
-    known = dict(_manifests([start, *places]))
+    known: dict[str, Path] = {}
+    for sha256, folder in _manifests([start, *places]):
+        known.setdefault(sha256, folder)
     found: dict[str, Segment] = {}
     lost: list[str] = []
     pending = [head]
@@ -249,7 +251,7 @@ def trace(start: Path, places: Iterable[Path] = (), step: int | None = None) -> 
 def open_segment(folder: Path) -> Segment:
     """The segment that ends with a checkpoint."""
     checkpoint = Checkpoint(folder)
-    run = RunFolder(folder.parent.parent) if (folder.parent.parent / "config.yaml").is_file() else None
+    run = _run_of(folder)
     config = run.read_config() if run else None
     told = [*checkpoint.manifest.get("parents", [])]
     if run and run.lock.is_file():
@@ -259,6 +261,15 @@ def open_segment(folder: Path) -> Segment:
     parents = {one["manifest_sha256"]: one for one in told}
     averaged = "method" in checkpoint.manifest or any(one.get("role", INIT) != INIT for one in parents.values())
     return Segment(checkpoint, run, config, tuple(parents.values()), trained=not averaged)
+
+
+def _run_of(checkpoint: Path) -> RunFolder | None:
+    """The run folder that a checkpoint lies in; or the contribution to a registry, which holds papers of one."""
+    if (checkpoint.parent.parent / "config.yaml").is_file():
+        return RunFolder(checkpoint.parent.parent)
+    contribution = RunFolder(checkpoint.parent)
+    contribution.config = checkpoint.parent / "config.json"  # which YAML reads, too
+    return contribution if contribution.config.is_file() and contribution.lock.is_file() else None
 
 
 def _checkpoint_of(start: Path, step: int | None) -> Path:

@@ -52,16 +52,21 @@ def _identity(evidence: Evidence, lineage: Lineage) -> None:
     ], *(one.manifest.at("merkle_root") for one in lineage.segments))  # fmt: skip
     evidence.know("lineage.parents", [dict(one) for one in head.parents], head.manifest.at("parents"))
     evidence.know("lineage.lost", list(lineage.lost))
+    keys = ("model.dependencies", "model.dependency_summaries")
+    before = [f"{one.name} (step {one.step})" for one in lineage.segments[1:]]
     if lineage.lost:
-        reason = (f"made from checkpoints that were not found ({', '.join(lineage.lost)}); name where they are with "
-                  "registry=... or parents=[...]")  # fmt: skip
-        evidence.miss(("model.dependencies", "model.dependency_summaries"), reason)
+        lost = ", ".join(lineage.lost)
+        evidence.miss(
+            keys, f"made from checkpoints not found ({lost}); name where they are: registry=..., parents=[...]"
+        )
+    elif before:
+        told = f"made from {', '.join(before)}; whether one of them was placed on the market as a model of its own"
+        evidence.miss(keys, f"{told}, only a person can tell")
     else:
-        # What the runs of one lineage build on are its own earlier stages, not somebody's model on the market.
-        first = [one.lock or one.manifest for one in lineage.trained if not one.parents]
-        reason = "every run of this model's lineage is described here; the first began with random weights"
-        for key in ("model.dependencies", "model.dependency_summaries"):
-            evidence.rule_out(key, reason, *(one.at("parents (none)") for one in first))
+        for key in keys:
+            evidence.rule_out(
+                key, "trained from random weights in one run", (head.lock or head.manifest).at("parents (none)")
+            )
 
 
 def _model(evidence: Evidence, head: Segment) -> None:

@@ -5,6 +5,7 @@ import re
 import shutil
 
 import pytest
+from omegaconf import OmegaConf
 
 from common.errors import HanseError
 from common.files import sha256_file, write_json
@@ -80,6 +81,7 @@ def totals(run, *places, **settings):
 def test_a_run_that_was_restarted_counts_no_step_twice(tmp_path):
     tokens, flops, evidence = totals(run_of(tmp_path / "a", [10], starts=(0, 4, 6)))
     assert tokens == 10 * PER_STEP
+    assert evidence["model.dependencies"].not_applicable
     assert evidence.plain("training.restarts") == 2
     assert evidence.plain("training.repeated_steps") == 2 + 2
     assert (tokens, flops) == totals(run_of(tmp_path / "b", [10]))[:2]
@@ -94,7 +96,7 @@ def test_a_continued_child_counts_its_parent_as_far_as_it_came_from_it(tmp_path)
     tokens, flops, evidence = totals(child, parent)
     assert (tokens, flops) == totals(run_of(tmp_path / "whole", [10]))[:2]
     assert evidence.plain("training.own_consumed_tokens") == 4 * PER_STEP
-    assert evidence["model.dependencies"].not_applicable
+    assert "made from parent (step 6)" in evidence.unknown["model.dependencies"], "was it placed on the market?"
     assert evidence.plain("compute.parent_flops") * 10 == flops * 6
     assert evidence.plain("compute.wall_seconds") == 100.0
     assert evidence.plain("compute.device_hours") == pytest.approx(200 / 3600)
@@ -103,7 +105,16 @@ def test_a_continued_child_counts_its_parent_as_far_as_it_came_from_it(tmp_path)
 def test_parents_are_found_in_a_registry_and_as_checkpoints_alone(tmp_path):
     parent = run_of(tmp_path / "parent", [6])
     child = run_of(tmp_path / "child", [4], parents=origin(folder_of(parent / "checkpoints", 6)))
-    shutil.copytree(folder_of(parent / "checkpoints", 6), tmp_path / "registry/models/parent/step-6")
+    held = tmp_path / "registry/models/parent/step-6"
+    shutil.copytree(folder_of(parent / "checkpoints", 6), held / "checkpoint")
+    assert gather(child, tmp_path / "registry").plain("training.consumed_tokens") == 10 * PER_STEP
+    for name in ("run.lock.json", "ledger.jsonl"):  # a contribution holds papers of its run too: they make it that run
+        shutil.copy(parent / name, held)
+    config = OmegaConf.to_container(OmegaConf.load(parent / "config.yaml"))
+    (held / "config.json").write_text(json.dumps(config | {"data": config["data"] | {"shards": ""}}))
+    lineage = trace(child, [tmp_path / "registry"])
+    assert [one.name for one in lineage.trained] == ["child", "parent"]
+    assert lineage.trained[1].identity == trace(parent).head.identity
     assert gather(child, tmp_path / "registry").plain("training.consumed_tokens") == 10 * PER_STEP
 
 
