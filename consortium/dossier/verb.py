@@ -10,7 +10,7 @@ from common.files import inside, read_json, sha256_file, write_json
 from common.folders import replaced_folder
 from common.terminal import next_step, say, table
 from consortium.config import DossierConfig
-from consortium.dossier import answers
+from consortium.dossier import answers, fill
 from consortium.dossier.check import run_check
 from consortium.dossier.document import document
 from consortium.dossier.evidence import Evidence, gather
@@ -25,8 +25,6 @@ def run(config: DossierConfig) -> int:
     """Check a dossier, or ask what must be asked and write one; the exit code."""
     if config.check is not None:
         return run_check(Path(config.check), Path(config.report) if config.report else None)
-    from consortium.dossier import fill  # brings torch, which a check does without
-
     assert config.run is not None  # problems() sees to it
     path, first = Path(config.answers), config.languages[0]
     given = answers.check(path, answers.read(path))
@@ -72,8 +70,6 @@ def _check_untouched(folder: Path) -> None:
 def _show(
     dossier: dict[str, Any], evidence: Evidence, config: DossierConfig, asked: list[str], unused: list[str]
 ) -> None:
-    from consortium.dossier import fill
-
     head = ["form", *(status.replace("_", " ") for status in fill.STATUSES)]
     rows = [[name, *counts.values()] for name, counts in fill.coverage(dossier).items()]
     table("fields", head, [*rows, ["all", *(sum(column) for column in list(zip(*rows, strict=True))[1:])]], total=True)
