@@ -377,4 +377,4 @@ def _named(item: object) -> tuple[str, str]:
         version = part(item, "version", "revision", "snapshot", "snapshots", "date", "release")
         return item_text(part(item, "name", "dataset", "id") or item), item_text(version)
     text = wording.LINK.sub(" ", item_text(item)).strip()
-    return text, text
+    return text if re.search(r"[^\W\d_]{2}", text) else item_text(item), text
