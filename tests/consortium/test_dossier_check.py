@@ -72,8 +72,14 @@ def test_a_complete_dossier_has_no_findings():
     assert findings(plant(COMPLETE)) == ()
 
 
-@pytest.mark.parametrize("name", ["complete", "wrong"])
-def test_both_are_of_the_published_schema(name):
+def test_the_demos_dossier_has_no_findings():
+    """demo.json is what 'hanse dossier' wrote of a run of the demo's data with an energy ledger, and of the answers in
+    docs/examples/demo-dossier.yaml."""
+    assert findings(json.loads((DOSSIERS / "demo.json").read_text(encoding="utf-8"))) == ()
+
+
+@pytest.mark.parametrize("name", ["complete", "wrong", "demo"])
+def test_all_are_of_the_published_schema(name):
     jsonschema = pytest.importorskip("jsonschema")
     schema = json.loads((HERE / "dossier.schema.json").read_text(encoding="utf-8"))
     jsonschema.validate(json.loads((DOSSIERS / f"{name}.json").read_text(encoding="utf-8")), schema)
@@ -298,6 +304,16 @@ def test_grades(blocking, warnings, grade):
     severities = ["blocking"] * blocking + ["warning"] * warnings + ["note"] * 2
     made = [Finding("one", severity, "field", "what", "fix") for severity in severities]
     assert Report(from_json(COMPLETE, "test", Path()), tuple(made)).grade == grade
+
+
+def test_the_verb(hanse, tmp_path, capsys):
+    assert hanse("dossier", f"check={DOSSIERS}/complete.json") == 0
+    assert hanse("dossier", f"check={DOSSIERS}/wrong.json", f"report={tmp_path}/report.json") == 1
+    assert (tmp_path / "report.json").is_file()
+    assert hanse("dossier", f"check={tmp_path}/none.json") == 2
+    assert "no readable dossier" in capsys.readouterr().err
+    for wrong in ([], [f"run={tmp_path}", f"check={DOSSIERS}/wrong.json"], [f"run={tmp_path}", "report=report.json"]):
+        assert hanse("dossier", *wrong) == 2
 
 
 def test_exit_codes_table_and_report(tmp_path, capsys):
