@@ -19,6 +19,23 @@ from consortium.dossier.forms import all_fields, load_forms
 
 MUST_BE_THERE = ("public_summary", "copyright_policy")  # no exemption exists for Art. 53(1)(c) and (d)
 LONGEST_FILE = 8 << 30  # bytes of a cited file that are hashed again
+MEASURES = (  # answers that say what was done
+    "reservation_measures",
+    "supplier_reservations",
+    "illegal_content_measures",
+    "crawler_purposes",
+    "crawler_behaviour",
+    "crawl_content",
+    "source_selection",
+    "unsuitable_sources",
+    "bias_methods",
+    "no_circumvention",
+    "piracy_sites",
+    "output_mitigation",
+    "private_description",
+    "user_description",
+    "other_description",
+)
 ANSWER = "answer it in dossier.yaml, or write status not_applicable with the reason"
 
 
@@ -147,16 +164,17 @@ def told_elsewhere(dossier: Dossier) -> Iterator[Problem]:
     """A text says what is asked, and does not only point to another document."""
     for entry in dossier:
         text = entry.text.strip()
-        if entry.field and entry.field.kind == "text" and len(text) < 200 and wording.ELSEWHERE.match(text):
+        a_text = entry.field is not None and entry.field.kind == "text" and entry.field.ask != "acceptable_use_policy"
+        if a_text and len(text) < 200 and wording.ELSEWHERE.match(text):
             yield entry.key, f"{shown(text)} only points elsewhere", "say it here; a link may stand beside it"
 
 
 @criterion("warning", "assessors on summaries of 2026: 'may use ... for filtering', 'some data'")
 def hedged(dossier: Dossier) -> Iterator[Problem]:
-    """A text says what was done, not what may have been done; nobody can rely on 'may', 'where possible', 'kann'."""
+    """A measure is told as what was done, not as what may have been; nobody can rely on 'may', 'where possible'."""
     for entry in dossier:
-        asked = entry.field is not None and entry.field.ask is not None and entry.field.kind == "text"
-        found = wording.HEDGE.search(entry.text) if asked else None
+        measure = entry.field is not None and entry.field.ask in MEASURES
+        found = wording.HEDGE.search(entry.text) if measure else None
         if found:
             yield entry.key, f"{shown(found[0])}: done, or not done?", "say what was done, to what, and what was not"
 
