@@ -294,7 +294,8 @@ def test_the_documentation_lists_every_criterion():
     spec.loader.exec_module(hooks)
     page = hooks.on_page_markdown((root / "docs/reference/dossier-criteria.md").read_text(encoding="utf-8"))
     rows = [line.split(" | ") for line in page.splitlines() if line.startswith("| `")]
-    assert [row[0] for row in rows] == [f"| `{name}`" for name in CRITERIA]
+    assert {row[0] for row in rows} == {f"| `{name}`" for name in CRITERIA}
+    assert len(rows) == len(CRITERIA)
     assert all(len(row) == 4 for row in rows)
     assert "<!--" not in page
 
