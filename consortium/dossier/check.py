@@ -28,7 +28,7 @@ REPORT = "hanse:dossier-check/v1"
 LARGEST = 16 << 20  # bytes of a dossier.json
 DEEPEST = 12  # objects and arrays inside each other
 MOST_FIELDS = 2_000
-EXIT_FINDINGS = 1  # something blocks publication
+EXIT_FINDINGS = 1  # something blocks publication; as linters do (a crash ends with 1, too, but with a traceback)
 GRADES = {
     "A": "nothing blocks publication, and there is no warning",
     "B": "nothing blocks publication, and there are at most 3 warnings",
