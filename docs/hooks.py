@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from consortium.dossier.check import GRADES
-from consortium.dossier.criteria import CRITERIA
+from consortium.dossier.check import GRADES, all_criteria
 from hanse import VERBS
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -34,7 +33,7 @@ def reference() -> str:
 
 def dossier_criteria() -> str:
     """A row a criterion of ``hanse dossier check=FILE``."""
-    rows = [f"`{one.name}` | {one.meaning} | {one.severity} | {one.source}" for one in CRITERIA.values()]
+    rows = [f"`{one.name}` | {one.meaning} | {one.severity} | {one.source}" for one in all_criteria()]
     return "\n".join(f"| {row} |" for row in rows)
 
 

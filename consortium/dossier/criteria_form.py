@@ -19,6 +19,23 @@ from consortium.dossier.forms import all_fields, load_forms
 
 MUST_BE_THERE = ("public_summary", "copyright_policy")  # no exemption exists for Art. 53(1)(c) and (d)
 LONGEST_FILE = 8 << 30  # bytes of a cited file that are hashed again
+MEASURES = (  # answers that say what was done
+    "reservation_measures",
+    "supplier_reservations",
+    "illegal_content_measures",
+    "crawler_purposes",
+    "crawler_behaviour",
+    "crawl_content",
+    "source_selection",
+    "unsuitable_sources",
+    "bias_methods",
+    "no_circumvention",
+    "piracy_sites",
+    "output_mitigation",
+    "private_description",
+    "user_description",
+    "other_description",
+)
 ANSWER = "answer it in dossier.yaml, or write status not_applicable with the reason"
 
 
@@ -65,7 +82,7 @@ def bare_not_applicable(dossier: Dossier) -> Iterator[Problem]:
     """What does not apply is said so by its status and with a reason; no bare 'n/a', 'none' or 'entfällt'."""
     for entry in dossier:
         if entry.filled and (entry.field is None or entry.field.kind != "choice"):
-            said = [text for text in wording.texts(entry.value) if wording.NOT_APPLICABLE.fullmatch(text.strip(" .()"))]
+            said = [text for text in wording.texts(entry.value) if wording.is_not_applicable(text)]
             if said:
                 yield entry.key, f"says {shown(said[0])} and not why", "write status not_applicable, and the reason"
         elif entry.status == "not_applicable" and len(re.findall(r"\w{2,}", entry.reason)) < 2:
@@ -147,16 +164,17 @@ def told_elsewhere(dossier: Dossier) -> Iterator[Problem]:
     """A text says what is asked, and does not only point to another document."""
     for entry in dossier:
         text = entry.text.strip()
-        if entry.field and entry.field.kind == "text" and len(text) < 200 and wording.ELSEWHERE.match(text):
+        a_text = entry.field is not None and entry.field.kind == "text" and entry.field.ask != "acceptable_use_policy"
+        if a_text and len(text) < 200 and wording.ELSEWHERE.match(text):
             yield entry.key, f"{shown(text)} only points elsewhere", "say it here; a link may stand beside it"
 
 
 @criterion("warning", "assessors on summaries of 2026: 'may use ... for filtering', 'some data'")
 def hedged(dossier: Dossier) -> Iterator[Problem]:
-    """A text says what was done, not what may have been done; nobody can rely on 'may', 'where possible', 'kann'."""
+    """A measure is told as what was done, not as what may have been; nobody can rely on 'may', 'where possible'."""
     for entry in dossier:
-        asked = entry.field is not None and entry.field.ask is not None and entry.field.kind == "text"
-        found = wording.HEDGE.search(entry.text) if asked else None
+        measure = entry.field is not None and entry.field.ask in MEASURES
+        found = wording.HEDGE.search(entry.text) if measure else None
         if found:
             yield entry.key, f"{shown(found[0])}: done, or not done?", "say what was done, to what, and what was not"
 
@@ -177,9 +195,10 @@ def told_twice(dossier: Dossier) -> Iterator[Problem]:
 
 @criterion("warning", "D7: provenance")
 def evidence_uncited(dossier: Dossier) -> Iterator[Problem]:
-    """What is filled by evidence cites it."""
+    """What is filled by evidence cites it; the date of the dossier is its own evidence."""
     for entry in dossier:
-        if entry.status == "evidence" and not entry.evidence and not wording.is_nothing(entry.value):
+        uncited = entry.status == "evidence" and not entry.evidence and not wording.is_nothing(entry.value)
+        if uncited and entry.value != dossier.created:
             yield entry.key, "is filled by evidence and cites none", "cite file and SHA-256, or set status answered"
 
 
@@ -244,9 +263,7 @@ def links(entry: Entry) -> list[str]:
         return []
     only = entry.field is not None and (entry.field.kind == "url" or entry.field.key in LINKS_ONLY)
     if only:
-        values = entry.value if isinstance(entry.value, list) else [entry.value]
-        return [found[-1] if (found := _found(item_text(one))) else item_text(one) for one in values
-                if not wording.is_nothing(one)]  # fmt: skip
+        return [found[-1] if (found := _found(item_text(one))) else item_text(one) for one in entry.items]
     return _found(entry.text)
 
 

@@ -15,12 +15,13 @@ NOT_APPLICABLE = re.compile(
     r"non applicabile|nessuno|nessuna|n\. ?d\.",
     re.IGNORECASE,
 )
+# What is still to be written. Words that can also be meant (Spanish 'todo') count in capitals, or where a text begins.
 PLACEHOLDER = re.compile(
-    r"\b(tb[dca]|todo|fixme|to be (determined|defined|confirmed|completed|announced|added|filled in)|coming soon|"
-    r"lorem ipsum|placeholder|your (name|organi[sz]ation|text|company) here|(insert|fill in|write) .{0,40}\bhere|"
-    r"[àa] compl[ée]ter|[àa] d[ée]finir|noch (offen|festzulegen|zu erg[äa]nzen)|"
-    r"por (completar|definir)|da (completare|definire|compilare))\b|\?{3,}|\bx{3,}\b|\[(\.{3}|…|name|date|link|text)\]|"
-    r"<(name|date|link|url|text|value|insert[^<>]{0,40})>",
+    r"(?-i:\b(TODO|FIXME|TB[DCA]|tb[dca]|x{3,}|X{4,})\b)|\blorem ipsum\b|\bcoming soon\b|\?{3,}|"
+    r"(?:\A\W*|[:;.]\s+)(placeholder|to be (determined|defined|confirmed|completed|announced|added|filled in)|"
+    r"[àa] (compl[ée]ter|d[ée]finir)|noch (offen|festzulegen|zu erg[äa]nzen)|por (completar|definir)|"
+    r"da (completare|definire|compilare))\b|\b(your|insert|fill in) [^.\n]{0,30}\bhere\b|"
+    r"[\[<](\.{3}|…|name|date|link|url|text|value|insert [^<>\[\]]{0,40})[\]>]",
     re.IGNORECASE,
 )
 # Something that may or may not have been done is no statement of what was done.
@@ -53,6 +54,11 @@ def is_nothing(value: object) -> bool:
     if isinstance(value, list | dict):
         return all(is_nothing(one) for one in (value.values() if isinstance(value, dict) else value))
     return value is None
+
+
+def is_not_applicable(value: object) -> bool:
+    """Whether a value is a bare 'n/a', 'none', 'entfällt', with nothing beside it."""
+    return isinstance(value, str) and NOT_APPLICABLE.fullmatch(value.strip(" .()")) is not None
 
 
 def texts(value: object) -> list[str]:
