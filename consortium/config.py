@@ -118,7 +118,9 @@ class SealConfig:
 class DossierConfig:
     """What ``hanse dossier`` takes."""
 
-    run: str = MISSING
+    run: str | None = None
+    check: str | None = None
+    report: str | None = None
     step: int | None = None
     registry: str | None = None
     parents: list[str] = field(default_factory=list)
@@ -132,7 +134,13 @@ class DossierConfig:
 
     def problems(self) -> list[str]:
         """Everything wrong with the values, one line each."""
+        if (self.run is None) == (self.check is None):
+            return ["run, check: give one of them: run=FOLDER writes a dossier, check=FILE checks one"]
+        if self.run is None:
+            return []
         found = [] if Path(self.run).is_dir() else [f"run={self.run}: no such folder; name that of a run"]
+        if self.report is not None:
+            found.append(f"report={self.report}: belongs to check=FILE")
         if self.registry and not Path(self.registry).is_dir():
             found.append(f"registry={self.registry}: no such folder")
         for key, allowed in (("languages", DOSSIER_LANGUAGES), ("formats", DOSSIER_FORMATS)):

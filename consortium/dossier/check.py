@@ -19,13 +19,12 @@ from common.files import write_json
 from common.terminal import console, say
 from consortium.dossier import criteria_compute, criteria_data, criteria_form, criteria_rights, criteria_summary
 from consortium.dossier.criteria import CRITERIA, SEVERITIES, Dossier, Entry, Finding, shown
+from consortium.dossier.fill import SCHEMA, STATUSES
 from consortium.dossier.forms import all_fields
 from consortium.strangers import read_regular, strict_json
 
 MODULES = (criteria_form, criteria_summary, criteria_data, criteria_rights, criteria_compute)
-SCHEMA = "hanse:dossier/v1"
 REPORT = "hanse:dossier-check/v1"
-STATUSES = ("evidence", "answered", "missing", "not_applicable")
 LARGEST = 16 << 20  # bytes of a dossier.json
 DEEPEST = 12  # objects and arrays inside each other
 MOST_FIELDS = 2_000

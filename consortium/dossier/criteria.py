@@ -86,9 +86,17 @@ class Entry:
         return self.status in ("evidence", "answered")
 
     @property
+    def items(self) -> list[Any]:
+        """What the value tells: the items of a list, or the value itself; blanks and bare 'n/a' tell nothing."""
+        held = self.value if isinstance(self.value, list) else [self.value]
+        choice = self.field is not None and self.field.kind == "choice"  # where "No" is an answer
+        return [one for one in held if self.filled and not wording.is_nothing(one)
+                and (choice or not wording.is_not_applicable(one))]  # fmt: skip
+
+    @property
     def text(self) -> str:
-        """All texts of the value, a line each; empty where none is given."""
-        return "\n".join(text[:LONGEST] for text in wording.texts(self.value)) if self.filled else ""
+        """All texts of the items, a line each."""
+        return "\n".join(text[:LONGEST] for text in wording.texts(self.items))
 
 
 @dataclass(frozen=True)
@@ -123,11 +131,8 @@ class Dossier:
         return "\n".join(self.entries[key].text for key in keys if key in self.entries)
 
     def items(self, key: str) -> list[Any]:
-        """The items of a list; a bare value counts as one item; none where nothing is given."""
-        if not self.filled(key):
-            return []
-        value = self.entries[key].value
-        return value if isinstance(value, list) else [] if value is None else [value]
+        """What a field tells (:attr:`Entry.items`); nothing where it is not there."""
+        return self.entries[key].items if key in self.entries else []
 
     def number(self, key: str) -> float | None:
         """The number of a field, written as one or first in a text; None where there is none."""

@@ -124,7 +124,7 @@ def flops_disagree(dossier: Dossier) -> Iterator[Problem]:
 def flops_implausible(dossier: Dossier) -> Iterator[Problem]:
     """The computation is near 6 times parameters times tokens consumed (within a factor of 5; a mixture of experts may
     take less, attention over long sequences more)."""
-    flops, size = training_flops(dossier), first(dossier, PARAMETERS)
+    flops, size = training_flops(dossier), first(dossier, PARAMETERS) or dossier.fact("parameters")
     tokens = consumed_tokens(dossier)
     if not (flops and size and tokens):
         return

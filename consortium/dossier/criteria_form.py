@@ -65,7 +65,7 @@ def bare_not_applicable(dossier: Dossier) -> Iterator[Problem]:
     """What does not apply is said so by its status and with a reason; no bare 'n/a', 'none' or 'entfällt'."""
     for entry in dossier:
         if entry.filled and (entry.field is None or entry.field.kind != "choice"):
-            said = [text for text in wording.texts(entry.value) if wording.NOT_APPLICABLE.fullmatch(text.strip(" .()"))]
+            said = [text for text in wording.texts(entry.value) if wording.is_not_applicable(text)]
             if said:
                 yield entry.key, f"says {shown(said[0])} and not why", "write status not_applicable, and the reason"
         elif entry.status == "not_applicable" and len(re.findall(r"\w{2,}", entry.reason)) < 2:
@@ -177,9 +177,10 @@ def told_twice(dossier: Dossier) -> Iterator[Problem]:
 
 @criterion("warning", "D7: provenance")
 def evidence_uncited(dossier: Dossier) -> Iterator[Problem]:
-    """What is filled by evidence cites it."""
+    """What is filled by evidence cites it; the date of the dossier is its own evidence."""
     for entry in dossier:
-        if entry.status == "evidence" and not entry.evidence and not wording.is_nothing(entry.value):
+        uncited = entry.status == "evidence" and not entry.evidence and not wording.is_nothing(entry.value)
+        if uncited and entry.value != dossier.created:
             yield entry.key, "is filled by evidence and cites none", "cite file and SHA-256, or set status answered"
 
 
@@ -244,9 +245,7 @@ def links(entry: Entry) -> list[str]:
         return []
     only = entry.field is not None and (entry.field.kind == "url" or entry.field.key in LINKS_ONLY)
     if only:
-        values = entry.value if isinstance(entry.value, list) else [entry.value]
-        return [found[-1] if (found := _found(item_text(one))) else item_text(one) for one in values
-                if not wording.is_nothing(one)]  # fmt: skip
+        return [found[-1] if (found := _found(item_text(one))) else item_text(one) for one in entry.items]
     return _found(entry.text)
 
 

@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 from common.errors import HanseError
 from consortium.dossier.evidence import Citation, Evidence, Paper
 from consortium.dossier.forms import band_of
+from consortium.dossier.languages import UNION
 from consortium.dossier.lineage import Lineage, Segment
 from consortium.dossier.rounding import significant
 from data_pipelines.annotate import personal_data
@@ -22,13 +23,7 @@ from data_pipelines.shards import ShardsManifest
 from train.data_table import corpus_of
 from train.fairness import samples_by_language, windows_by_language
 
-# Names of languages, of ISO 639-1: first the official ones of the Union (Regulation No 1, as amended).
-OFFICIAL = {
-    "bg": "Bulgarian", "cs": "Czech", "da": "Danish", "de": "German", "el": "Greek", "en": "English", "es": "Spanish",
-    "et": "Estonian", "fi": "Finnish", "fr": "French", "ga": "Irish", "hr": "Croatian", "hu": "Hungarian",
-    "it": "Italian", "lt": "Lithuanian", "lv": "Latvian", "mt": "Maltese", "nl": "Dutch", "pl": "Polish",
-    "pt": "Portuguese", "ro": "Romanian", "sk": "Slovak", "sl": "Slovenian", "sv": "Swedish",
-}  # fmt: skip
+OFFICIAL = {code: names[0] for code, names in UNION.items()}  # English names of the Union's official languages
 OTHERS = {
     "ar": "Arabic", "be": "Belarusian", "bs": "Bosnian", "ca": "Catalan", "cy": "Welsh", "eu": "Basque",
     "gl": "Galician", "hi": "Hindi", "is": "Icelandic", "ja": "Japanese", "ko": "Korean", "lb": "Luxembourgish",

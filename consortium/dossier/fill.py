@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
-from consortium.dossier import source_facts
 from consortium.dossier.answers import Answer
 from consortium.dossier.evidence import Evidence
 from consortium.dossier.forms import Field, all_fields
@@ -26,6 +25,8 @@ FACTS = {  # bare numbers, for programs that judge a dossier
 
 def fill(evidence: Evidence, answers: Mapping[str, Answer], language: str = "en") -> dict[str, Any]:
     """``dossier.json`` of what is known and what was answered (``dossier.schema.json`` describes it)."""
+    from consortium.dossier import source_facts  # brings torch, which whoever reads a dossier does without
+
     small = answers.get("provider_is_sme", Answer("No")).value == "Yes"
     source_facts.classify(evidence, answers.get("source_category", Answer({})).value, small=small)
     return {

@@ -6,12 +6,13 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from common.errors import HanseError
+from common.errors import EXIT_DONE, HanseError
 from common.files import inside, read_json, sha256_file, write_json
 from common.folders import replaced_folder
 from common.terminal import next_step, say, table
 from consortium.config import DossierConfig
 from consortium.dossier import answers, fill
+from consortium.dossier.check import run_check
 from consortium.dossier.document import document
 from consortium.dossier.evidence import Evidence, gather
 from consortium.dossier.forms import load_forms
@@ -21,8 +22,11 @@ FORMAT = "hanse.dossier/1"
 MANIFEST = "manifest.json"
 
 
-def run(config: DossierConfig) -> None:
-    """Ask what must be asked, and write everything."""
+def run(config: DossierConfig) -> int:
+    """Check a dossier, or ask what must be asked and write one; the exit code."""
+    if config.check is not None:
+        return run_check(Path(config.check), Path(config.report) if config.report else None)
+    assert config.run is not None  # problems() sees to it
     path, first = Path(config.answers), config.languages[0]
     given = answers.check(path, answers.read(path))
     evidence = gather(config.run, config.registry, step=config.step, parents=config.parents, shards=config.shards,
@@ -33,6 +37,7 @@ def run(config: DossierConfig) -> None:
     with replaced_folder(Path(config.output), FORMAT) as folder:
         write(dossier, folder, config.languages, config.formats)
     _show(dossier, evidence, config, asked, fill.unused(evidence, given))
+    return EXIT_DONE
 
 
 def write(dossier: dict[str, Any], folder: Path, languages: Iterable[str], formats: Iterable[str]) -> None:
@@ -83,3 +88,5 @@ def _show(
     say(f"wrote {config.output}/: dossier.json; {', '.join(config.languages)} as {', '.join(config.formats)}")
     if any(field["status"] == "missing" for field in dossier["fields"].values()):
         next_step(f"answer what is empty in {config.answers}, then the same command again")
+    else:
+        next_step(f"hanse dossier check={config.output}/dossier.json")

@@ -55,6 +55,11 @@ def is_nothing(value: object) -> bool:
     return value is None
 
 
+def is_not_applicable(value: object) -> bool:
+    """Whether a value is a bare 'n/a', 'none', 'entfällt', with nothing beside it."""
+    return isinstance(value, str) and NOT_APPLICABLE.fullmatch(value.strip(" .()")) is not None
+
+
 def texts(value: object) -> list[str]:
     """All texts in a value, in order, the keys of objects left out."""
     if isinstance(value, str):

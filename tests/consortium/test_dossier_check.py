@@ -12,9 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from common.errors import HanseError
-from consortium.dossier.check import DEEPEST, SCHEMA, Report, check, from_json, read_dossier, run_check
+from consortium.dossier.check import DEEPEST, Report, check, from_json, read_dossier, run_check
 from consortium.dossier.criteria import CRITERIA, SEVERITIES, Finding, numbers
-from consortium.dossier.forms import all_fields
+from consortium.dossier.fill import SCHEMA
+from consortium.dossier.forms import HERE, all_fields
 
 DOSSIERS = Path(__file__).parent / "dossiers"
 COMPLETE = json.loads((DOSSIERS / "complete.json").read_text(encoding="utf-8"))
@@ -71,6 +72,13 @@ def test_a_complete_dossier_has_no_findings():
     assert findings(plant(COMPLETE)) == ()
 
 
+@pytest.mark.parametrize("name", ["complete", "wrong"])
+def test_both_are_of_the_published_schema(name):
+    jsonschema = pytest.importorskip("jsonschema")
+    schema = json.loads((HERE / "dossier.schema.json").read_text(encoding="utf-8"))
+    jsonschema.validate(json.loads((DOSSIERS / f"{name}.json").read_text(encoding="utf-8")), schema)
+
+
 # --- what is planted ------------------------------------------------------------------------------------------------
 
 
@@ -98,7 +106,7 @@ def test_of_thirty_faults_together_at_least_28_are_found():
 # --- every criterion ------------------------------------------------------------------------------------------------
 
 P, XI, FORM = "public_summary", "annex_xi", "model_documentation_form"
-NO = {"status": "not_applicable", "reason": "This does not apply to the model."}
+NO = {"value": None, "status": "not_applicable", "reason": "This does not apply to the model."}
 CASES = {  # what is changed in the complete dossier, so that the criterion finds something
     "unanswered": {f"{P}.data.languages": {"status": "missing", "reason": "not found"}},
     "blank": {f"{P}.summary.previous_versions": []},
