@@ -135,9 +135,8 @@ def _data(facts: Facts) -> list[Entity]:
 
 def _basis(facts: Facts) -> list[Entity]:
     """Checkpoints that the model was made from."""
-    return [{"@id": f"#parent-{one['manifest_sha256'][:16]}", "@type": "Dataset", "name": f"{one['role']} checkpoint",
-             "identifier": f"sha256:{one['manifest_sha256']}", "description": "SHA-256 of its manifest.json"}
-            for one in facts.get("lineage.parents", [])]  # fmt: skip
+    return [{"@id": f"#parent-{sha256[:16]}", "@type": "Dataset", "name": name, "identifier": f"sha256:{sha256}",
+             "description": "identified by its manifest.json"} for name, sha256 in facts.parents]  # fmt: skip
 
 
 def _properties(facts: Facts) -> list[Entity]:

@@ -77,6 +77,14 @@ class Facts:
         return [word.strip(".,;<>()") for word in said.split() if word.startswith(("https://", "http://"))]
 
     @property
+    def parents(self) -> list[tuple[str, str]]:
+        """(name, SHA-256 of its manifest) of the checkpoints that the model was made from; the role where the run of
+        one was not found."""
+        names = {one.manifest.sha256: one.name for one in self.lineage.segments}
+        return [(names.get(one["manifest_sha256"], f"{one['role']} checkpoint"), one["manifest_sha256"])
+                for one in self.get("lineage.parents", [])]  # fmt: skip
+
+    @property
     def title(self) -> str:
         """The model's name and version."""
         return f"{self.evidence.model} {self.evidence.version}"

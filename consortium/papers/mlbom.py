@@ -59,9 +59,9 @@ def _model(facts: Facts, datasets: list[str]) -> dict[str, Any]:
     if facts.licence:
         component["licenses"] = [_licence(facts.licence.spdx or facts.licence.name, facts.licence.url)]
     ancestors = [
-        {"type": "machine-learning-model", "name": one["role"], "version": one["manifest_sha256"],
-         "hashes": [{"alg": "SHA-256", "content": one["manifest_sha256"]}]}
-        for one in facts.get("lineage.parents", [])
+        {"type": "machine-learning-model", "name": name, "version": sha256,
+         "hashes": [{"alg": "SHA-256", "content": sha256}]}
+        for name, sha256 in facts.parents
     ]  # fmt: skip
     if ancestors:
         component["pedigree"] = {"ancestors": ancestors}

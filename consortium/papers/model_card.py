@@ -24,7 +24,6 @@ def model_card(facts: Facts) -> str:
     head = facts.lineage.head
     assert head.config
     assert head.folder
-    parents = facts.get("lineage.parents", [])
     export = facts.export or {}
     return card.render(Card(
         name=facts.get("model.name"),
@@ -46,8 +45,8 @@ def model_card(facts: Facts) -> str:
         dtype=export.get("dtype"),
         differences=export.get("max_abs_logit_difference"),
         transformers=export.get("tools", {}).get("transformers"),
-        continued="on from " + ", ".join(f"`{one['manifest_sha256'][:12]}` ({one['role']})" for one in parents)
-                  if parents else "",
+        continued="on from " + " and ".join(f"{cell(name)} (`{sha256[:12]}`)" for name, sha256 in facts.parents)
+                  if facts.parents else "",
         license=_front_licence(facts),
         front=_front(facts),
         sections={title: text for title, text in _sections(facts).items() if text},
