@@ -6,9 +6,11 @@ from hashlib import sha256
 
 import pytest
 
+from common.errors import HanseError
 from consortium import contribution as form_of
 from consortium.accept import examined
 from consortium.config import AcceptConfig
+from consortium.form import check_ledger
 from consortium.index import Registry
 from consortium.measure import golden_batch
 from tests.consortium.runs import write_checkpoint
@@ -56,6 +58,18 @@ def test_the_golden_batch_is_nobodys_choice():
     first = int.from_bytes(sha256(b"hanse golden batch 0").digest()[:7], "big") % 1024
     assert batch[0, 0] == first
     assert golden_batch(1024, 8).shape == (2, 8)
+
+
+def test_a_run_that_went_back_and_did_steps_again_is_whole():
+    def step(number):
+        numbers = dict.fromkeys(("loss", "gradient_norm", "learning_rate"), "0x1p+0")
+        return {"kind": "step", "step": number, "samples": [0, 8], "batch": "0" * 64, **numbers}
+
+    start = {"kind": "start", "step": 0, "lock": "0" * 64}
+    again, rewind = {**start, "step": 1}, {"kind": "rewind", "step": 0, "samples": [0, 16]}
+    check_ledger([start, step(1), step(2), again, step(2), {"kind": "state"}, rewind, step(1), step(2)])
+    with pytest.raises(HanseError, match="line 5 tells of step 3, after step 1"):
+        check_ledger([start, step(1), step(2), again, step(3)])
 
 
 def test_who_and_what_may_not_be_contributed(hanse, begun, people, run_of, waiting, tmp_path, capfd):
