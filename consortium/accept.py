@@ -17,7 +17,7 @@ from typing import Any
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from common.errors import EXIT_DONE, EXIT_USER_ERROR, HanseError
-from common.files import atomic_file, fsync_folder, write_json
+from common.files import atomic_file, fsync_folder, inside, write_json
 from common.terminal import next_step, say
 from consortium import form, merit
 from consortium.case import Case
@@ -80,9 +80,10 @@ def examined(registry: Registry, config: AcceptConfig) -> Iterator[tuple[Case | 
     There is no case where not even a copy could be made.
     """
     rows = [_root_row(registry)]
-    place, largest = registry.folder / "quarantine", int(config.largest_gigabytes * 1e9)
+    largest = int(config.largest_gigabytes * 1e9)
     with ExitStack() as stack:
         try:
+            place = inside(registry.folder, "quarantine")  # whoever may write there could have put a link
             copy = stack.enter_context(quarantined(Path(config.contribution), place, largest))
         except HanseError as error:
             yield None, [*rows, ("files", REFUSED, str(error))]
@@ -195,7 +196,7 @@ def _accept(case: Case, key: ec.EllipticCurvePrivateKey, reviews: dict[str, str]
         "bits_per_byte": case.evaluation["bits_per_byte"], "contributor": case.seal.key, "reviews": reviews,
         "folder": folder,
     }  # fmt: skip
-    head = registry.append("accept", facts, key, before=lambda: _move(case.folder, registry.folder / folder))
+    head = registry.append("accept", facts, key, before=lambda: _move(case.folder, inside(registry.folder, folder)))
     say(f"accepted: {registry.folder / folder}, with {len(reviews)} reviews; checkpoint {case.identity}")
     say(f"head {head} (line {len(registry.heads)})")
     next_step(f"hanse registry registry={registry.folder}")

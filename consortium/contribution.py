@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from common.errors import HanseError
-from common.files import from_json
+from common.files import from_json, inside
 from consortium import bundle
 from consortium.index import Registry
 from consortium.seal import Seal, parse
@@ -94,7 +94,7 @@ def read_contribution(folder: Path) -> Contribution:
 
 def review_path(registry: Registry, identity: str, key: str) -> Path:
     """Where the review seal of a key on a checkpoint lies."""
-    return registry.folder / "reviews" / identity / f"{key}{REVIEW_ENDING}"
+    return inside(registry.folder, f"reviews/{identity}/{key}{REVIEW_ENDING}")
 
 
 def read_reviews(registry: Registry, identity: str, held: Seal) -> tuple[dict[str, str], list[str]]:

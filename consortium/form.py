@@ -50,6 +50,7 @@ CODE = ("auto_map", "trust_remote_code", "custom_pipelines", "quantization_confi
         "experts_implementation")  # fmt: skip
 DTYPES = (None, "float32", "bfloat16", "float16")
 MOST_LAYERS = 1000
+BACK = ("start", "rewind")  # lines of a ledger after which a run goes on from the step they name
 
 
 def sealed(case: Case) -> str:
@@ -256,9 +257,10 @@ def check_ledger(records: list[dict[str, Any]]) -> None:
             whole = False
         if not whole:
             raise HanseError(f"{LEDGER}: line {number} lacks what a line of kind {record['kind'][:20]!r} must hold")
-        if record["kind"] == "start" and record["step"] <= done:
+        back = record["kind"] in BACK
+        if back and record["step"] <= done:
             done = record["step"]
-        elif record["kind"] == "start" or (record["kind"] == "step" and record["step"] != done + 1):
+        elif back or (record["kind"] == "step" and record["step"] != done + 1):
             raise HanseError(f"{LEDGER}: line {number} tells of step {record['step']}, after step {done}")
         elif record["kind"] == "step":
             done += 1
@@ -267,6 +269,9 @@ def check_ledger(records: list[dict[str, Any]]) -> None:
 def _is_whole(record: dict[str, Any]) -> bool:
     if record["kind"] == "start":
         return type(record["step"]) is int and SHA256.fullmatch(record["lock"]) is not None
+    if record["kind"] == "rewind":
+        first, last = record["samples"]
+        return type(record["step"]) is type(first) is type(last) is int
     if record["kind"] == "checkpoint":
         return type(record["step"]) is int and SHA256.fullmatch(record["merkle_root"]) is not None
     if record["kind"] != "step":
@@ -299,7 +304,7 @@ def check_lock(value: Any, case: Case) -> None:
 
 
 def energy(case: Case) -> str:
-    """The energy ledger, if there is one, is lines of JSON objects; what it says is the contributor's."""
+    """The energy ledger, if there is one, is a chain of lines as a run writes it; what it says is the contributor's."""
     path = case.folder / ENERGY
     if not path.is_file():
         raise Unknown("no energy.jsonl: the run did not measure it")
@@ -309,6 +314,8 @@ def energy(case: Case) -> str:
     for number, line in enumerate(lines, 1):
         if len(line) > LARGEST[CONFIG] or not isinstance(strict_json(line, f"{ENERGY}: line {number}"), dict):
             raise HanseError(f"{ENERGY}: line {number} is no JSON object")
+    if len(list(ledger.lines(path))) == 0:
+        raise HanseError(f"{ENERGY}: holds no line")
     return f"{len(lines)} lines, as the contributor measured it"
 
 

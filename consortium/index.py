@@ -26,7 +26,7 @@ from typing import Any
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from common.errors import HanseError
-from common.files import atomic_file, write_text
+from common.files import atomic_file, inside, write_text
 from consortium import bundle
 from consortium.keys import fingerprint, parse_public
 from consortium.register import Model, Register
@@ -120,7 +120,7 @@ class Registry:
 
     def _write_keys(self) -> None:
         for key, holder in self.register.holders.items():
-            path = self.folder / "keys" / f"{key}.pem"
+            path = inside(self.folder, f"keys/{key}.pem")
             if not path.exists():
                 write_text(path, holder.pem)
 

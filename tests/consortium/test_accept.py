@@ -104,6 +104,16 @@ def test_a_review_of_another_contribution_registry_or_verdict_does_not_count(
     assert len(Registry(registry).register.models) == 1
 
 
+@pytest.mark.parametrize("name", ["quarantine", "reviews", "models"])
+def test_a_link_planted_in_the_registry_is_not_followed(hanse, registry, contribution, people, tmp_path, name):
+    (tmp_path / "outside").mkdir()
+    (registry / name).symlink_to(tmp_path / "outside")
+    codes = {accept(hanse, registry, contribution, f"key={people.file(who)}") for who in ("bob", "carol")}
+    assert 2 in codes
+    assert not list((tmp_path / "outside").iterdir())
+    assert not Registry(registry).register.models
+
+
 def test_the_table_is_written_and_says_what_could_not_be_checked(hanse, registry, contribution, tmp_path):
     assert accept(hanse, registry, contribution, f"output={tmp_path / 'table.json'}") == 0
     told = json.loads((tmp_path / "table.json").read_text())

@@ -274,6 +274,8 @@ LEDGERS = {  # change of the records, reason; the chain is made to hold afterwar
     "no end": (lambda r: r.pop(), "does not end with this checkpoint"),
     "goes on": (lambda r: r.append({**r[-2], "step": 13, "samples": [96, 104]}), "does not end with this checkpoint"),
     "goes back": (lambda r: r.insert(9, {"kind": "start", "step": 2, "lock": r[0]["lock"]}), "after step 2"),
+    "rewind to later": (lambda r: r.insert(3, {"kind": "rewind", "step": 9, "samples": [0, 8]}), "of step 9, after"),
+    "rewind to nowhere": (lambda r: r.insert(3, {"kind": "rewind", "step": 1}), "line 4 lacks"),
     "nothing": (lambda r: r.clear(), "does not begin"),
 }  # fmt: skip
 
@@ -308,14 +310,25 @@ def test_a_batch_that_was_not_in_the_data_is_found_with_the_data(hands, tiny_dat
         hands.config.data = None
 
 
-ENERGY = {"no line": (b"{}", "cut short"), "no object": (b"1\n", "no JSON object"), "pickle": (b"\x80\x04.\n", "JSON"),
-          "twice": (b'{"a":1,"a":2}\n', "stands twice"), "nan": (b'{"joules":NaN}\n', "not a number")}  # fmt: skip
+ENERGY = {
+    "no line": (b"{}", "cut short"), "no object": (b"1\n", "no JSON object"), "pickle": (b"\x80\x04.\n", "JSON"),
+    "twice": (b'{"a":1,"a":2}\n', "stands twice"), "nan": (b'{"joules":NaN}\n', "not a number"),
+    "empty": (b"", "holds no line"), "no chain": (b'{"kind": "start"}\n', "does not follow"),
+    "line cut out": (None, "does not follow"),
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("case", ENERGY)
 def test_an_energy_ledger_that_is_none_is_refused(hands, case):
     content, reason = ENERGY[case]
-    (hands.take() / "energy.jsonl").write_bytes(content)
+    path = hands.take() / "energy.jsonl"
+    if content is None:
+        chain(path, [{"kind": "start"}, {"kind": "checkpoint"}, {"kind": "end"}])
+        seal(hands.folder, hands.key)
+        assert hands.verdict()["energy"] == ("checked", "3 lines, as the contributor measured it")
+        lines = path.read_bytes().splitlines(keepends=True)
+        content = lines[0] + lines[2]
+    path.write_bytes(content)
     seal(hands.folder, hands.key)
     hands.refused("energy", reason)
 
