@@ -34,10 +34,10 @@ def models(tmp_path) -> list[Path]:
             for seed in range(4)]  # fmt: skip
 
 
-@pytest.fixture(params=[64, 1 << 20], ids=["many pieces", "one piece"])
-def average(request, hanse, tmp_path, monkeypatch):
-    """``average(INPUTS, OVERRIDES ...)``: the resulting weights."""
-    monkeypatch.setattr(merging, "PIECE", request.param)
+@pytest.fixture
+def average(hanse, tmp_path, monkeypatch):
+    """``average(INPUTS, OVERRIDES ...)``: the resulting weights, put together in pieces of a few elements."""
+    monkeypatch.setattr(merging, "PIECE", 64)
 
     def put_together(inputs: list[Path], *overrides: str, output: str = "averaged") -> dict[str, torch.Tensor]:
         folder = tmp_path / output
