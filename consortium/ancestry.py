@@ -157,7 +157,9 @@ def _shards(path: Path, value: Mapping[str, Any], sha256: str, roots: dict[str, 
 
 def _run(path: Path, value: Mapping[str, Any], sha256: str, roots: dict[str, str]) -> Iterator[Thing]:
     code = value["code"]["commit"] or value["code"]["sha256"]
-    yield Thing("run", sha256, f"run {path.parent.name}", {value["data_merkle_root"]: "data", **_named(value)},
+    contributed = (path.parent / "contribution.json").is_file()
+    name = path.parent.parent.name if contributed else path.parent.name
+    yield Thing("run", sha256, f"run {name}", {value["data_merkle_root"]: "data", **_named(value)},
                 {**_where(path), "code": code[:12], "determinism": value["determinism"]})  # fmt: skip
 
 

@@ -207,6 +207,15 @@ def test_a_circle_is_refused(tmp_path):
 
 
 @pytest.mark.slow
+def test_a_contribution_brings_its_run_along(waiting):
+    graph = gather([waiting], None)
+    assert [thing.kind for thing in graph.things.values()] == [UNKNOWN, "run", "checkpoint"]
+    run, checkpoint = list(graph.things.values())[1:]
+    assert checkpoint.parents == {run.sha256: "step"}
+    assert run.sha256 == sha256_file(waiting.parent / "run/run.lock.json")
+
+
+@pytest.mark.slow
 @pytest.mark.skipif(find_chromium() is None, reason="no Chromium here")
 def test_the_page_in_a_browser(world, registry, tmp_path):
     path = tmp_path / "lineage.html"
