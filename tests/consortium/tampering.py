@@ -1,9 +1,14 @@
 """Ways to damage files and JSON, for the suites that look whether anything of it is taken for sound."""
 
+import base64
 import json
 from pathlib import Path
 
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.hashes import SHA256
 from hypothesis import strategies as st
+
+from consortium import bundle
 
 
 def flip(path: Path, bit: int) -> None:
@@ -42,6 +47,15 @@ def drop(path: str):
         del value[last]
 
     return change
+
+
+def signed(payload: bytes, key) -> bytes:
+    """A bundle around any payload, also one that we would not sign."""
+    value = json.loads(bundle.encode({}, key))
+    raw = key.sign(bundle.signed_bytes(payload), ec.ECDSA(SHA256()))
+    value["dsseEnvelope"]["signatures"][0]["sig"] = base64.b64encode(raw).decode()
+    value["dsseEnvelope"]["payload"] = base64.b64encode(payload).decode()
+    return json.dumps(value).encode()
 
 
 STRANGE = {
