@@ -266,9 +266,9 @@ LEDGERS = {  # change of the records, reason; the chain is made to hold afterwar
     "loss is infinite": (lambda r: r[4].update(loss="inf"), "line 5 lacks"),
     "loss is decimal": (lambda r: r[4].update(loss=1.5), "line 5 lacks"),
     "no loss": (lambda r: r[4].pop("loss"), "line 5 lacks"),
-    "step is text": (lambda r: r[4].update(step="4"), "line 5 lacks"),
+    "step is text": (lambda r: r[4].update(step="4"), "line 5 does not follow"),
     "batch is no hash": (lambda r: r[4].update(batch="x"), "line 5 lacks"),
-    "start is null": (lambda r: r[0].update(step=None), "line 1 lacks"),
+    "start is null": (lambda r: r[0].update(step=None), "line 1 does not follow"),
     "other root": (lambda r: r[-1].update(merkle_root="0" * 64), "does not end with this checkpoint"),
     "root is null": (lambda r: r[-1].update(merkle_root=None), "line 14 lacks"),
     "no end": (lambda r: r.pop(), "does not end with this checkpoint"),
@@ -323,7 +323,7 @@ def test_an_energy_ledger_that_is_none_is_refused(hands, case):
     content, reason = ENERGY[case]
     path = hands.take() / "energy.jsonl"
     if content is None:
-        chain(path, [{"kind": "start"}, {"kind": "checkpoint"}, {"kind": "end"}])
+        chain(path, [{"kind": kind, "step": 0} for kind in ("start", "checkpoint", "end")])
         seal(hands.folder, hands.key)
         assert hands.verdict()["energy"] == ("checked", "3 lines, as the contributor measured it")
         lines = path.read_bytes().splitlines(keepends=True)
