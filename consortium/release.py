@@ -23,9 +23,9 @@ from common.files import atomic_file, sha256_file, write_json, write_text
 from common.folders import replaced_folder, restore
 from common.terminal import count, next_step, say
 from consortium import seal
-from consortium.config import DOSSIER_FORMATS, DOSSIER_LANGUAGES, ReleaseConfig
 from consortium.dossier import check, fill
 from consortium.dossier import verb as dossier_verb
+from consortium.dossier.config import DOSSIER_FORMATS, DOSSIER_LANGUAGES, ReleaseConfig
 from consortium.keys import fingerprint, load_private, public_path
 from consortium.papers import verb as papers_verb
 from consortium.papers.crate import METADATA, crate

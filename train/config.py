@@ -1,4 +1,4 @@
-"""What may be configured in training and after it. Meanings, units and defaults stand in ``configs/*.yaml``.
+"""What may be configured in training. Meanings, units and defaults stand in ``configs/*.yaml``.
 
 Imports nothing heavy: ``hanse train --help`` must answer at once.
 """
@@ -11,18 +11,14 @@ from typing import Any
 
 from omegaconf import MISSING
 
-from common.configuration import open_dictionary
-from launch.site import Site
-from train.hardware import GPUS, find_gpu
+from train.energy.config import EnergyConfig
 
 ZERO_STAGES = (1, 2, 3)
 PRECISIONS = ("auto", "bf16", "fp32")
 DETERMINISM = ("D0", "D1", "D2")
 ATTENTIONS = ("sdpa", "eager")
-EXPORT_DTYPES = ("fp32", "bf16")
 MIXTURE_RULES = ("proportional", "temperature", "unimax")
 DECAYS = ("linear", "1-sqrt", "cosine")
-TASKS = ("next_sentence",)
 WANDB_MODES = ("offline", "online", "disabled")
 
 
@@ -131,7 +127,7 @@ class EvaluateConfig:
 
 @dataclass
 class SpikesConfig:
-    """What counts as a spike of the loss or the gradient norm, and what follows (train/spikes.py)."""
+    """What counts as a spike of the loss or the gradient norm, and what follows (train/guards/spikes.py)."""
 
     sigma: float = 0.0
     window: int = 128
@@ -160,56 +156,6 @@ class TrackConfig:
 
     wandb: str = "offline"
     wandb_project: str = "hanse"
-
-
-@dataclass
-class FactorConfig:
-    """An emission factor of electricity that was given, not looked up."""
-
-    kg_co2e_per_kwh: float | None = None
-    year: int | None = None
-    source: str | None = None
-
-    def problems(self, key: str) -> list[str]:
-        """Everything wrong with the values of ``key``, one line each."""
-        if self.kg_co2e_per_kwh is None:
-            return []
-        found = []
-        if not 0 <= self.kg_co2e_per_kwh < float("inf"):
-            found.append(f"{key}.kg_co2e_per_kwh={self.kg_co2e_per_kwh}: must be 0 or more")
-        if self.year is None or not self.source:
-            found.append(f"{key}.kg_co2e_per_kwh={self.kg_co2e_per_kwh}: a factor needs {key}.year=... and "
-                         f"{key}.source=..., who says so")  # fmt: skip
-        return found
-
-
-@dataclass
-class EnergyConfig:
-    """What the energy ledger must be told about the place it runs at. Changes nothing of what is computed."""
-
-    country: str | None = None
-    grid: FactorConfig = field(default_factory=FactorConfig)
-    market: FactorConfig = field(default_factory=FactorConfig)
-    pue: float | None = None
-    pue_source: str | None = None
-    gpu_watts: float | None = None
-    thread_watts: float = 3.5
-
-    def problems(self) -> list[str]:
-        """Everything wrong with the values, one line each."""
-        from train.grid import country_factors
-
-        found = [*self.grid.problems("energy.grid"), *self.market.problems("energy.market")]
-        if self.country is not None and self.country not in country_factors():
-            found.append(f"energy.country={self.country}: one of {', '.join(country_factors())}; for another one give "
-                         "energy.grid.kg_co2e_per_kwh, energy.grid.year and energy.grid.source")  # fmt: skip
-        if self.pue is not None and not 1 <= self.pue < float("inf"):
-            found.append(f"energy.pue={self.pue}: what a site draws for each unit its machines draw, 1 or more")
-        if self.gpu_watts is not None and not 0 < self.gpu_watts < float("inf"):
-            found.append(f"energy.gpu_watts={self.gpu_watts}: must be above 0")
-        if not 0 <= self.thread_watts < float("inf"):
-            found.append(f"energy.thread_watts={self.thread_watts}: must be 0 or more")
-        return found
 
 
 @dataclass
@@ -265,11 +211,11 @@ class TrainConfig:
     def problems(self) -> list[str]:
         """Everything wrong with the values, one line each."""
         found = [
-            *_at_least(self, 1, "tokens", "ranks", "data.sequence_length", "batch.global_batch_size",
+            *at_least(self, 1, "tokens", "ranks", "data.sequence_length", "batch.global_batch_size",
                        "batch.micro_batch_size", "checkpoint.every_steps", "checkpoint.keep_last",
                        "evaluate.every_steps", "evaluate.tokens_per_language",
                        "model.vocabulary_size", "model.vocabulary_multiple"),
-            *_at_least(self, 0, "seed", "threads_per_rank", "state_hash_every_steps",
+            *at_least(self, 0, "seed", "threads_per_rank", "state_hash_every_steps",
                        "schedule.warmup_steps", "schedule.final_fraction",
                        "engine.recompute_every_layers", "checkpoint.keep_every_steps", "checkpoint.every_minutes",
                        "checkpoint.keep_best", "optimizer.weight_decay", "optimizer.gradient_clipping",
@@ -277,15 +223,15 @@ class TrainConfig:
                        "guards.watchdog_seconds", "guards.watchdog_slow_seconds", "guards.times_every_steps",
                        "guards.weights_every_steps", "guards.layer_norms_every_steps", "guards.spikes.sigma",
                        "guards.spikes.rewind_after", "guards.spikes.rewind_margin", "guards.spikes.max_rewinds"),
-            *_at_least(self, 1, "guards.slow_ratio", "guards.spikes.rewind_within"),
-            *_at_least(self, 8, "guards.spikes.window"),
-            *_one_of(self, "determinism", DETERMINISM),
-            *_one_of(self, "engine.zero_stage", ZERO_STAGES),
-            *_one_of(self, "engine.precision", PRECISIONS),
-            *_one_of(self, "model.attention", ATTENTIONS),
-            *_one_of(self, "schedule.decay", DECAYS),
-            *_one_of(self, "data.mixture_rule", MIXTURE_RULES),
-            *_one_of(self, "track.wandb", WANDB_MODES),
+            *at_least(self, 1, "guards.slow_ratio", "guards.spikes.rewind_within"),
+            *at_least(self, 8, "guards.spikes.window"),
+            *one_of(self, "determinism", DETERMINISM),
+            *one_of(self, "engine.zero_stage", ZERO_STAGES),
+            *one_of(self, "engine.precision", PRECISIONS),
+            *one_of(self, "model.attention", ATTENTIONS),
+            *one_of(self, "schedule.decay", DECAYS),
+            *one_of(self, "data.mixture_rule", MIXTURE_RULES),
+            *one_of(self, "track.wandb", WANDB_MODES),
             *self.data.problems(),
             *self.energy.problems(),
         ]  # fmt: skip
@@ -332,137 +278,6 @@ def batch_problems(batch: BatchConfig, ranks: int) -> list[str]:
             f"{batch.micro_batch_size} x {ranks} = {unit}; nearest: {nearest}"]  # fmt: skip
 
 
-@dataclass
-class ExportConfig:
-    """What ``hanse export`` takes."""
-
-    run: str = MISSING
-    step: int | None = None
-    output: str = MISSING
-    dtype: str = "fp32"
-    shards: str | None = None
-    tokenizer: str | None = None
-
-    def problems(self) -> list[str]:
-        """Everything wrong with the values, one line each."""
-        return [*run_problems(self.run), *_step_problems(self.step), *_one_of(self, "dtype", EXPORT_DTYPES)]
-
-
-@dataclass
-class GenerateConfig:
-    """What ``hanse generate`` takes."""
-
-    run: str = MISSING
-    step: int | None = None
-    prompts: list[str] = field(default_factory=list)
-    prompt_words: int = 8
-    max_new_tokens: int = 48
-    temperature: float = 0.8
-    top_p: float = 0.95
-    seed: int = 0
-    shards: str | None = None
-    tokenizer: str | None = None
-
-    def problems(self) -> list[str]:
-        """Everything wrong with the values, one line each."""
-        found = [
-            *run_problems(self.run),
-            *_step_problems(self.step),
-            *_at_least(self, 1, "prompt_words", "max_new_tokens"),
-            *_at_least(self, 0, "temperature", "seed"),
-        ]
-        if not 0 < self.top_p <= 1:
-            found.append(f"top_p={self.top_p}: must be above 0, and 1 at most")
-        if not all(prompt.strip() for prompt in self.prompts):
-            found.append('prompts: one of them is empty; write e.g. \'prompts=["Au commencement","Im Anfang"]\'')
-        return found
-
-
-@dataclass
-class EvaluateVerbConfig:
-    """What ``hanse evaluate`` takes."""
-
-    run: str = MISSING
-    step: int | None = None
-    ranks: int = 1
-    tokens_per_language: int = 0
-    micro_batch_size: int = 4
-    tasks: list[str] = field(default_factory=list)
-    items_per_language: int = 200
-    seed: int = 0
-    output: str | None = None
-    shards: str | None = None
-    tokenizer: str | None = None
-    experiment: Any = None
-
-    def problems(self) -> list[str]:
-        """Everything wrong with the values, one line each."""
-        found = [
-            *run_problems(self.run),
-            *_step_problems(self.step),
-            *_at_least(self, 1, "ranks", "micro_batch_size", "items_per_language"),
-            *_at_least(self, 0, "tokens_per_language", "seed"),
-        ]
-        unknown = [name for name in self.tasks if name not in TASKS]
-        return found + [f"tasks: no task '{name}'; there is {', '.join(TASKS)}" for name in unknown]
-
-
-@dataclass
-class PlanConfig:
-    """What ``hanse plan`` takes."""
-
-    train: Any = field(default_factory=open_dictionary)
-    site: Site = field(default_factory=Site)
-    gpu: str | None = None
-    gpu_memory_gb: float | None = None
-    gpus_per_node: int | None = None
-    nodes: list[int] = field(default_factory=lambda: [1])
-    mfu: float = 0.4
-    measured_in: str | None = None
-    spare_memory: float = 0.1
-    storage_gb_per_second: float | None = None
-    pue: float | None = None
-    node_watts: float = 0.0
-    output: str | None = None
-    experiment: Any = None
-
-    def problems(self) -> list[str]:
-        """Everything wrong with the values, one line each."""
-        found = run_problems(self.measured_in, "measured_in") if self.measured_in else []
-        if self.gpu is not None and find_gpu(self.gpu) is None:
-            found.append(f"gpu={self.gpu}: one of {', '.join(GPUS)}")
-        if not self.nodes or min(self.nodes) < 1:
-            found.append(f"nodes={self.nodes}: numbers of 1 or more, e.g. [1,2,4]")
-        if not 0 < self.mfu <= 1:
-            found.append(f"mfu={self.mfu}: a share of the GPU's peak, above 0 and 1 at most")
-        if not 0 <= self.spare_memory < 1:
-            found.append(f"spare_memory={self.spare_memory}: a share of the GPU's memory, in [0, 1)")
-        if self.pue is not None and not self.pue >= 1:
-            found.append(f"pue={self.pue}: 1 or more (all the site uses / what its machines use); null: unknown")
-        for key in ("gpu_memory_gb", "gpus_per_node", "storage_gb_per_second"):
-            if (value := getattr(self, key)) is not None and not value > 0:
-                found.append(f"{key}={value}: must be above 0; null: the site's, or unknown")
-        return found + ([] if self.node_watts >= 0 else [f"node_watts={self.node_watts}: must be 0 or more"])
-
-
-@dataclass
-class ReportConfig:
-    """What ``hanse report`` takes."""
-
-    run: str = MISSING
-    output: str = MISSING
-    shards: str | None = None
-    corpus: str | None = None
-
-    def problems(self) -> list[str]:
-        """Everything wrong with the values, one line each."""
-        return run_problems(self.run)
-
-
-def _step_problems(step: int | None) -> list[str]:
-    return [] if step is None or step >= 1 else [f"step={step}: a checkpoint has a step of 1 or more; null: the latest"]
-
-
 def run_problems(run: str, key: str = "run") -> list[str]:
     """What is wrong with the folder of a run, named by ``key``."""
     if not (Path(run) / "config.yaml").is_file():
@@ -476,10 +291,12 @@ def _value(config: Any, key: str) -> Any:
     return config
 
 
-def _at_least(config: Any, least: int, *keys: str) -> list[str]:
+def at_least(config: Any, least: int, *keys: str) -> list[str]:
+    """One line for each key whose value is less than ``least``."""
     return [f"{key}={_value(config, key)}: must be {least} or more" for key in keys if not _value(config, key) >= least]
 
 
-def _one_of(config: Any, key: str, allowed: tuple[Any, ...]) -> list[str]:
+def one_of(config: Any, key: str, allowed: tuple[Any, ...]) -> list[str]:
+    """A line if the value of ``key`` is none of those allowed."""
     value = _value(config, key)
     return [] if value in allowed else [f"{key}={value}: one of {', '.join(map(str, allowed))}"]

@@ -167,7 +167,7 @@ class Engine:
         self.layer_norms: dict[str, float] | None = None  # of the last step, where they were asked for
         self._norm, self._largest_norm, self._wants_layers = math.inf, math.inf, False
         self._turn = 0  # micro-batches of the current step that were run
-        self.mark: Callable[[str], None] = lambda _: None  # told how far this rank has come (train/watchdog.py)
+        self.mark: Callable[[str], None] = lambda _: None  # told how far this rank has come (train/guards/watchdog.py)
 
     def _exact_sum(self, elements: int) -> ExactSum:
         owned = {part.name: Owned(part.group, part.offset, part.start, part.stop) for part in self.fragments()}

@@ -25,10 +25,10 @@ from common.files import merkle_root, sha256_file, write_json, write_text
 from common.folders import replaced_folder, restore
 from common.terminal import count, next_step, say, table
 from train.card import card
-from train.config import ExportConfig
 from train.model import PackedLanguageModel, model_inputs, parameter_counts
 from train.stream import MicroBatch, open_sources, pack
 from train.trained import Trained, open_trained
+from train.verb_config import ExportConfig
 
 FORMAT = "hanse.export/1"
 MANIFEST = "hanse.json"

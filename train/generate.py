@@ -12,9 +12,9 @@ from transformers import GenerationConfig, PreTrainedModel
 
 from common.errors import HanseError
 from common.terminal import console, count, next_step, say
-from train.config import GenerateConfig
 from train.model import parameter_counts
 from train.trained import Trained, open_trained
+from train.verb_config import GenerateConfig
 
 
 @dataclass(frozen=True)

@@ -21,20 +21,20 @@ from train import outcome
 from train.checkpoint_writer import Written
 from train.config import TrainConfig
 from train.determinism import enforce
-from train.energy_ledger import EnergyRecorder
+from train.energy.recorder import EnergyRecorder
 from train.engine import Engine, initialise_ranks
 from train.evaluate import LanguageLoss, all_reduce_sum
-from train.guards import due, stop_unless_alike, stop_unless_finite
+from train.guards.finite import due, stop_unless_alike, stop_unless_finite
+from train.guards.rewind import rewind
+from train.guards.times import Times, slow_ranks, summary_of
+from train.guards.watchdog import Watchdog, leave_word
 from train.metrics import StepClock
 from train.ranks import Place, nodes_of, together
-from train.rewind import rewind
 from train.run_folder import RunFolder
 from train.schedule import learning_rate
 from train.setup import Run, set_up
 from train.state_hash import append_state
 from train.stream import MicroBatch, first_sample
-from train.times import Times, slow_ranks, summary_of
-from train.watchdog import Watchdog, leave_word
 
 
 def train(config: TrainConfig, place: Place) -> int:
@@ -156,7 +156,7 @@ class Agreed:
     """What all ranks know just before an update.
 
     Attributes:
-        sums: of all ranks, as of :func:`accumulate`; ``times``: as of :meth:`train.times.Times.report`.
+        sums: of all ranks, as of :func:`accumulate`; ``times``: as of :meth:`train.guards.times.Times.report`.
         stop, save: whether any rank was told to; ``written``: whether no rank has work on a checkpoint in hand.
     """
 
@@ -207,7 +207,7 @@ def note_step(
 
 
 def go_back(run: Run, requests: Requests, step: int, started: float) -> int:
-    """Rewind (train/rewind.py) and save the checkpoint gone back to with what to go past; its step."""
+    """Rewind (train/guards/rewind.py) and save the checkpoint gone back to with what to go past; its step."""
     with run.watchdog.slowly("going back to an earlier checkpoint"):
         note_checkpoint(run, requests, run.writer.wait())
         before = rewind(run, step)

@@ -85,7 +85,7 @@ class Metrics:
                  + "  ".join(f"{name} {loss.bits_per_byte:.3f}" for name, loss in losses.items()))  # fmt: skip
 
     def ranks(self, step: int, report: Mapping[str, Any]) -> None:
-        """What the ranks spend by themselves (train/times.py): written."""
+        """What the ranks spend by themselves (train/guards/times.py): written."""
         self._write({"step": step, "rank_times": report})
 
     def event(self, step: int, kind: str, **facts: Any) -> None:

@@ -13,8 +13,8 @@ from common.terminal import count, duration, next_step, say
 from train.checkpoint import Checkpoint
 from train.config import TrainConfig
 from train.data_table import say_losses
-from train.energy import energy_totals
-from train.energy_page import energy_line
+from train.energy.page import energy_line
+from train.energy.totals import energy_totals
 from train.evaluate import LanguageLoss
 from train.metrics import StepClock
 from train.ranks import Place

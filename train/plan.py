@@ -15,12 +15,13 @@ from common.terminal import count, duration, next_step, say, table
 from data_pipelines.shards import ShardsManifest
 from launch.site import Queue
 from launch.verb import configuration_of
-from train.config import ZERO_STAGES, PlanConfig, TrainConfig
+from train.config import ZERO_STAGES, TrainConfig
 from train.hardware import GPUS, Gpu, find_gpu
 from train.memory import ADAM_BYTES, VALUE_BYTES, Activations, Layout, Memory, activations, memory
 from train.mixture import Share, repeated, shares, weights_of
 from train.model import flops_per_token, model_config, parameter_counts, shape_of_model
 from train.stream import drawn_in, windows_by_language
+from train.verb_config import PlanConfig
 
 GB = 1e9
 CHECKPOINT_BYTES = 12  # a parameter: the weight and both moments in fp32

@@ -27,13 +27,14 @@ from data_pipelines.manifest import CorpusManifest
 from data_pipelines.shards import ShardsManifest
 from train import ledger
 from train.charts import PALETTE, Chart, Series, Table, draw, fitted
-from train.config import ReportConfig, TrainConfig
+from train.config import TrainConfig
 from train.data_table import corpus_of, data_table, say_losses
-from train.energy import EnergyTotals, energy_totals
-from train.energy_page import energy_line, energy_note, energy_rows
-from train.energy_slurm import ask
+from train.energy.page import energy_line, energy_note, energy_rows
+from train.energy.slurm import ask
+from train.energy.totals import EnergyTotals, energy_totals
 from train.fairness import fairness, section
 from train.run_folder import RunFolder, read_metrics
+from train.verb_config import ReportConfig
 
 Record = dict[str, Any]
 SHOWN_CHECKPOINTS = 10

@@ -27,12 +27,12 @@ from common.terminal import Progress, count, next_step, say, table
 from data_pipelines.shards import SIDECAR, beside
 from data_pipelines.tokenizer import token_byte_lengths
 from launch.local import run_ranks
-from train.config import EvaluateVerbConfig
 from train.model import PackedLanguageModel, model_inputs
 from train.ranks import find_place, torchrun_variables
 from train.stream import IGNORED, MicroBatch, open_sources, pack
 from train.tasks import Item, answer, next_sentence, summary
 from train.trained import Trained, open_trained
+from train.verb_config import EvaluateVerbConfig
 
 FORMAT = "hanse.evaluation/1"
 SETTINGS = ("tokens_per_language", "tasks", "items_per_language", "seed")  # that decide what is measured

@@ -24,18 +24,18 @@ from train.checkpoint_writer import Writer
 from train.config import TrainConfig
 from train.engine import Engine
 from train.evaluate import Evaluation, all_reduce_sum
+from train.guards.rewind import skipped_in
+from train.guards.spikes import Spikes
+from train.guards.watchdog import Watchdog
 from train.initial import open_initial
 from train.ledger import Ledger
 from train.metrics import Metrics
 from train.model import build_model, flops_per_token, model_config, parameter_counts, recompute_activations
 from train.precision import choose, measured_peaks
 from train.ranks import Place, together
-from train.rewind import skipped_in
 from train.run_folder import RunFolder, complete_steps, folder_of
-from train.spikes import Spikes
 from train.state_hash import StateHasher
 from train.stream import Stream, open_sources, open_stream
-from train.watchdog import Watchdog
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Run:
 
     Attributes:
         first_step: optimizer steps done before this start; ``seconds_before``: wall-clock seconds spent on them.
-        skipped: ranges of samples that the run went past (train/rewind.py); changed in place.
+        skipped: ranges of samples that the run went past (train/guards/rewind.py); changed in place.
         parameters: of the model; ``flops_per_token``: model FLOPs of one training token.
         hasher: of weights and moments, for the ledger; None: never.
         peak: measured FLOP/s of all ranks together in ``precision``.

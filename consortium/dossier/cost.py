@@ -9,7 +9,7 @@ from consortium.dossier.evidence import Citation, Evidence
 from consortium.dossier.forms import band_of
 from consortium.dossier.lineage import Lineage, Segment
 from consortium.dossier.rounding import significant
-from train.energy import EnergyTotals, energy_totals
+from train.energy.totals import EnergyTotals, energy_totals
 from train.run_folder import read_metrics
 
 SECONDS_A_DAY = 86_400

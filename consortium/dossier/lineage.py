@@ -20,8 +20,8 @@ from consortium.dossier.evidence import Citation, Paper
 from train import ledger, lock
 from train.checkpoint import Checkpoint
 from train.config import TrainConfig
+from train.guards.rewind import skipped_in
 from train.model import flops_per_token
-from train.rewind import skipped_in
 from train.run_folder import RunFolder, complete_steps, folder_of, read_metrics
 from train.stream import first_sample
 
@@ -110,7 +110,7 @@ class Segment:
 
     @property
     def skipped(self) -> list[tuple[int, int]]:
-        """Ranges of samples that the run went past (:mod:`train.rewind`)."""
+        """Ranges of samples that the run went past (:mod:`train.guards.rewind`)."""
         return skipped_in(self.checkpoint.state, self.checkpoint.folder)
 
     @property

@@ -10,9 +10,9 @@ from common.errors import EXIT_DONE, HanseError
 from common.files import inside, read_json, sha256_file, write_json
 from common.folders import replaced_folder
 from common.terminal import next_step, say, table
-from consortium.config import DossierConfig
 from consortium.dossier import answers, fill
 from consortium.dossier.check import run_check
+from consortium.dossier.config import DossierConfig
 from consortium.dossier.document import document
 from consortium.dossier.evidence import Evidence, gather
 from consortium.dossier.forms import load_forms

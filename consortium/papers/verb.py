@@ -13,7 +13,7 @@ from common.errors import HanseError
 from common.files import read_json, sha256_file, write_json, write_text
 from common.folders import replaced_folder, restore
 from common.terminal import next_step, say
-from consortium.config import PapersConfig
+from consortium.dossier.config import PapersConfig
 from consortium.papers.citation import bibtex, citation_cff
 from consortium.papers.crate import METADATA, run_crate
 from consortium.papers.croissant import croissant

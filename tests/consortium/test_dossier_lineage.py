@@ -16,7 +16,7 @@ from data_pipelines.shards import ShardsManifest
 from train import lock
 from train.checkpoint_writer import write_papers
 from train.config import TrainConfig
-from train.energy import energy_totals
+from train.energy.totals import energy_totals
 from train.ledger import Ledger
 from train.run_folder import RunFolder, folder_of
 

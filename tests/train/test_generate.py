@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from train import generate
-from train.config import GenerateConfig
 from train.trained import open_trained
+from train.verb_config import GenerateConfig
 
 pytestmark = pytest.mark.slow
 

@@ -9,7 +9,7 @@ import pytest
 
 from data_pipelines.shards import ShardsManifest
 from train import outcome
-from train.energy import energy_totals
+from train.energy.totals import energy_totals
 from train.ranks import Place
 from train.run_folder import read_metrics
 

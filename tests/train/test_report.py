@@ -110,7 +110,7 @@ def test_an_unfinished_run_counts_the_baseline_that_training_would_have_told(rep
 
 
 def read_evidence_of(run: Path):
-    from train.config import ReportConfig
+    from train.verb_config import ReportConfig
 
     return read_evidence(ReportConfig(run=str(run), output=str(run / "report.html")))
 

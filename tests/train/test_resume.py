@@ -10,7 +10,7 @@ import pytest
 
 from common.errors import EXIT_DONE, EXIT_GO_ON, EXIT_USER_ERROR
 from tests.train.multirank import evaluations, losses, train_cases
-from train.energy import energy_totals
+from train.energy.totals import energy_totals
 from train.run_folder import read_metrics
 
 STEPS, SAVED = 30, 10  # optimizer steps of the whole run, and of the checkpoint that resumes start from

@@ -8,8 +8,8 @@ import time
 import pytest
 
 from common.errors import EXIT_HUNG
+from train.guards.watchdog import Watchdog, stack_file, who_is_behind
 from train.ranks import Place
-from train.watchdog import Watchdog, stack_file, who_is_behind
 
 
 def head(step, marks, at):
@@ -41,7 +41,7 @@ HANGS = """
 import sys, time
 from pathlib import Path
 from train.ranks import Place
-from train.watchdog import Watchdog
+from train.guards.watchdog import Watchdog
 
 def deep_inside_a_collective():
     time.sleep(60)

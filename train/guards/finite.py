@@ -11,8 +11,8 @@ import torch
 import torch.distributed as dist
 
 from common.errors import FlakyError, HanseError
+from train.guards.replicas import differing
 from train.ranks import together
-from train.replicas import differing
 from train.stream import MicroBatch, Stream, first_sample, rank_samples
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ def _gathered(run: Run, value: Any) -> list[Any]:
 
 
 def stop_unless_alike(run: Run, step: int) -> None:
-    """Stop if the weights that ranks hold alike are not (train/replicas.py), ``step`` steps being done; collective.
+    """Stop if the weights that ranks hold alike are not (:mod:`train.guards.replicas`); collective.
 
     Looks every ``guards.weights_every_steps``.
 

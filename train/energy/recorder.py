@@ -23,9 +23,9 @@ from typing import TYPE_CHECKING, Any
 
 from common.errors import HanseError
 from common.files import read_json
-from train import grid
-from train.config import EnergyConfig
-from train.energy_counters import Meter, find_source, gpu_watts
+from train.energy import grid
+from train.energy.config import EnergyConfig
+from train.energy.counters import Meter, find_source, gpu_watts
 from train.ledger import Ledger, lines
 from train.ranks import Place, together
 from train.run_folder import RunFolder, read_metrics
@@ -43,7 +43,7 @@ class NodeReader:
     """The energy of one node since this was made: read where it can be, else rated power times time.
 
     Args:
-        gpus: of the node's ranks (see :func:`train.energy_counters.find_source`).
+        gpus: of the node's ranks (see :func:`train.energy.totals.counters.find_source`).
         root: of the file system; ``clock``: with ``monotonic()`` and ``time()``; others in tests.
     """
 

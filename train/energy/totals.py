@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from common.terminal import duration
-from train.energy_slurm import read_answers
-from train.energy_starts import Spent, Start, gap_note, read_starts, spend
-from train.grid import GridFactor
+from train.energy.grid import GridFactor
+from train.energy.slurm import read_answers
+from train.energy.starts import Spent, Start, gap_note, read_starts, spend
 from train.run_folder import RunFolder
 
 FLOPS_FORMULA = "6 N + 12 layers heads head_size L a token; N: parameters of matrix products, L: sequence length"

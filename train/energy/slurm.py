@@ -13,7 +13,7 @@ from typing import Any
 
 from common.errors import HanseError
 from common.files import read_json, write_json
-from train.energy_starts import Start, read_starts
+from train.energy.starts import Start, read_starts
 from train.run_folder import RunFolder
 
 FORMAT = "hanse.energy-slurm/1"

@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from common.terminal import count, duration
-from train.energy import EnergyTotals
-from train.grid import GridFactor
+from train.energy.grid import GridFactor
+from train.energy.totals import EnergyTotals
 
 
 def energy_line(told: Mapping[str, Any]) -> str:
-    """One line on :meth:`train.energy.EnergyTotals.to_json`."""
+    """One line on :meth:`train.energy.totals.EnergyTotals.to_json`."""
     energy, token, emissions = told["energy"], told["energy_per_token"], told["emissions"]
     if energy["value"] is None:
         return "energy: not known" + (f" ({told['notes'][0]})" if told["notes"] else "")

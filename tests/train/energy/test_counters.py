@@ -12,10 +12,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as some
 
-from tests.train.energy_trees import RAPL_RANGE, Amd, cray, mi250x, nvidia, rapl
-from train.config import EnergyConfig
-from train.energy_counters import AMD_OFFSETS, Counter, Meter, Source, amd_counters, find_source, gpu_watts
-from train.energy_ledger import NodeReader
+from tests.train.energy.trees import RAPL_RANGE, Amd, cray, mi250x, nvidia, rapl
+from train.energy.config import EnergyConfig
+from train.energy.counters import AMD_OFFSETS, Counter, Meter, Source, amd_counters, find_source, gpu_watts
+from train.energy.recorder import NodeReader
 
 DIES = [""] * 8
 UUIDS = ["aaaa-1", "bbbb-2"]

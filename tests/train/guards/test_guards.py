@@ -17,13 +17,13 @@ from tests.train.multirank import losses, train_cases
 from tests.train.test_invariant import fingerprint
 from train import ledger
 from train.config import SpikesConfig
+from train.guards.replicas import checksums, outvoted
+from train.guards.rewind import skipped_in, target
+from train.guards.spikes import Spikes, limit_of
+from train.guards.times import Times, slow_ranks, summary_of
 from train.ranks import Place, node_name
-from train.replicas import checksums, outvoted
-from train.rewind import skipped_in, target
 from train.run_folder import complete_steps, folder_of, read_metrics
-from train.spikes import Spikes, limit_of
 from train.stream import first_sample, steps_of
-from train.times import Times, slow_ranks, summary_of
 
 STEPS, SEQUENCES = 20, 8
 BAD = {"steep": [12 * SEQUENCES, 15 * SEQUENCES]}  # the samples of steps 13 to 15

@@ -12,7 +12,7 @@ import yaml
 from common.configuration import CONFIGS
 
 if TYPE_CHECKING:
-    from train.config import EnergyConfig, FactorConfig
+    from train.energy.config import EnergyConfig, FactorConfig
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,9 @@ from typing import Any
 
 from common.errors import HanseError
 from common.terminal import duration
-from train.energy_counters import ESTIMATE
-from train.energy_ledger import FORMAT, last_sign
-from train.grid import GridFactor
+from train.energy.counters import ESTIMATE
+from train.energy.grid import GridFactor
+from train.energy.recorder import FORMAT, last_sign
 from train.ledger import lines
 from train.run_folder import RunFolder
 

@@ -1,6 +1,6 @@
 """Runs inside every rank of a test: the energy of a run on two nodes, which are two names here.
 
-python energy_program.py RUN ROOT...: each node has its own tree of counters
+python program.py RUN ROOT...: each node has its own tree of counters
 """
 
 import os
@@ -11,8 +11,8 @@ from types import SimpleNamespace
 import torch
 import torch.distributed as dist
 
-from train.config import EnergyConfig
-from train.energy_ledger import EnergyRecorder
+from train.energy.config import EnergyConfig
+from train.energy.recorder import EnergyRecorder
 from train.ranks import find_place
 from train.run_folder import RunFolder
 

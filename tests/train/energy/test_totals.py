@@ -18,13 +18,13 @@ from hypothesis import strategies as some
 
 from common.errors import HanseError
 from launch.local import run_ranks
-from tests.train.energy_trees import Machine, cray, mi250x, rapl
-from train.config import EnergyConfig, FactorConfig
-from train.energy import energy_totals
-from train.energy_ledger import EnergyRecorder
-from train.energy_page import energy_line, energy_note, energy_rows
-from train.energy_slurm import ask
-from train.grid import GridFactor, country_factors
+from tests.train.energy.trees import Machine, cray, mi250x, rapl
+from train.energy.config import EnergyConfig, FactorConfig
+from train.energy.grid import GridFactor, country_factors
+from train.energy.page import energy_line, energy_note, energy_rows
+from train.energy.recorder import EnergyRecorder
+from train.energy.slurm import ask
+from train.energy.totals import energy_totals
 from train.ranks import Place
 from train.run_folder import RunFolder
 
@@ -256,9 +256,9 @@ def test_without_counters_every_number_that_is_shown_says_estimated(tmp_path):
 
 
 def test_gpus_whose_power_nobody_knows_give_no_number(tmp_path, monkeypatch):
-    import train.energy_ledger
+    import train.energy.recorder
 
-    monkeypatch.setattr(train.energy_ledger, "_who", lambda device: {"node": "n1", "gpu": "", "name": "MI250X"})
+    monkeypatch.setattr(train.energy.recorder, "_who", lambda device: {"node": "n1", "gpu": "", "name": "MI250X"})
     machine, run = plain(tmp_path / "machine"), new_run(tmp_path / "run")
     start(run, machine, 0, 8)
     totals = energy_totals(run.path)
@@ -422,7 +422,7 @@ def test_one_rank_a_node_reads_and_each_node_is_counted_once(tmp_path):
     roots, run = [tmp_path / "n0", tmp_path / "n1"], new_run(tmp_path / "run")
     for root in roots:
         cray(root)
-    program = Path(__file__).with_name("energy_program.py")
+    program = Path(__file__).with_name("program.py")
     command = [sys.executable, str(program), *map(str, (run.path, *roots))]
     assert run_ranks(command, 3, 1, tmp_path / "logs") == 0
     totals = energy_totals(run.path)
