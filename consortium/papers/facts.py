@@ -54,6 +54,11 @@ class Facts:
         self.used[key] = self.evidence[key].citations
         return value
 
+    def words(self, key: str) -> str:
+        """The value of an evidence key as one text; empty where it is not known."""
+        value = self.get(key, "")
+        return "; ".join(str(one).rstrip(".") for one in value) if isinstance(value, list) else str(value)
+
     def answer(self, key: str) -> Any:
         """What a person answered; None where nothing was, or it does not apply."""
         found = self.given.get(key)

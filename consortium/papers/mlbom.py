@@ -127,7 +127,7 @@ def _considerations(facts: Facts) -> dict[str, Any]:
 def _energy(facts: Facts, joules: float) -> dict[str, Any]:
     kwh = {"value": joules / KWH, "unit": "kWh"}
     provider = {"organization": {"name": "not stated"}, "energySource": "unknown", "energyProvided": kwh,
-                "description": f"{facts.get('energy.how')}; {facts.get('energy.method')}"}  # fmt: skip
+                "description": f"{facts.words('energy.how')}: {facts.words('energy.method')}"}  # fmt: skip
     found: dict[str, Any] = {"activity": "training", "energyProviders": [provider], "activityEnergyCost": kwh}
     kilograms = facts.get("energy.kg_co2e")
     return found | ({"co2CostEquivalent": {"value": kilograms / 1000, "unit": "tCO2eq"}} if kilograms else {})

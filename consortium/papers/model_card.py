@@ -114,7 +114,7 @@ def _front(facts: Facts) -> dict[str, Any]:
     if kilograms is not None:
         hardware = facts.get("compute.hardware", [])
         front["co2_eq_emissions"] = {"emissions": round(1000 * kilograms, 3), "training_type": "pre-training",
-                                     "source": f"{facts.get('energy.how')}: {facts.get('energy.method')}",
+                                     "source": f"{facts.words('energy.how')}: {facts.words('energy.method')}",
                                      "hardware_used": "; ".join(hardware)}  # fmt: skip
     return front
 
@@ -157,10 +157,10 @@ def _cost(facts: Facts) -> str:
     if joules is None:
         lines.append(f"- Energy: not known ({facts.evidence.unknown.get('energy.joules', 'nothing measured it')})")
     else:
-        lines.append(f"- Energy ({facts.get('energy.how')}): {count(joules, 'J')}; {facts.get('energy.method')}")
+        lines.append(f"- Energy ({facts.words('energy.how')}): {count(joules, 'J')}; {facts.words('energy.method')}")
     kilograms = facts.get("energy.kg_co2e")
     if kilograms is not None:
-        lines.append(f"- Emissions ({facts.get('energy.how')}): {kilograms:.3g} kg CO2e")
+        lines.append(f"- Emissions ({facts.words('energy.how')}): {kilograms:.3g} kg CO2e")
     return "\n".join(lines)
 
 
