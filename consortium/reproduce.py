@@ -25,7 +25,7 @@ from train.run_folder import RunFolder, complete_steps, folder_of
 from train.state_hash import tensors_under
 
 MARGIN = 10  # the band is this many times what two replays differ by: they are one draw of the noise
-LEAST = 2.0**-23  # relative; a loss is made of fp32 numbers, so nobody is held to less than their resolution
+LEAST = 2.0**-23  # relative: the resolution of fp32, of which losses and norms are made
 
 Steps = Mapping[int, Mapping[str, Any]]
 Band = Mapping[int, Mapping[str, float]]  # {step: {value: largest relative difference that is accepted}}
@@ -146,9 +146,10 @@ def noise_band(ours: Steps, other: Steps, first: int, last: int) -> dict[int, di
     """What may be noise, from two replays that differ in the order of their sums only.
 
     At each step and of each value: ``MARGIN`` times the largest relative difference between the two up to that step
-    (differences grow as weights part), and no less than the resolution of fp32.
+    (differences grow as weights part), where the resolution of fp32 counts as the least that two replays differ by:
+    in the first steps they often do not, by chance.
     """
-    largest, found = dict.fromkeys(VALUES, LEAST / MARGIN), {}
+    largest, found = dict.fromkeys(VALUES, LEAST), {}
     for step in range(first + 1, last + 1):
         for key in VALUES:
             largest[key] = max(largest[key], _apart(ours[step][key], other[step][key]))

@@ -81,10 +81,10 @@ def test_the_noise_band_grows_with_what_two_replays_differ_by():
     one = {1: line(4), 2: line(4), 3: line(4)}
     other = {1: line(4), 2: line(4.004), 3: line(4.001)}
     band = noise_band(one, other, 0, 3)
-    assert band[1]["loss"] == LEAST
+    assert band[1]["loss"] == MARGIN * LEAST
     assert band[2]["loss"] == pytest.approx(MARGIN * 0.004 / 4.004)
     assert band[3] == band[2]
-    assert band[3]["gradient_norm"] == LEAST
+    assert band[3]["gradient_norm"] == MARGIN * LEAST
     near = compare({**one, 3: line(4.03)}, one, 0, 3, band)
     assert near["within_band"]
     assert near["first_differing_step"] == 3
