@@ -31,7 +31,7 @@ class State:
     def __init__(self, megabytes: int):
         size = megabytes * 1_000_000 // (4 * 3 * TENSORS)
         self.shapes = {f"layers.{number}.weight": (size,) for number in range(TENSORS)}
-        self.owned = [Fragment(name, 0, size, torch.randn(size), {key: torch.randn(size) for key in MOMENTS})
+        self.owned = [Fragment(name, 0, size, 0, 0, torch.randn(size), {key: torch.randn(size) for key in MOMENTS})
                       for name in self.shapes]  # fmt: skip
 
     def fragments(self):
