@@ -14,12 +14,13 @@ from transformers import PreTrainedModel
 
 from common.errors import EXIT_DONE, HanseError
 from common.files import read_json, write_text
-from consortium import licenses, verify
+from consortium import verify
 from consortium.case import Case
 from consortium.config import ReproduceConfig
 from consortium.contribution import CONFIG, EVALUATION, TOKENIZER
 from consortium.form import evidence_of
 from consortium.measure import NoText, bits_per_byte, golden_logits
+from consortium.papers import licences
 from consortium.verify import Unknown
 from train import ledger
 from train.checkpoint import Checkpoint
@@ -177,13 +178,12 @@ def license_fits(case: Case) -> str:
         raise HanseError(f"{paper.license[:60]}: this registry takes {', '.join(allowed)}")
     theirs = [register.models[one["manifest_sha256"]].license for one in paper.parents
               if one["manifest_sha256"] in register.models]  # fmt: skip
-    found = licenses.conflicts(paper.license, theirs)
-    data = sorted(set(paper.data_licenses) & (licenses.NON_COMMERCIAL | licenses.NO_DERIVATIVES))
-    if data and paper.license not in licenses.NON_COMMERCIAL:
-        found.append(f"{data[0]} of the data does not go with {paper.license}")
-    if found:
-        raise HanseError("; ".join(found))
-    unknown = licenses.unknown([paper.license, *theirs, *paper.data_licenses])
+    come_from = [*theirs, *paper.data_licenses]
+    unknown = licences.unknown([paper.license, *come_from])
+    known = [part for one in come_from for part in licences.parts(one) if part not in unknown]
+    found = licences.conflicts(licences.stated(paper.license), known, {}) if known else []
+    if found and paper.license not in unknown:
+        raise HanseError(found[0].why)
     if unknown or not paper.data_licenses:
         what = f"{', '.join(unknown)[:200]} is not known here" if unknown else "the data's licences are not said"
         raise Unknown(f"{paper.license}: {what}; a person must look")

@@ -99,7 +99,15 @@ def _hindrance(model: Licence, name: str) -> str:
         return f"{said} wants adaptations under {allowed}, not {target}; change the model's licence, or {decide}"
     if asks == "non-commercial" and "-NC" not in target:
         return f"{said} allows no commercial use, and {target} does; change the model's licence, or {decide}"
+    model_asks = table().get(target.lower(), {}).get("asks")
+    if asks == "attribution" and model_asks == "nothing":
+        return f"{said} wants its source to be named, and {target} asks nobody for that; change the model's licence"
     return ""
+
+
+def unknown(names: Iterable[str]) -> list[str]:
+    """Those that the table does not know."""
+    return sorted({part for one in names for part in parts(one) if part.lower() not in table()})
 
 
 def read_decisions(path: Path) -> dict[str, str]:

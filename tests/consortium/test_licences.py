@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from common.errors import HanseError
-from consortium.papers.licences import Licence, conflicts, credit, parts, read_decisions, stated, table
+from consortium.papers.licences import Licence, conflicts, credit, parts, read_decisions, stated, table, unknown
 
 APACHE = stated("Apache-2.0")
 
@@ -77,3 +77,12 @@ def test_every_entry_names_a_clause_and_a_known_demand():
         assert entry["at"], name
         assert entry["url"].startswith("https://") or not entry["id"], name
         assert all(other.lower() in table() for other in entry["into"]), name
+
+
+def test_a_model_that_asks_for_nothing_cannot_come_from_what_asks_to_be_named():
+    assert "asks nobody for that" in conflicts(stated("CC0-1.0"), ["MIT"], {})[0].why
+    assert conflicts(stated("CC0-1.0"), ["public-domain"], {}) == []
+
+
+def test_what_the_table_does_not_know_is_named():
+    assert unknown(["MIT", "Mine-1.0 AND CC0-1.0"]) == ["Mine-1.0"]

@@ -12,7 +12,6 @@ from common.errors import HanseError
 from consortium import index
 from consortium.index import Registry
 from consortium.keys import load_public
-from consortium.licenses import conflicts
 from consortium.register import Model, Register
 
 ALICE, BOB, CAROL = "a" * 64, "b" * 64, "c" * 64
@@ -201,16 +200,6 @@ def test_what_a_lost_key_did_is_in_doubt_from_the_day_that_was_named():
     assert register.doubt("l") == "too few of its reviews are left: a reviewer's key was revoked"
     register.policy.reviews = 1
     assert register.doubt("l") is None
-
-
-def test_licences():
-    assert conflicts("Apache-2.0", ["MIT", "CC-BY-4.0", "CC0-1.0", "Apache-2.0"]) == []
-    assert conflicts("CC-BY-SA-4.0", ["CC-BY-SA-4.0", "MIT"]) == []
-    assert conflicts("MIT", ["CC-BY-SA-4.0"]) == ["CC-BY-SA-4.0 of a parent asks for CC-BY-SA-4.0, not MIT"]
-    assert "forbids commercial use" in conflicts("Apache-2.0", ["CC-BY-NC-4.0"])[0]
-    assert conflicts("CC-BY-NC-4.0", ["CC-BY-NC-4.0"]) == []
-    assert "allows no derivatives" in conflicts("CC-BY-ND-4.0", ["CC-BY-ND-4.0"])[0]
-    assert "asks for attribution" in conflicts("CC0-1.0", ["MIT"])[0]
 
 
 def test_a_copy_elsewhere_is_the_same_registry(registry, people, tmp_path):

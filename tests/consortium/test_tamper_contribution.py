@@ -213,7 +213,7 @@ PAPERS = {  # file, change, check that refuses, reason
     "licence": ("contribution.json", put("license", "CC-BY-ND-4.0\n"), "papers", "not readable"),
     "future": ("contribution.json", put("opt_out_date", "2999-01-01"), "opt-out", "yet to come"),
     "no day": ("contribution.json", put("opt_out_date", "soon"), "opt-out", "is no day"),
-    "data for no business": ("contribution.json", put("data_licenses", ["CC-BY-NC-4.0"]), "licence", "of the data"),
+    "data for no business": ("contribution.json", put("data_licenses", ["CC-BY-NC-4.0"]), "licence", "no commerc"),
     "format": ("contribution.json", put("format", "hanse.contribution/2"), "papers", "this hanse reads"),
     "other logits": ("evaluation.json", lambda e: e["golden"]["kept"][0][0].__setitem__(0, 1.0), "golden logits",
                      "other logits than its contributor recorded"),
