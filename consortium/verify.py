@@ -20,6 +20,8 @@ from consortium.keys import fingerprint, load_public
 from data_pipelines.shards import ShardsManifest
 from train import ledger
 from train.config import TrainConfig
+from train.energy.page import energy_line
+from train.energy.totals import energy_totals
 from train.lock import FORMAT, config_sha256
 from train.run_folder import RunFolder, read_metrics
 from train.stream import Stream, first_sample, open_stream
@@ -346,6 +348,13 @@ def _parent(checkpoint: Checkpoint, entry: Any) -> tuple[str, str]:
     raise HanseError(f"{checkpoint.folder / 'manifest.json'}: a parent must have manifest_sha256 and role")
 
 
+def energy(evidence: Evidence) -> str:
+    """The energy ledger is one chain, and its starts can be added up."""
+    if not evidence.folder.energy.is_file():
+        raise Unknown("no energy.jsonl: trained before there was one")
+    return energy_line(energy_totals(evidence.folder.path).to_json()).removeprefix("energy: ")
+
+
 def seals(evidence: Evidence) -> str:
     """Seals beside the run, its checkpoints and its shards (``NAME.KIND.sig``) hold, if their keys are trusted."""
     sealed = list(evidence.folder.find_checkpoints().values())
@@ -388,5 +397,6 @@ CHECKS: tuple[tuple[str, Callable[[Evidence], str]], ...] = (
     ("checkpoints", checkpoints),
     ("states", states),
     ("parents", parents),
+    ("energy", energy),
     ("seals", seals),
 )

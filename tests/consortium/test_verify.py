@@ -22,7 +22,7 @@ def run(tiny_run, tmp_path):
 def test_an_untouched_run_passes_every_check(hanse, run, capfd):
     assert hanse("verify", f"run={run}") == 0
     said = capfd.readouterr().out
-    assert "11 checks passed, 0 failed, 1 could not be made" in said
+    assert "12 checks passed, 0 failed, 1 could not be made" in said
     assert "2 in the ledger; that of step 12 is the checkpoint's" in said
     assert "6,144 in ledger, metrics and 2 checkpoints" in said
     assert "the metrics counted the same in 12 steps" in said
@@ -138,7 +138,7 @@ def test_seals_beside_are_checked_with_keys_that_are_trusted(hanse, run, tmp_pat
     assert hanse("verify", f"run={run}") == 0
     assert "step-00000012.checkpoint.sig: sealed with keys that you do not name" in capfd.readouterr().out
     assert hanse("verify", f"run={run}", trust) == 0
-    assert "12 checks passed, 0 failed, 0 could not be made" in capfd.readouterr().out
+    assert "13 checks passed, 0 failed, 0 could not be made" in capfd.readouterr().out
     (checkpoint / "more.txt").write_text("added")
     assert hanse("verify", f"run={run}", trust) == 2
     assert "more.txt was added" in capfd.readouterr().out

