@@ -177,15 +177,18 @@ def tokens(evidence: Evidence) -> str:
     if not evidence.steps:
         raise Unknown("the ledger holds no step")
     length, size = evidence.config.data.sequence_length, evidence.config.batch.global_batch_size
+    passed = ledger.skipped(iter(evidence.records))
     for record in evidence.told:
         step = record["step"]
         if "loss" in record and step in evidence.steps:
-            counted, seen = record.get("consumed_tokens"), evidence.steps[step]["samples"][1] * length
+            gone_past = first_sample(step - 1, size, passed) - (step - 1) * size
+            counted, seen = record.get("consumed_tokens"), (evidence.steps[step]["samples"][1] - gone_past) * length
             if counted != seen:
                 raise HanseError(f"{evidence.folder.metrics}: step {step} counts {counted} tokens; the samples that "
                                  f"the ledger names hold {seen}")  # fmt: skip
     for step, checkpoint in evidence.checkpoints:
-        wanted = {"step": step, "consumed_samples": step * size, "consumed_tokens": step * size * length}
+        wanted = {"step": step, "consumed_samples": first_sample(step, size, passed),
+                  "consumed_tokens": step * size * length}  # fmt: skip
         for key, value in wanted.items():
             if checkpoint.state.get(key) != value:
                 raise HanseError(f"{checkpoint.folder / 'state.json'}: {key} is {checkpoint.state.get(key)}, after "
