@@ -85,6 +85,7 @@ class Site:
 
     name: str = MISSING
     title: str = ""
+    country: str | None = None  # two letters (ISO 3166-1): of whose grid its energy is
     hosts: list[str] = field(default_factory=list)  # regular expressions of whole host names, login and compute
     scheduler: str = "slurm"
     queue: str | None = None  # the one taken when nobody asks for another
@@ -201,6 +202,7 @@ def facts(site: Site) -> list[tuple[str, str]]:
     memory = f"{node.gpu_memory_gb:g} GB" if node.gpu_memory_gb else "unknown"
     return [
         ("machine", site.title),
+        ("country", site.country or "unknown"),
         ("GPUs a node", f"{gpus}, {memory} each" if node.gpus else gpus),
         ("CPUs a GPU", str(node.cpus_per_gpu or "unknown")),
         ("memory a node", f"{node.memory_gb:g} GB" if node.memory_gb else "unknown"),

@@ -7,6 +7,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from omegaconf import OmegaConf
+
 from common.errors import ConfigError, HanseError
 from common.files import read_json, write_json
 from common.terminal import duration, next_step, say
@@ -35,7 +37,7 @@ def run(config: LaunchConfig) -> int:
     if config.task == "corpus":
         return data_job.run(config, why, here=here)
     ranks = config.nodes * (ranks_per_node(config, site) or 1)
-    train, wrong = configuration_of("train", config.train, f"ranks={ranks}")
+    train, wrong = configuration_of("train", config.train, f"ranks={ranks}", *of_the_site(config))
     job = work_out(config, site, train, wrong, Path.cwd(), here=here)
     refuse_if_in_use(job.run)
     folder = next_folder(job.run)
@@ -44,6 +46,13 @@ def run(config: LaunchConfig) -> int:
     if site.scheduler == "none":
         return 0 if config.dry_run else _start_here(job, folder)
     return _submit(job, folder, here=here)
+
+
+def of_the_site(config: LaunchConfig) -> list[str]:
+    """What the site knows that ``hanse train`` should, where the launch does not say otherwise."""
+    said = OmegaConf.select(OmegaConf.create(config.train), "energy") or {}
+    known = config.site.country and not ("country" in said or "grid" in said)
+    return [f"energy.country={config.site.country}"] if known else []
 
 
 def refuse_if_in_use(run: Path) -> None:

@@ -9,6 +9,7 @@ import pytest
 from common.configuration import CONFIGS
 from common.errors import HanseError
 from launch.site import Queue, Site, detect, facts, limits, load_site, resolve, site_names
+from tests.launch.conftest import launch_config
 
 FILES = sorted((CONFIGS / "site").glob("*.yaml"))
 WANTED = {"lumi", "leonardo", "marenostrum5", "jupiter", "juwels_booster", "jureca", "meluxina", "karolina", "vega",
@@ -102,3 +103,20 @@ def test_a_profile_that_contradicts_itself_is_refused() -> None:
 def test_limits_are_told_in_words() -> None:
     assert limits(Queue(max_hours=48, max_nodes=1024)) == "48 h, 1 to 1024 nodes"
     assert limits(Queue()) == "time limit unknown, 1 or more nodes"
+
+
+@pytest.mark.parametrize("name", site_names())
+def test_the_grid_of_every_country_is_known(name: str) -> None:
+    from train.energy.grid import country_factors
+
+    assert load_site(name).country in {None, *country_factors()}
+
+
+def test_a_launch_tells_the_trainer_where_it_stands_unless_it_was_told() -> None:
+    from launch.submit import of_the_site
+
+    assert of_the_site(launch_config("lumi")) == ["energy.country=FI"]
+    assert of_the_site(launch_config("slurm")) == []
+    told = launch_config("lumi")
+    told.train = {"energy": {"country": "SE"}}
+    assert of_the_site(told) == []
