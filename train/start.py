@@ -25,8 +25,8 @@ def run(config: TrainConfig) -> int:
 
 def _start_ranks(config: TrainConfig) -> int:
     """Start the ranks on this machine. They read the composed configuration from a file, not the command line."""
-    ShardsManifest.read(Path(config.data.shards))  # ranks would say the same, ten seconds later
     RunFolder(config.run).check_free()  # before anything is written into a folder that another run may be using
+    ShardsManifest.read(Path(config.data.shards))  # ranks would say the same, ten seconds later
     logs = Path(config.run) / "logs"
     write_text(logs / "start.yaml", OmegaConf.to_yaml(OmegaConf.structured(config)))
     threads = config.threads_per_rank or max(1, len(os.sched_getaffinity(0)) // config.ranks)

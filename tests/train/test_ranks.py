@@ -48,7 +48,7 @@ def test_missing_shards_are_told_before_any_rank_starts(hanse, tmp_path, capfd):
     settings = ["name=x", f"run={tmp_path / 'run'}", f"data.shards={tmp_path / 'nowhere'}", "tokens=10_000_000"]
     assert hanse("train", *settings) == EXIT_USER_ERROR
     assert "no shards manifest ('hanse tokenize' writes one)" in capfd.readouterr().err
-    assert not (tmp_path / "run").exists()
+    assert not list((tmp_path / "run").iterdir())
 
 
 def test_an_error_keeps_its_kind_among_the_ranks():
