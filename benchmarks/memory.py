@@ -56,12 +56,15 @@ def measure(model: str, stage: int, precision: str) -> dict[str, Any]:
     shape = model_config(config.model, VOCABULARY, LENGTH)
     engine = Engine(config, build_model(shape, 0), place.ranks, precision)
     ids, positions = torch.randint(0, VOCABULARY, (1, LENGTH)), torch.arange(LENGTH)[None]
-    for _ in range(config.accumulation(place.ranks)):
+    turns = config.accumulation(place.ranks)
+    for turn in range(1, turns + 1):
         total, _losses = engine.engine(ids, positions, ids, None)
         engine.backward(total, SEQUENCES * LENGTH)
         del total
         found = max(found, sum(size for address, size in storages().items() if address not in before))
-        engine.end_micro_batch(1e-3)
+        if turn < turns:
+            engine.end_micro_batch()
+    engine.update(1e-3)
     parameters = sum(map(torch.Size.numel, map(torch.Size, engine.shapes.values())))
     planned = sum(states(parameters, Layout(place.ranks, stage, precision)))
     bucket = VALUE_BYTES[precision] * min(bucket_elements(parameters), parameters) if stage == 3 else 0

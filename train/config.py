@@ -39,9 +39,9 @@ class DataConfig:
         """Everything wrong with the mixture, one line each."""
         found = []
         for key, weight in self.mixture.items():
-            if not 0 <= weight < float("inf"):
+            if not isinstance(weight, int | float) or not 0 <= weight < float("inf"):  # a stranger's may be anything
                 found.append(f"data.mixture.{key}={weight}: a weight is a finite number, 0 or more")
-        if self.mixture and not any(weight > 0 for weight in self.mixture.values()):
+        if self.mixture and not any(isinstance(weight, int | float) and weight > 0 for weight in self.mixture.values()):
             found.append("data.mixture: at least one language needs a weight above 0")
         if self.mixture and self.mixture_rule != "proportional":
             found.append(f"data.mixture_rule={self.mixture_rule}: data.mixture gives the weights; empty it "
