@@ -29,14 +29,12 @@ CASES = [(stage, precision) for precision in ("fp32", "bf16") for stage in (1, 2
 LENGTH, SEQUENCES, VOCABULARY = 32, 4, 8192  # short: bf16 is slow where the processor has no instructions for it
 
 
-def storages() -> dict[int, int]:
-    """{address: bytes} of the memory behind all tensors there are."""
+def storages() -> dict[int, torch.UntypedStorage]:
+    """{address: the memory} behind all tensors there are. Whoever holds one keeps its address from being used again."""
     gc.collect()
-    found = {}
-    for thing in gc.get_objects():
-        if isinstance(thing, torch.Tensor) and thing.device.type != "meta":
-            found[thing.untyped_storage().data_ptr()] = thing.untyped_storage().nbytes()
-    return found
+    found = (thing.untyped_storage() for thing in gc.get_objects()
+             if isinstance(thing, torch.Tensor) and thing.device.type != "meta")  # fmt: skip
+    return {one.data_ptr(): one for one in found}
 
 
 def measure(model: str, stage: int, precision: str) -> dict[str, Any]:
@@ -61,7 +59,7 @@ def measure(model: str, stage: int, precision: str) -> dict[str, Any]:
         total, _losses = engine.engine(ids, positions, ids, None)
         engine.backward(total, SEQUENCES * LENGTH)
         del total
-        found = max(found, sum(size for address, size in storages().items() if address not in before))
+        found = max(found, sum(one.nbytes() for address, one in storages().items() if address not in before))
         if turn < turns:
             engine.end_micro_batch()
     engine.update(1e-3)
