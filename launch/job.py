@@ -13,6 +13,7 @@ from typing import Any
 
 from common.errors import ConfigError
 from common.terminal import count
+from common.zero import states
 from launch.config import LaunchConfig
 from launch.site import Queue, Site, limits
 
@@ -215,12 +216,8 @@ def least_parameters(settings: dict[str, Any]) -> int:
 
 
 def state_bytes(parameters: int, ranks: int, stage: int) -> float:
-    """Bytes a GPU needs for the states of mixed-precision Adam under ZeRO: 2 of weights, 2 of gradients, 12 of
-    optimizer a parameter, of which a stage shares out the last, the last two, all (Rajbhandari et al.,
-    arXiv 1910.02054, figure 1).
-    """
-    whole, shared = {1: (4, 12), 2: (2, 14), 3: (0, 16)}[stage]
-    return parameters * (whole + shared / ranks)
+    """Bytes a GPU needs for the states of mixed-precision Adam under ZeRO."""
+    return sum(states(parameters, ranks, stage))
 
 
 def _software(config: LaunchConfig, site: Site, *, here: bool) -> Iterator[str]:

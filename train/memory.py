@@ -14,13 +14,13 @@ import torch
 from torch import Tensor
 from transformers import AttentionInterface, PretrainedConfig
 
+from common import zero
 from train.engine import bucket_elements
 from train.loss import ROWS_ELEMENTS
 from train.model import PackedLanguageModel, recompute_activations, shape_of_model
 
 VALUE_BYTES = {"fp32": 4, "bf16": 2}
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-ADAM_BYTES = 12  # a parameter: master weight and both moments in fp32
 COUNTED = "hanse-counted"
 
 
@@ -76,9 +76,7 @@ class Layout:
 
 def states(parameters: int, layout: Layout) -> tuple[float, float, float]:
     """Bytes of weights, gradients and optimizer on one rank."""
-    value, ranks = VALUE_BYTES[layout.precision] * parameters, layout.ranks
-    weights, gradients = value / (ranks if layout.stage == 3 else 1), value / (ranks if layout.stage >= 2 else 1)
-    return weights, gradients, ADAM_BYTES * parameters / ranks
+    return zero.states(parameters, layout.ranks, layout.stage, VALUE_BYTES[layout.precision])
 
 
 def buffers(parameters: int, layout: Layout) -> float:

@@ -12,19 +12,20 @@ from omegaconf import OmegaConf
 from common.errors import ConfigError, HanseError
 from common.files import read_json, write_json
 from common.terminal import count, duration, next_step, say, table
+from common.zero import ADAM_BYTES
 from data_pipelines.shards import ShardsManifest
 from launch.site import Queue
 from launch.verb import configuration_of
 from train.config import ZERO_STAGES, TrainConfig
 from train.hardware import GPUS, Gpu, find_gpu
-from train.memory import ADAM_BYTES, VALUE_BYTES, Activations, Layout, Memory, activations, memory
+from train.memory import VALUE_BYTES, Activations, Layout, Memory, activations, memory
 from train.mixture import Share, repeated, shares, weights_of
 from train.model import flops_per_token, model_config, parameter_counts, shape_of_model
 from train.stream import drawn_in, windows_by_language
 from train.verb_config import PlanConfig
 
 GB = 1e9
-CHECKPOINT_BYTES = 12  # a parameter: the weight and both moments in fp32
+CHECKPOINT_BYTES = ADAM_BYTES  # the same three are saved
 
 
 @dataclass(frozen=True)

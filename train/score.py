@@ -17,16 +17,15 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import torch
-from omegaconf import OmegaConf
 from torch import nn
 from torch.nn.functional import log_softmax
 
-from common.errors import EXIT_DONE, EXIT_USER_ERROR, HanseError
-from common.files import sha256_file, write_json, write_text
+from common.errors import EXIT_DONE
+from common.files import sha256_file, write_json
 from common.terminal import Progress, count, next_step, say, table
 from data_pipelines.shards import SIDECAR, beside
 from data_pipelines.tokenizer import token_byte_lengths
-from launch.local import run_ranks
+from train.local_start import rank_of_local_start, start_ranks
 from train.model import PackedLanguageModel, model_inputs
 from train.ranks import find_place, torchrun_variables
 from train.stream import IGNORED, MicroBatch, open_sources, pack
@@ -65,10 +64,7 @@ def run(config: EvaluateVerbConfig) -> int:
     """Evaluate a checkpoint; with ``ranks`` above 1 on as many processes of this machine."""
     if config.ranks > 1 and find_place(os.environ) is None:
         logs = Path(config.run) / "logs"
-        write_text(logs / "evaluate.yaml", OmegaConf.to_yaml(OmegaConf.structured(config)))
-        threads = max(1, len(os.sched_getaffinity(0)) // config.ranks)
-        command = [sys.executable, "-m", "train.score", str(logs / "evaluate.yaml")]
-        return run_ranks(command, config.ranks, threads, logs / "evaluate")
+        return start_ranks("train.score", config, logs / "evaluate.yaml", logs / "evaluate")
     return _evaluate(config)
 
 
@@ -223,15 +219,5 @@ def _show(value: Mapping[str, Any]) -> None:
         table(f"\n{task} (guessing gives {chance:.0%})", ["language", "accuracy", "standard error", "items"], rows)
 
 
-def _rank_of_local_start(path: str) -> int:
-    config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(EvaluateVerbConfig), OmegaConf.load(path)))
-    assert isinstance(config, EvaluateVerbConfig)
-    try:
-        return _evaluate(config)
-    except HanseError as error:
-        print(f"hanse evaluate: {error}", file=sys.stderr)
-        return EXIT_USER_ERROR
-
-
 if __name__ == "__main__":
-    sys.exit(_rank_of_local_start(sys.argv[1]))
+    sys.exit(rank_of_local_start("evaluate", EvaluateVerbConfig, sys.argv[1], _evaluate))

@@ -6,14 +6,11 @@ import os
 import sys
 from pathlib import Path
 
-from omegaconf import OmegaConf
-
-from common.errors import ConfigError, HanseError
-from common.files import write_text
+from common.errors import ConfigError
 from data_pipelines.shards import ShardsManifest
-from launch.local import run_ranks
 from train.config import TrainConfig, batch_problems
 from train.determinism import set_variables
+from train.local_start import rank_of_local_start, start_ranks
 from train.ranks import ToldElsewhere, find_place, torchrun_variables
 from train.run_folder import RunFolder
 
@@ -24,13 +21,11 @@ def run(config: TrainConfig) -> int:
 
 
 def _start_ranks(config: TrainConfig) -> int:
-    """Start the ranks on this machine. They read the composed configuration from a file, not the command line."""
+    """Start the ranks on this machine."""
     RunFolder(config.run).check_free()  # before anything is written into a folder that another run may be using
     ShardsManifest.read(Path(config.data.shards))  # ranks would say the same, ten seconds later
     logs = Path(config.run) / "logs"
-    write_text(logs / "start.yaml", OmegaConf.to_yaml(OmegaConf.structured(config)))
-    threads = config.threads_per_rank or max(1, len(os.sched_getaffinity(0)) // config.ranks)
-    return run_ranks([sys.executable, "-m", "train.start", str(logs / "start.yaml")], config.ranks, threads, logs)
+    return start_ranks("train.start", config, logs / "start.yaml", logs, threads=config.threads_per_rank)
 
 
 def _be_a_rank(config: TrainConfig) -> int:
@@ -50,15 +45,5 @@ def _be_a_rank(config: TrainConfig) -> int:
         return told.exit_code
 
 
-def _rank_of_local_start(path: str) -> int:
-    config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(TrainConfig), OmegaConf.load(path)))
-    assert isinstance(config, TrainConfig)
-    try:
-        return _be_a_rank(config)
-    except HanseError as error:
-        print(f"hanse train: {error}", file=sys.stderr)
-        return error.exit_code
-
-
 if __name__ == "__main__":
-    sys.exit(_rank_of_local_start(sys.argv[1]))
+    sys.exit(rank_of_local_start("train", TrainConfig, sys.argv[1], _be_a_rank))

@@ -41,16 +41,13 @@ class DossierConfig:
         found = [] if Path(self.run).is_dir() else [f"run={self.run}: no such folder; name that of a run"]
         if self.report is not None:
             found.append(f"report={self.report}: belongs to check=FILE")
-        if self.registry and not Path(self.registry).is_dir():
-            found.append(f"registry={self.registry}: no such folder")
+        found += _papers_problems(self.registry, self.date)
         for key, allowed in (("languages", DOSSIER_LANGUAGES), ("formats", DOSSIER_FORMATS)):
             given = getattr(self, key)
             if not set(given) <= set(allowed) or len(set(given)) != len(given):
                 found.append(f"{key}={given}: each of {', '.join(allowed)} once at most")
         if not self.languages:
             found.append(f"languages: name one at least, of {', '.join(DOSSIER_LANGUAGES)}")
-        if self.date is not None and not _is_day(self.date):
-            found.append(f"date={self.date}: no day; write YYYY-MM-DD")
         return found
 
 
