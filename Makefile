@@ -21,6 +21,8 @@ export PATH := $(abspath $(VENV))/bin:$(PATH)
 # pip compiles nothing: most of what is installed is never imported, and compiling it takes longer than downloading it.
 # Python keeps what it compiles, even where the machine says otherwise: thousands of modules at each start would be slow.
 export PYTHONDONTWRITEBYTECODE :=
+# Files of tests side by side, a worker a processor, slow ones first; more than four workers want more memory than time.
+PYTEST := python -m pytest --numprocesses=logical --maxprocesses=4 --dist=loadgroup --no-loadscope-reorder
 INSTALL := python -m pip install -qq --no-compile --constraint constraints.txt
 
 .PHONY: demo test quick cluster lint docs clean
@@ -36,13 +38,13 @@ demo: $(VENV)/.installed
 	@echo "      (hanse is in $(VENV)/bin: source $(VENV)/bin/activate)"
 
 test: $(VENV)/.installed-dev
-	python -m pytest -m "not cluster"
+	$(PYTEST) -m "not cluster"
 
 cluster: $(VENV)/.installed-dev
 	python -m pytest -m cluster
 
 quick: $(VENV)/.installed-dev
-	python -m pytest -m "not slow"
+	$(PYTEST) -m "not slow"
 
 lint: $(VENV)/.installed-dev
 	ruff check

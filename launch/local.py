@@ -11,6 +11,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
+from typing import BinaryIO
 
 from common.errors import EXIT_CRASH, EXIT_DONE, EXIT_FLAKY, EXIT_GO_ON, EXIT_HUNG, EXIT_USER_ERROR
 from common.terminal import say
@@ -56,10 +57,7 @@ def run_ranks(command: Sequence[str], ranks: int, threads: int, log_folder: Path
         for rank in range(ranks):
             log = None if rank == 0 else _log(log_folder, rank).open("ab")
             environment = {**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank)}
-            processes.append(
-                subprocess.Popen(command, env=environment, stdout=log, stderr=log, stdin=subprocess.DEVNULL,
-                                 start_new_session=True, preexec_fn=_die_with_parent)  # noqa: PLW1509
-            )  # fmt: skip
+            processes.append(start_rank(command, environment, log))
             if log:
                 log.close()
         ended_here = _wait(processes)
@@ -74,6 +72,12 @@ def run_ranks(command: Sequence[str], ranks: int, threads: int, log_folder: Path
                 process.kill()
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def start_rank(command: Sequence[str], environment: dict[str, str], log: BinaryIO | None) -> subprocess.Popen[bytes]:
+    """Start one rank, its output going to ``log``, or where ours goes."""
+    return subprocess.Popen(command, env=environment, stdout=log, stderr=log, stdin=subprocess.DEVNULL,
+                            start_new_session=True, preexec_fn=_die_with_parent)  # noqa: PLW1509  # fmt: skip
 
 
 def _wait(processes: list[subprocess.Popen[bytes]]) -> set[int]:

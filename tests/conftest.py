@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any, BinaryIO
 
 import pytest
 from hypothesis import settings
@@ -12,6 +13,8 @@ from hypothesis import settings
 from common.errors import HanseError
 from common.verbs import main
 from hanse import VERBS
+from launch import local
+from tests import warm
 
 TEXTS = Path(__file__).parent / "data"
 LANGUAGES = ("fr", "de", "es", "it")
@@ -19,6 +22,36 @@ Hanse = Callable[..., int]
 
 settings.register_profile("hanse", deadline=None)  # machines are slow at times; no test asserts a duration
 settings.load_profile("hanse")
+SHARED = ("demo_data",)  # fixtures of a session that take minutes
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """For several workers (pytest-xdist): files stay whole, because their tests share fixtures; slow ones first."""
+    for item in items:
+        shared = [name for name in SHARED if name in getattr(item, "fixturenames", ())]
+        item.add_marker(pytest.mark.xdist_group(shared[0] if shared else item.nodeid.partition("::")[0]))
+    slow = {item.get_closest_marker("xdist_group").args[0] for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.get_closest_marker("xdist_group").args[0] not in slow)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def warm_ranks() -> Iterator[None]:
+    """Ranks that tests start are forked from a process that has imported everything (tests/warm.py)."""
+    cold, parents = local.start_rank, []
+
+    def start(command: Sequence[str], environment: dict[str, str], log: BinaryIO | None) -> Any:
+        if not warm.can_start(command):
+            return cold(command, environment, log)
+        if not parents:
+            parents.append(warm.Parent())
+        return warm.start(parents[0], command, environment, log.fileno() if log else None)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(local, "start_rank", start)
+        yield
+    for parent in parents:
+        parent.process.kill()
+        parent.process.wait()
 
 
 @pytest.fixture(scope="session")

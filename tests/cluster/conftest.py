@@ -58,8 +58,9 @@ class Cluster:
     slurm = staticmethod(slurm)
     wait_until = staticmethod(wait_until)
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, disk: Path):
         self.folder = folder
+        self.disk = disk  # of its own, seen by all nodes, small enough to be filled
         self._ask_again = 0.0
 
     def run(self, folder: Path) -> Run:
@@ -145,7 +146,10 @@ def slurm_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]
              "SIM_ACCT": "1"}  # fmt: skip
     environment = {**os.environ, **shape, "PATH": PATH}
     before = dict(os.environ)
-    log = folder / "up.log"
+    log, disk = folder / "up.log", folder / "disk"
+    disk.mkdir()
+    # Before the nodes begin: they see what is mounted then, each in a namespace of its own.
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", disk], check=True)
     try:
         with log.open("w") as file:
             up = subprocess.run(["bash", HERE / "slurm-up.sh"], env=environment, check=False, stdout=file,
@@ -153,12 +157,13 @@ def slurm_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]
         assert up.returncode == 0, log.read_text()
         os.environ |= {"SLURM_CONF": str(folder / "slurm.conf"), "TORCH_EXTENSIONS_DIR": str(EXTENSIONS),
                        "USER": "root"}  # fmt: skip
-        yield Cluster(folder)
+        yield Cluster(folder, disk)
     finally:
         os.environ.clear()
         os.environ |= before
         subprocess.run(["bash", HERE / "slurm-down.sh"], env=environment, check=False, stdout=subprocess.DEVNULL,
                        timeout=120)  # fmt: skip
+        subprocess.run(["umount", "--lazy", disk], check=False)
 
 
 @pytest.fixture

@@ -21,7 +21,7 @@ from launch.site import Site, load_site, site_names
 from tests.cluster.conftest import PATH, Cluster
 
 Hanse = Callable[..., int]
-SITES = [name for name in site_names() if name != "local"]
+SITES = [name for name in site_names() if name not in ("local", "slurm")]  # "slurm" is what test_life launches
 ACCOUNTS = {"lumi": "project_462000001", "jean_zay": "abc@h100", "jean_zay_a100": "abc@a100", "meluxina": "p200001",
             "deucalion": "f202500001g"}  # fmt: skip
 CONF = """ClusterName={name}
