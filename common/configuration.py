@@ -134,8 +134,22 @@ def check(name: str, overrides: list[str], folders: list[Path]) -> None:
                 hydra.compose(name, overrides=[*base, override])
                 return None
             except Exception as error:
+                if fitting := as_mapping(override, base):
+                    return fitting
                 composed = OmegaConf.to_container(hydra.compose(name, overrides=base), resolve=False)
                 return _explain(override, error, name, [key for key, _ in _items(composed)], folders)
+
+        def as_mapping(override: str, base: list[str]) -> str | None:
+            """How to write a key that a mapping does not have yet, where it may have any."""
+            key, _, value = override.partition("=")
+            mapping, _, last = key.rpartition(".")
+            if not mapping:
+                return None
+            try:
+                hydra.compose(name, overrides=[*base, f"++{mapping}={{{last}: {value}}}"])
+                return f"{key}: a new key of a mapping is written '{mapping}={{{last}: {value}}}'"
+            except Exception:
+                return None
 
         try:
             hydra.compose(name, overrides=[*search, *overrides])

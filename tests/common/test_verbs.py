@@ -137,6 +137,11 @@ def test_one_problem_is_one_line(fails, arguments, message):
     assert fails("corpus", *arguments) == [f"hanse corpus: {message}"]
 
 
+def test_a_new_key_of_a_mapping_is_shown_as_it_must_be_written(fails):
+    asked = "data.mixture.de: a new key of a mapping is written 'data.mixture={de: 1}'"
+    assert fails("train", "name=x", "data.mixture.de=1") == [f"hanse train: {asked}"]
+
+
 @pytest.mark.parametrize(
     "arguments",
     [
