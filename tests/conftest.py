@@ -37,21 +37,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(scope="session", autouse=True)
 def warm_ranks() -> Iterator[None]:
     """Ranks that tests start are forked from a process that has imported everything (tests/warm.py)."""
-    cold, parents = local.start_rank, []
+    cold = local.start_rank
 
     def start(command: Sequence[str], environment: dict[str, str], log: BinaryIO | None) -> Any:
-        if not warm.can_start(command):
-            return cold(command, environment, log)
-        if not parents:
-            parents.append(warm.Parent())
-        return warm.start(parents[0], command, environment, log.fileno() if log else None)
+        return (warm.start if warm.can_start(command) else cold)(command, environment, log)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(local, "start_rank", start)
         yield
-    for parent in parents:
-        parent.process.kill()
-        parent.process.wait()
 
 
 @pytest.fixture(scope="session")

@@ -10,7 +10,10 @@ cluster's jobs) starts cold, as in life.
 
 from __future__ import annotations
 
+import atexit
 import ctypes
+import functools
+import importlib
 import json
 import os
 import runpy
@@ -18,32 +21,15 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Sequence
-from typing import Any
+import threading
+import time
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, BinaryIO
 
 PRELOADED = ("train.loop", "train.score", "train.outcome", "hydra", "tokenizers")
 MESSAGE = 2**17  # bytes at most: variables and arguments
 PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
-
-
-class WarmRank:
-    """What :mod:`launch.local` uses of ``subprocess.Popen``."""
-
-    def __init__(self, parent: Parent, pid: int):
-        self.parent, self.pid = parent, pid
-        self.returncode: int | None = None
-
-    def poll(self) -> int | None:
-        if self.returncode is None:
-            self.returncode = self.parent.ask({"poll": self.pid})
-        return self.returncode
-
-    def send_signal(self, number: int) -> None:
-        if self.poll() is None:
-            os.kill(self.pid, number)
-
-    def kill(self) -> None:
-        self.send_signal(signal.SIGKILL)
 
 
 class Parent:
@@ -68,16 +54,57 @@ class Parent:
         return json.loads(answer)
 
 
-def start(parent: Parent, command: Sequence[str], environment: dict[str, str], log: int | None) -> WarmRank:
-    """A rank, its output going to the file handle ``log``, or where ours goes."""
-    handles = [1, 2] if log is None else [log, log]
-    pid = parent.ask({"run": list(command[1:]), "environment": environment, "folder": os.getcwd()}, handles)
-    return WarmRank(parent, pid)
+class Warm:
+    """A process that was forked: what is used here of ``subprocess.Popen``.
+
+    ``ended``: gives the exit code of a process, None while it runs.
+    """
+
+    def __init__(self, pid: int, ended: Callable[[int], int | None]):
+        self.pid, self._ended = pid, ended
+        self.returncode: int | None = None
+
+    def poll(self) -> int | None:
+        if self.returncode is None:
+            self.returncode = self._ended(self.pid)
+        return self.returncode
+
+    def wait(self, seconds: float) -> int:
+        end = time.monotonic() + seconds
+        while (code := self.poll()) is None:
+            assert time.monotonic() < end, f"process {self.pid} does not end"
+            time.sleep(0.02)
+        return code
+
+    def send_signal(self, number: int) -> None:
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+    def kill(self) -> None:
+        self.send_signal(signal.SIGKILL)
+
+
+@functools.cache
+def parent() -> Parent:
+    """The one of this session; lives until the session ends."""
+    found = Parent()
+    atexit.register(found.process.kill)
+    return found
+
+
+def start(command: Sequence[str], environment: Mapping[str, str], log: BinaryIO | None, folder: str = "") -> Warm:
+    """Start a Python program, its output going to ``log``, or where ours goes."""
+    handles = [1, 2] if log is None else [log.fileno(), log.fileno()]
+    asked = {"run": list(command[1:]), "environment": dict(environment), "folder": folder or os.getcwd()}
+    return Warm(parent().ask(asked, handles), lambda pid: parent().ask({"poll": pid}))
 
 
 def can_start(command: Sequence[str]) -> bool:
     """Whether the command is a Python program that may be run in a process forked from ours."""
     return command[0] == sys.executable and (command[1] == "-m" or command[1].endswith(".py"))
+
+
+# ---------- in the process that forks, and in those that it forks ----------
 
 
 def die_with_parent(number: int) -> None:
@@ -92,41 +119,40 @@ def serve(end: socket.socket) -> None:
             sys.exit()
         asked = json.loads(text)
         if "poll" in asked:
-            pid, status = os.waitpid(asked["poll"], os.WNOHANG)
-            answer: Any = os.waitstatus_to_exitcode(status) if pid else None
+            answer: Any = exit_code(asked["poll"])
         else:
             answer = os.fork()
             if not answer:
                 end.close()
-                become(asked, handles)
+                become(asked["run"], asked["environment"], asked["folder"], handles)
                 return
             for handle in handles:
                 os.close(handle)
         end.send(json.dumps(answer).encode())
 
 
-def become(asked: dict[str, Any], handles: Sequence[int]) -> None:
-    """Take on the variables, folder, output and arguments of the rank."""
-    import torch
+def exit_code(pid: int) -> int | None:
+    """Of a process forked here; None while it runs."""
+    pid, status = os.waitpid(pid, os.WNOHANG)
+    return os.waitstatus_to_exitcode(status) if pid else None
 
+
+def become(words: Sequence[str], environment: Mapping[str, str], folder: str, handles: Sequence[int]) -> None:
+    """Take on the variables, folder, output and arguments of the program."""
     os.setsid()
     die_with_parent(signal.SIGTERM)
     for target, handle in zip((1, 2), handles, strict=True):
         os.dup2(handle, target)
-        os.close(handle)
     os.environ.clear()
-    os.environ.update(asked["environment"])
-    os.chdir(asked["folder"])
-    torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
-    sys.argv = asked["run"][1:] if asked["run"][0] == "-m" else asked["run"]
+    os.environ.update(environment)
+    os.chdir(folder)
+    torch.set_num_threads(int(environment.get("OMP_NUM_THREADS", 1)))
+    sys.argv = list(words[1:] if words[0] == "-m" else words)
 
 
-def main(handle: int) -> None:
-    import importlib
-
-    for name in PRELOADED:
-        importlib.import_module(name)
-    serve(socket.socket(fileno=handle))
+def run() -> None:
+    """The program that ``sys.argv`` names; its ranks, if it starts some, are forked from it."""
+    local.start_rank = fork  # type: ignore[assignment]
     if sys.argv[0].endswith(".py"):
         sys.path[0] = os.path.dirname(sys.argv[0])
         runpy.run_path(sys.argv[0], run_name="__main__")
@@ -134,5 +160,37 @@ def main(handle: int) -> None:
         runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
 
 
+def fork(command: Sequence[str], environment: Mapping[str, str], log: BinaryIO | None) -> Warm:
+    """A rank of the program that was forked itself."""
+    pid = os.fork()
+    if pid:
+        return Warm(pid, exit_code)
+    code: object = 1
+    try:
+        handles = [1, 2] if log is None else [log.fileno(), log.fileno()]
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_DFL)
+        become(command[1:], environment, os.getcwd(), handles)
+        run()
+        code = 0
+    except SystemExit as end:
+        code = end.code or 0
+    except BaseException:
+        traceback.print_exc()
+    finally:  # never back into the program that forked us
+        threading._shutdown()  # type: ignore[attr-defined]
+        atexit._run_exitfuncs()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code if isinstance(code, int) else 1)
+
+
 if __name__ == "__main__":
-    main(int(sys.argv[1]))
+    import torch
+
+    from launch import local
+
+    for name in PRELOADED:
+        importlib.import_module(name)
+    serve(socket.socket(fileno=int(sys.argv[1])))
+    run()

@@ -104,16 +104,16 @@ class Cluster:
         time.sleep(3)
         slurm("scontrol", "update", f"jobid={job}", "StartTime=now")
 
-    def wait_for_progress(self, run: Run, start: int) -> None:
-        """Until a start has made three steps of its own."""
+    def wait_for_progress(self, run: Run, start: int, steps: int = 3) -> None:
+        """Until a start has made some steps of its own."""
 
         def progressed() -> bool:
             kinds = run.kinds()
             assert len(kinds) <= start or not kinds[start], f"start {start} ended too soon\n{run.log}"
             self.assert_alive(run, start)
-            return len(kinds) > start and run.steps_made(start) >= 3
+            return len(kinds) > start and run.steps_made(start) >= steps
 
-        wait_until(f"three steps of start {start} in {run.folder}", progressed)
+        wait_until(f"{steps} steps of start {start} in {run.folder}", progressed)
 
     def wait_for_end(self, run: Run, start: int) -> str:
         """Until a start has ended; how."""
@@ -125,9 +125,9 @@ class Cluster:
         return str(wait_until(f"the end of start {start} in {run.folder}", ended))
 
     @contextmanager
-    def in_the_middle(self, run: Run, start: int) -> Iterator[None]:
+    def in_the_middle(self, run: Run, start: int, steps: int = 3) -> Iterator[None]:
         """Hold all ranks after some steps of a start while something happens to them, however fast the machine is."""
-        self.wait_for_progress(run, start)
+        self.wait_for_progress(run, start, steps)
         ranks = run.ranks()
         for pid in ranks:
             os.kill(pid, signal.SIGSTOP)

@@ -14,6 +14,7 @@ from tests.cluster.test_life import assert_equal_runs
 from tests.disk import fill
 
 Hanse = Callable[..., int]
+EVERY, STEPS = 10, 25  # steps between checkpoints, and before something happens
 # In every process of the job: the rank that finds the file 'poison' of its node computes one activation as NaN.
 POISON = """
 import os, sys, threading, time
@@ -44,13 +45,13 @@ def cable(node: str, state: str) -> None:
     subprocess.run(["ip", "-n", namespace, "link", "set", "ib0", state], check=True)
 
 
-def newest_checkpoint(run: Run) -> int:
-    return max(int(folder.name[5:]) for folder in (run.folder / "checkpoints").glob("step-" + "[0-9]" * 8))
-
-
-def resumed_at(run: Run) -> list[int]:
-    """The steps that starts went on from."""
-    return [record["step"] for record in run.records() if record.get("event") == "resume"]
+def assert_little_is_lost(run: Run, start: int) -> None:
+    """A start began with the last checkpoint, and left another, not long before its end."""
+    starts = run.starts()
+    reached = run.losses()[-1][0]
+    assert starts[start]["first_step"] == (starts[start - 1]["step"] if start else 0)
+    assert starts[start]["first_step"] < starts[start]["step"]
+    assert reached - starts[start]["step"] < 2 * EVERY
 
 
 def test_a_run_outlives_a_kill_a_cut_cable_a_stopped_rank_a_wrong_result_and_a_full_disk(
@@ -61,19 +62,19 @@ def test_a_run_outlives_a_kill_a_cut_cable_a_stopped_rank_a_wrong_result_and_a_f
     (poison / "sitecustomize.py").write_text(POISON.format(folder=str(poison)))
     path = f"{poison}:{os.environ.get('PYTHONPATH', '')}".rstrip(":")
     launch = ["launch", *settings, f"train.run={run.folder}", f'software.environment={{PYTHONPATH:"{path}"}}',
-              "life.hang_minutes=0.5", "life.exclude_after=9", "train.checkpoint.every_steps=25"]  # fmt: skip
+              "life.hang_minutes=0.5", "life.exclude_after=9", f"train.checkpoint.every_steps={EVERY}"]  # fmt: skip
     assert hanse(*launch) == 0
-    job, at_most = run.number, []
+    job = run.number
 
-    with cluster.in_the_middle(run, 0):
+    with cluster.in_the_middle(run, 0, STEPS):
         pid, unlucky = next((pid, node) for pid, node in run.ranks().items() if node != run.nodes(0)[0])
         os.kill(pid, signal.SIGKILL)
     assert cluster.wait_for_end(run, 0) == "crash", run.log
+    assert_little_is_lost(run, 0)
     assert run.starts()[0]["blamed"] == unlucky
-    at_most.append(newest_checkpoint(run) if run.starts()[0]["step"] else 0)
     cluster.start_now(job)
 
-    cluster.wait_for_progress(run, 1)
+    cluster.wait_for_progress(run, 1, STEPS)
     cut_off = run.nodes(1)[-1]
     cable(cut_off, "down")
     try:
@@ -81,28 +82,32 @@ def test_a_run_outlives_a_kill_a_cut_cable_a_stopped_rank_a_wrong_result_and_a_f
     finally:
         cable(cut_off, "up")
     assert cluster.wait_for_end(run, 1) == "hung", run.log
+    assert_little_is_lost(run, 1)
     cluster.start_now(job)
 
-    cluster.wait_for_progress(run, 2)
+    cluster.wait_for_progress(run, 2, STEPS)
     stuck = run.nodes(2)[-1]
     os.kill(next(pid for pid, node in run.ranks().items() if node == stuck), signal.SIGSTOP)
     assert cluster.wait_for_end(run, 2) == "hung", run.log
+    assert_little_is_lost(run, 2)
     assert run.starts()[2]["blamed"] == stuck
     cluster.start_now(job)
 
-    with cluster.in_the_middle(run, 3):
+    with cluster.in_the_middle(run, 3, STEPS):
         wrong = run.nodes(3)[-1]
         (poison / wrong).touch()
     assert cluster.wait_for_end(run, 3) == "flaky", run.log
+    assert_little_is_lost(run, 3)
     assert run.starts()[3]["bad_nodes"] == [wrong]
     assert "suspect a machine" in run.log
     assert f" on {wrong}" in run.log
     cluster.start_now(job)
 
-    with cluster.in_the_middle(run, 4):
+    with cluster.in_the_middle(run, 4, STEPS):
         assert wrong not in run.nodes(4), "the next start does without the machine that computed wrongly"
         filler = fill(cluster.disk)
     assert cluster.wait_for_end(run, 4) == "user-error", run.log
+    assert_little_is_lost(run, 4)
     assert "No space left" in run.log
     cluster.wait_until("no successor where starting again does not help", lambda: cluster.state(job) == "GONE")
     filler.unlink()

@@ -1,7 +1,7 @@
 """``hanse train`` as a process of its own, as a person or Slurm starts it."""
 
+import os
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -10,6 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from tests import warm
 from tests.train.multirank import losses
 
 
@@ -19,10 +20,9 @@ class Command:
     def __init__(self, run: Path, settings: list[str], output: Path | None = None):
         self.run, self.output = run, output or run.with_suffix(".out")
         run.mkdir(parents=True, exist_ok=True)
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "hanse", "train", f"run={run}", *settings], stdout=self.output.open("w"),
-            stderr=subprocess.STDOUT, cwd=Path(__file__).parents[2], start_new_session=True,
-        )  # fmt: skip
+        command = [sys.executable, "-m", "hanse", "train", f"run={run}", *settings]
+        with self.output.open("wb") as output:
+            self.process = warm.start(command, os.environ, output, str(Path(__file__).parents[2]))
 
     def wait_until(self, done: Callable[[], bool]) -> None:
         """Return when this has come to be; fail if the process ends before."""
