@@ -24,6 +24,7 @@ from train.guards.rewind import rewind
 from train.guards.times import Times
 from train.guards.watchdog import Watchdog, leave_word
 from train.metrics import StepClock
+from train.profile import Tracer
 from train.ranks import Place, nodes_of, together
 from train.requests import Requests
 from train.run_folder import RunFolder
@@ -74,29 +75,32 @@ def train_as_rank(config: TrainConfig, place: Place, device: torch.device) -> in
 def _loop(run: Run, energy: EnergyRecorder, started: float) -> int:
     config, metrics, engine, writer, watchdog = run.config, run.metrics, run.engine, run.writer, run.watchdog
     requests, clock = Requests(run.folder, config.checkpoint.every_minutes), StepClock()
-    times = Times(run.place, config.guards.times_every_steps)
+    watch, times, tracer = run.watch, Times(run.place, config.guards.times_every_steps, run.watch), Tracer(run)
     losses: dict[str, LanguageLoss] = {}
     step, batches, stop = run.first_step, prefetched(run, run.first_step), False
     energy.begin(run)
     while step < config.steps and not stop:
         batch, waited = next(batches)
         step_started, rate = time.perf_counter() - waited, learning_rate(step, config)
-        mine = accumulate(engine, batch, len(run.data.languages), times)
-        told = agree(run, requests, mine, times.report(step + 1, waited))
+        mine = accumulate(engine, batch, len(run.data.languages), watch)
+        told = agree(run, requests, mine, times.report(step + 1))
         loss = float(told.sums[:, 0].sum()) / batch.targets
-        made = engine.update(rate, largest_norm=run.spikes.largest_norm(loss),
-                             layers=due(step + 1, config.guards.layer_norms_every_steps))  # fmt: skip
+        with watch.part("update"):
+            made = engine.update(rate, largest_norm=run.spikes.largest_norm(loss),
+                                 layers=due(step + 1, config.guards.layer_norms_every_steps))  # fmt: skip
         norm = engine.gradient_norm()
         stop_unless_finite(run, step, batch.micro_batches, mine, loss=loss, norm=norm)
         step += 1
         stop_unless_alike(run, step)
         spike = run.spikes.note(step, loss, norm)
         assert made == (spike is None), "the engine and the guard judge by the same numbers"
-        seconds = time.perf_counter() - step_started
-        clock.add(seconds, waited)
+        seconds, parts = time.perf_counter() - step_started, watch.lap()
+        clock.add(seconds, waited, parts)
+        tracer.step(step, parts)
         energy.tick()
         note_step(run, step, batch, told=told, spike=spike, values={
             "learning_rate": rate, "loss": loss, "gradient_norm": norm, "seconds": seconds, "data_wait_seconds": waited,
+            "seconds_by_part": {part: round(value, 6) for part, value in parts.items()},
         })  # fmt: skip
         if run.spikes.rewind_due:
             batches.close()
@@ -107,21 +111,19 @@ def _loop(run: Run, energy: EnergyRecorder, started: float) -> int:
         last, stop = step == config.steps, told.stop or step == config.until_step
         measured = evaluated(run, step, last=last)
         losses = measured or losses
-        saving = time.perf_counter()
         if told.written:
             note_checkpoint(run, requests, writer.advance())
         if last or stop or told.save or step % config.checkpoint.every_steps == 0:
-            finish_writing(run, requests)  # one at a time
             state = checkpoint_state(run, step, run.seconds_before + time.monotonic() - started)
-            writer.begin(engine, state | _bits_per_byte(measured))
-            requests.granted()
+            begin_writing(run, requests, state | _bits_per_byte(measured))
             energy.record("checkpoint", step)
         if last or stop or not config.checkpoint.asynchronous:
             finish_writing(run, requests)
-        clock.saving(time.perf_counter() - saving)
         watchdog.step(step)
 
     with watchdog.slowly("finishing"):
+        clock.end(watch.lap())
+        tracer.close()
         metrics.close(step)
         energy.record("end", step)
         if run.place.first:
@@ -171,7 +173,7 @@ def evaluated(run: Run, step: int, *, last: bool) -> dict[str, LanguageLoss]:
     """Where it is due, measure the validation loss of every language, and tell of it; {} where it is not."""
     if not (last or due(step, run.config.evaluate.every_steps)):
         return {}
-    with run.watchdog.slowly("evaluating"):
+    with run.watchdog.slowly("evaluating"), run.watch.part("evaluation"):
         losses = run.evaluation.run(run.engine, run.place)
     run.metrics.evaluation(step, losses)
     return losses
@@ -188,9 +190,17 @@ def note_checkpoint(run: Run, requests: Requests, written: Written | None) -> No
         requests.saved(run.place)
 
 
+def begin_writing(run: Run, requests: Requests, state: dict[str, Any]) -> None:
+    """Begin the checkpoint of this moment, once the one before is complete."""
+    finish_writing(run, requests)  # one at a time
+    with run.watch.part("checkpoint"):
+        run.writer.begin(run.engine, state)
+    requests.granted()
+
+
 def finish_writing(run: Run, requests: Requests) -> None:
     """Wait for the checkpoint that is being written, if one is."""
-    with run.watchdog.slowly("waiting for a checkpoint"):
+    with run.watchdog.slowly("waiting for a checkpoint"), run.watch.part("checkpoint"):
         note_checkpoint(run, requests, run.writer.wait())
 
 
@@ -213,7 +223,8 @@ def prefetched(run: Run, done: int) -> Generator[tuple[Batch, float], None, None
         ahead = thread.submit(build, done)
         for step in range(done, config.steps):
             asked = time.perf_counter()
-            batch = ahead.result()
+            with run.watch.part("data wait"):
+                batch = ahead.result()
             waited = time.perf_counter() - asked
             if step + 1 < config.steps:
                 ahead = thread.submit(build, step + 1)

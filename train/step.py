@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
 from train.engine import Engine
 from train.evaluate import all_reduce_sum
 from train.guards.finite import due
-from train.guards.times import Times, slow_ranks, summary_of
+from train.guards.times import slow_ranks, summary_of
 from train.requests import Requests
 from train.setup import Run
 from train.state_hash import append_state
-from train.stream import MicroBatch
+from train.stopwatch import Stopwatch, memory_bytes
+from train.stream import MicroBatch, drawn_in
 
 
 @dataclass(frozen=True)
@@ -33,7 +35,7 @@ class Batch:
     sha256: str | None
 
 
-def accumulate(engine: Engine, batch: Batch, languages: int, times: Times) -> torch.Tensor:
+def accumulate(engine: Engine, batch: Batch, languages: int, watch: Stopwatch) -> torch.Tensor:
     """The gradient of this rank's micro-batches, towards the mean over all labels of the step, ready for the update.
 
     Returns:
@@ -41,11 +43,12 @@ def accumulate(engine: Engine, batch: Batch, languages: int, times: Times) -> to
     """
     sums = torch.zeros(languages, 2, dtype=torch.float64)
     for turn, part in enumerate(batch.micro_batches, 1):
-        with times.forward():
+        with watch.part("forward"):
             total, nll = engine.forward(part)
-        engine.backward(total, batch.targets)
-        if turn < len(batch.micro_batches):
-            engine.end_micro_batch()
+        with watch.part("backward"):
+            engine.backward(total, batch.targets)
+            if turn < len(batch.micro_batches):
+                engine.end_micro_batch()
         labels = torch.from_numpy(part.labels >= 0).sum(1)
         sums.index_add_(0, torch.from_numpy(part.sources), torch.stack((nll.cpu(), labels), 1).double())
     return sums
@@ -71,14 +74,15 @@ def agree(run: Run, requests: Requests, mine: torch.Tensor, times: torch.Tensor)
     """Sum over the ranks: the only communication of a step that is not ZeRO's; the update may depend on it."""
     run.watchdog.at("agreeing on the loss")
     flags = torch.cat((requests.pending(run.place), torch.tensor([run.writer.done_here()])))
-    told = all_reduce_sum(torch.cat((mine.view(-1), flags, times)), run.engine)
+    with run.watch.part("communication"):
+        told = all_reduce_sum(torch.cat((mine.view(-1), flags, times)), run.engine)
     sums, flags, times = told.split((mine.numel(), len(flags), len(times)))
     stop, save, written = flags.tolist()
     return Agreed(sums.view_as(mine), bool(stop), bool(save), written == run.place.ranks, times)
 
 
 def note_step(
-    run: Run, step: int, batch: Batch, *, told: Agreed, spike: tuple[str, float] | None, values: dict[str, float]
+    run: Run, step: int, batch: Batch, *, told: Agreed, spike: tuple[str, float] | None, values: dict[str, Any]
 ) -> None:
     """Write a step into ledger and metrics, and say what about it was unusual (a spike, slow ranks). Collective."""
     config, seconds = run.config, values["seconds"]
@@ -94,6 +98,7 @@ def note_step(
         **values,
         "tokens_per_second": config.tokens_per_step / seconds,
         "mfu": run.flops_per_token * config.tokens_per_step / seconds / run.peak,
+        "memory_bytes": memory_bytes(),
         **skipped,
         **note_state(run, step),
         **({"gradient_norm_by_layer": run.engine.layer_norms} if run.engine.layer_norms else {}),
@@ -104,6 +109,7 @@ def note_step(
         run.metrics.say(f"step {step}: SPIKE: {what.replace('_', ' ')} {values[what]:.4g}, above {limit:.4g}: "
                         "this step changes nothing")  # fmt: skip
     note_times(run, step, told.times, seconds)
+    note_consumed(run, step)
 
 
 def note_times(run: Run, step: int, told: torch.Tensor, step_seconds: float) -> None:
@@ -116,13 +122,24 @@ def note_times(run: Run, step: int, told: torch.Tensor, step_seconds: float) -> 
             run.metrics.say(f"step {step}: SLOW: {one}")
 
 
+def note_consumed(run: Run, step: int) -> None:
+    """Tell what was drawn of each language so far, where a report is due and at the end."""
+    if run.place.first and (due(step, run.config.guards.times_every_steps) or step == run.config.steps):
+        windows = {name: source.windows for name, source in run.data.training.items()}
+        run.metrics.consumed(step, {
+            name: {"tokens": count * run.config.data.sequence_length, "epochs": count / windows[name]}
+            for name, count in drawn_in(run.config, windows, step, run.skipped).items()
+        })  # fmt: skip
+
+
 def note_state(run: Run, step: int) -> dict[str, float]:
     """After the steps that ask for it, hash weights and moments and bind the hash into the ledger; what it took."""
     if run.hasher is None or not (due(step, run.config.state_hash_every_steps) or step == run.config.steps):
         return {}
     begun = time.perf_counter()
-    state = run.hasher.take()
-    if state and run.ledger:
-        append_state(run.folder.states, step, state)
-        run.ledger.write("state", {"step": step, "root": state.root})
+    with run.watch.part("state hash"):
+        state = run.hasher.take()
+        if state and run.ledger:
+            append_state(run.folder.states, step, state)
+            run.ledger.write("state", {"step": step, "root": state.root})
     return {"state_hash_seconds": time.perf_counter() - begun}
