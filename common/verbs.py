@@ -24,6 +24,7 @@ QUIET_ENVIRONMENT = {
     "WANDB_ERROR_REPORTING": "false",
     "WANDB_SILENT": "true",
     "TOKENIZERS_PARALLELISM": "true",
+    "KINETO_LOG_LEVEL": "99",  # torch.profiler's
 }
 # The folder of a run, its logs and its configuration are ours: Hydra writes nothing.
 MANNERS = ("hydra.run.dir=.", "hydra.output_subdir=null", "hydra/job_logging=none", "hydra/hydra_logging=none")

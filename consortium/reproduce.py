@@ -103,7 +103,7 @@ def _prepared(
         trained, run=config.output, data=data, until_step=segment[1], ranks=config.ranks or trained.ranks,
         engine=replace(trained.engine, zero_stage=config.zero_stage or trained.engine.zero_stage),
         lock=str(original.lock) if config.lock and original.lock.is_file() else None,
-        track=replace(trained.track, wandb="disabled"),
+        track=replace(trained.track, wandb="disabled", tensorboard=False), profile=False,
     )  # fmt: skip
 
 

@@ -12,6 +12,7 @@ from typing import Any
 from omegaconf import MISSING
 
 from train.energy.config import EnergyConfig
+from train.track_config import ProfilingConfig, TrackConfig
 
 ZERO_STAGES = (1, 2, 3)
 PRECISIONS = ("auto", "bf16", "fp32")
@@ -19,7 +20,6 @@ DETERMINISM = ("D0", "D1", "D2")
 ATTENTIONS = ("sdpa", "eager")
 MIXTURE_RULES = ("proportional", "temperature", "unimax")
 DECAYS = ("linear", "1-sqrt", "cosine")
-WANDB_MODES = ("offline", "online", "disabled")
 
 
 @dataclass
@@ -151,14 +151,6 @@ class GuardsConfig:
 
 
 @dataclass
-class TrackConfig:
-    """Metrics beside ``metrics.jsonl``, which is always written."""
-
-    wandb: str = "offline"
-    wandb_project: str = "hanse"
-
-
-@dataclass
 class TrainConfig:
     """Everything ``hanse train`` takes."""
 
@@ -183,6 +175,8 @@ class TrainConfig:
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     guards: GuardsConfig = field(default_factory=GuardsConfig)
     track: TrackConfig = field(default_factory=TrackConfig)
+    profile: bool = False
+    profiling: ProfilingConfig = field(default_factory=ProfilingConfig)
     energy: EnergyConfig = field(default_factory=EnergyConfig)
     experiment: Any = None
 
@@ -231,8 +225,8 @@ class TrainConfig:
             *one_of(self, "model.attention", ATTENTIONS),
             *one_of(self, "schedule.decay", DECAYS),
             *one_of(self, "data.mixture_rule", MIXTURE_RULES),
-            *one_of(self, "track.wandb", WANDB_MODES),
             *self.data.problems(),
+            *self.track.problems(),
             *self.energy.problems(),
         ]  # fmt: skip
         if not self.optimizer.learning_rate > 0:
@@ -255,7 +249,8 @@ class TrainConfig:
         if self.guards.spikes.rewind_after > self.guards.spikes.rewind_within:
             found.append(f"guards.spikes.rewind_after={self.guards.spikes.rewind_after}: so many do not fit into "
                          f"guards.spikes.rewind_within={self.guards.spikes.rewind_within} steps")  # fmt: skip
-        return found or [*batch_problems(self.batch, self.ranks), *self._budget_problems()]
+        profiling = self.profiling.problems(self.ranks) if self.profile else []
+        return found or [*batch_problems(self.batch, self.ranks), *self._budget_problems(), *profiling]
 
     def _budget_problems(self) -> list[str]:
         if self.steps < 1:

@@ -1,10 +1,10 @@
-"""What a run tells: ``metrics.jsonl`` always, wandb when asked, and lines for the person who watches."""
+"""What a run tells: ``metrics.jsonl`` always, wandb and TensorBoard when asked, lines for the person who watches."""
 
 from __future__ import annotations
 
 import json
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,31 +19,38 @@ HEARTBEAT_SECONDS = 5.0
 
 
 class StepClock:
-    """Seconds of the steps, how much of them was waiting for data, and what checkpoints took beside them."""
+    """Seconds of the steps, how much of them was waiting for data, and what the loop's time was spent on."""
 
     def __init__(self, warm_up: int = 2):
         self.warm_up = warm_up  # the first steps compile, allocate and touch memory: not in the average
         self.steps = 0
-        self.total_seconds = self.wait_seconds = self.save_seconds = 0.0
+        self.total_seconds = self.wait_seconds = 0.0
         self.recent: deque[float] = deque(maxlen=20)
+        self.parts: Counter[str] = Counter()
 
-    def add(self, seconds: float, wait: float) -> None:
-        """Count one step."""
+    def add(self, seconds: float, wait: float, parts: Mapping[str, float]) -> None:
+        """Count one step, and the lap of the stopwatch that ends with it (train/stopwatch.py)."""
         self.steps += 1
         self.recent.append(seconds)
         if self.steps > self.warm_up:
             self.total_seconds += seconds
             self.wait_seconds += wait
+            self.parts.update(parts)
 
-    def saving(self, seconds: float) -> None:
-        """Count what checkpoints took of the loop's time, beside the steps."""
-        self.save_seconds += seconds
+    def end(self, parts: Mapping[str, float]) -> None:
+        """Count what came after the last step: an evaluation, a checkpoint."""
+        self.parts.update(parts)
 
     @property
-    def save_share(self) -> float:
-        """Of the loop's time, what it stood still for checkpoints."""
-        whole = self.total_seconds + self.save_seconds
-        return self.save_seconds / whole if whole else 0.0
+    def shares(self) -> dict[str, float]:
+        """Of the loop's time after the first steps, what went into each part; they add up to 1."""
+        whole = self.parts.total()
+        return {part: seconds / whole for part, seconds in self.parts.items()} if whole else {}
+
+    @property
+    def overhead_seconds(self) -> float:
+        """What the loop itself takes a step: all that is no other part."""
+        return self.parts["loop"] / max(self.steps - self.warm_up, 1)
 
     @property
     def mean_seconds(self) -> float:
@@ -62,6 +69,7 @@ class Metrics:
         self._heartbeat, self._beaten, self._phase = folder.heartbeat, 0.0, ""
         self._path = folder.metrics
         self._wandb = _start_wandb(folder.path, config) if speaks else None
+        self._tensorboard = _start_tensorboard(folder.path, config, first_step) if speaks else None
 
     def step(self, record: Mapping[str, Any]) -> None:
         """One optimizer step: written, and shown on the progress line."""
@@ -88,6 +96,10 @@ class Metrics:
         """What the ranks spend by themselves (train/guards/times.py): written."""
         self._write({"step": step, "rank_times": report})
 
+    def consumed(self, step: int, languages: Mapping[str, Mapping[str, float]]) -> None:
+        """Tokens that were drawn of each language so far, and how many times its text they are: written."""
+        self._write({"step": step, "consumed": languages})
+
     def event(self, step: int, kind: str, **facts: Any) -> None:
         """Something that happened once: a start, a resume, a checkpoint."""
         self._beat(step, kind)
@@ -113,15 +125,22 @@ class Metrics:
         if self.speaks:
             with room_for(self._path), self._path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps({**record, "time": time.time()}) + "\n")
+        if self._wandb is None and self._tensorboard is None:
+            return
+        numbers = {k: v for k, v in _flatten(record).items() if isinstance(v, int | float) and k != "step"}
         if self._wandb is not None:
-            numbers = {k: v for k, v in _flatten(record).items() if isinstance(v, int | float) and k != "step"}
             self._wandb.log(numbers, step=record["step"])
+        if self._tensorboard is not None:
+            for name, value in numbers.items():
+                self._tensorboard.add_scalar(name, value, record["step"])
 
     def close(self, step: int) -> None:
         """To be called after the last step done, ``step``."""
         self._beat(step, "done" if step == self.config.steps else "stopped")
         if self._wandb is not None:
             self._wandb.finish()
+        if self._tensorboard is not None:
+            self._tensorboard.close()
 
 
 def _start_wandb(path: Path, config: TrainConfig) -> Any:
@@ -135,6 +154,15 @@ def _start_wandb(path: Path, config: TrainConfig) -> Any:
     return wandb.init(mode=mode, project=config.track.wandb_project, name=config.name, dir=str(path),
                       resume="allow", id=f"{config.name}-{config.seed}", settings=settings,
                       config=OmegaConf.to_container(OmegaConf.structured(config)))  # type: ignore[arg-type]  # fmt: skip
+
+
+def _start_tensorboard(path: Path, config: TrainConfig, first_step: int) -> Any:
+    if not config.track.tensorboard:
+        return None
+    from torch.utils.tensorboard import SummaryWriter
+
+    # What an earlier start wrote after the step that this one goes on from is hidden, as it is cut from metrics.jsonl.
+    return SummaryWriter(str(path / "tensorboard"), purge_step=first_step + 1 if first_step else None)
 
 
 def _flatten(record: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

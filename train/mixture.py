@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
@@ -30,7 +31,7 @@ class Mixture:
     def __init__(self, weights: Sequence[float]):
         self.weights = integer_weights(weights)
         self.period = sum(self.weights)
-        self.table = _assign(self.weights)  # source of sample n modulo the period
+        self.table = _assign(tuple(self.weights))  # source of sample n modulo the period
         places = [np.flatnonzero(self.table == source) for source in range(len(self.weights))]
         self._places = places
         self._rank = np.empty(self.period, dtype=np.int64)
@@ -74,7 +75,8 @@ def integer_weights(weights: Sequence[float]) -> list[int]:
     return [weight // factor for weight in whole]
 
 
-def _assign(weights: Sequence[int]) -> np.ndarray:
+@lru_cache(maxsize=8)  # the same for all who ask about one run
+def _assign(weights: tuple[int, ...]) -> np.ndarray:
     period, active = sum(weights), [i for i, weight in enumerate(weights) if weight]
     slack = max(2 * len(active) - 2, 1)
     drawn = [0] * len(weights)
@@ -90,6 +92,7 @@ def _assign(weights: Sequence[int]) -> np.ndarray:
                 best, best_slack = i, left
         table[n - 1] = best
         drawn[best] += 1
+    table.flags.writeable = False
     return table
 
 

@@ -19,6 +19,7 @@ from train.evaluate import LanguageLoss
 from train.metrics import StepClock
 from train.ranks import Place
 from train.run_folder import RunFolder, complete_steps, folder_of
+from train.stopwatch import memory_bytes
 from train.weights import Weights
 
 if TYPE_CHECKING:
@@ -90,7 +91,10 @@ def summary(
         "consumed_tokens": step * config.tokens_per_step,
         "wall_seconds": wall_seconds,
         "data_wait_share": clock.wait_seconds / clock.total_seconds if clock.total_seconds else 0.0,
-        "checkpoint_share": clock.save_share,
+        "checkpoint_share": clock.shares.get("checkpoint", 0.0),
+        "time_shares": clock.shares,
+        "overhead_seconds": clock.overhead_seconds,
+        "memory_bytes": memory_bytes(),
         "ranks": run.place.ranks,
         "zero_stage": config.engine.zero_stage,
         "precision": run.precision,

@@ -26,7 +26,8 @@ from train.determinism import FROZEN
 FREE = ("run", "lock", "init_from", "until_step", "ranks", "threads_per_rank", "experiment", "state_hash_every_steps",
         "engine.zero_stage", "engine.precision", "engine.recompute_every_layers", "model.attention",
         "batch.micro_batch_size", "data.shards", "data.tokenizer", "data.verify_hashes", "checkpoint", "evaluate",
-        "track", "energy", "guards.watchdog_seconds", "guards.watchdog_slow_seconds", "guards.times_every_steps",
+        "track", "profile", "profiling", "energy",
+        "guards.watchdog_seconds", "guards.watchdog_slow_seconds", "guards.times_every_steps",
         "guards.slow_ratio", "guards.weights_every_steps", "guards.layer_norms_every_steps")  # fmt: skip
 
 

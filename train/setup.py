@@ -35,6 +35,7 @@ from train.precision import choose, measured_peaks
 from train.ranks import Place, together
 from train.run_folder import RunFolder, complete_steps, folder_of
 from train.state_hash import StateHasher
+from train.stopwatch import Stopwatch
 from train.stream import Stream, open_sources, open_stream
 
 
@@ -46,6 +47,7 @@ class Run:
         first_step: optimizer steps done before this start; ``seconds_before``: wall-clock seconds spent on them.
         skipped: ranges of samples that the run went past (train/guards/rewind.py); changed in place.
         parameters: of the model; ``flops_per_token``: model FLOPs of one training token.
+        watch: tells where this rank's time goes.
         hasher: of weights and moments, for the ledger; None: never.
         peak: measured FLOP/s of all ranks together in ``precision``.
     """
@@ -61,6 +63,7 @@ class Run:
     hasher: StateHasher | None
     writer: Writer
     watchdog: Watchdog
+    watch: Stopwatch
     spikes: Spikes
     skipped: list[tuple[int, int]]
     precision: str
@@ -143,6 +146,7 @@ def set_up(
         hasher=StateHasher(engine, place) if config.state_hash_every_steps else None,
         writer=Writer(folder.checkpoints, place, config.checkpoint, {"parents": parents} if parents else None),
         watchdog=watchdog,
+        watch=Stopwatch.of_training(),
         spikes=Spikes(config.guards.spikes, resumed.state.get("spikes") if resumed else None),
         skipped=skipped,
         precision=precision,

@@ -32,6 +32,7 @@ def _be_a_rank(config: TrainConfig) -> int:
     place = find_place(os.environ)
     assert place is not None
     problems = batch_problems(config.batch, place.ranks)
+    problems += config.profiling.problems(place.ranks) if config.profile else []
     if problems:
         raise ConfigError(problems)
     torchrun_variables(place, os.environ)

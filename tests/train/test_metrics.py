@@ -105,12 +105,33 @@ def test_the_heart_beats_at_every_change_and_else_now_and_then(folder, tiny_conf
 def test_the_first_steps_are_not_in_the_average_unless_there_are_no_others():
     clock = StepClock(warm_up=2)
     assert clock.mean_seconds == 0
-    clock.add(9.0, 1.0)
-    clock.add(7.0, 1.0)
+    assert clock.shares == {}
+    clock.add(9.0, 1.0, {"forward": 9.0})
+    clock.add(7.0, 1.0, {"forward": 7.0})
     assert clock.mean_seconds == 8
-    clock.add(1.0, 0.25)
-    clock.add(2.0, 0.25)
+    clock.add(1.0, 0.25, {"forward": 0.5, "loop": 0.5})
+    clock.add(2.0, 0.25, {"forward": 1.75, "loop": 0.25})
+    clock.end({"checkpoint": 1.0, "loop": 0.0})
     assert (clock.mean_seconds, clock.total_seconds, clock.wait_seconds) == (1.5, 3.0, 0.5)
+    assert clock.overhead_seconds == 0.375
+    assert clock.shares == {"forward": 2.25 / 4, "loop": 0.75 / 4, "checkpoint": 0.25}
+
+
+def test_tensorboard_has_the_numbers_of_every_step_and_hides_those_of_a_start_that_was_lost(folder, tiny_config):
+    event_accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    config = replace(tiny_config, track=TrackConfig("disabled", tensorboard=True))
+    first = Metrics(folder, config, first_step=0, speaks=True)
+    for step in (1, 2, 3):
+        first.step(record(step))
+    first.consumed(3, {"fr": {"tokens": 512, "epochs": 0.5}})
+    first.close(3)
+    again = Metrics(folder, config, first_step=1, speaks=True)
+    again.step({**record(2), "loss": 5.0})
+    again.close(2)
+    found = event_accumulator.EventAccumulator(str(folder.path / "tensorboard"))
+    found.Reload()
+    assert [(one.step, one.value) for one in found.Scalars("loss")] == [(1, 7.0), (2, 5.0)]
+    assert "loss_by_language/fr" in found.Tags()["scalars"]
 
 
 @pytest.mark.slow

@@ -3,14 +3,12 @@
 A step takes equally long on every rank, because all wait for the slowest. So two parts of it are measured in which
 ranks wait for nobody: the forward passes (at ZeRO 3 they gather parameters, which hides a slow rank in part), and the
 wait for data. On a GPU the forward passes are timed by events in its own queue, read when the host waits for the step's
-loss anyway.
+loss anyway. With them goes the most memory that each rank has held.
 """
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import median_low
 from typing import Any
@@ -18,52 +16,34 @@ from typing import Any
 import torch
 
 from train.ranks import Place
+from train.stopwatch import Stopwatch, memory_bytes
 
 PARTS = ("forward", "data wait")
+COLUMNS = len(PARTS) + 1  # and the peak of memory
 LEAST_EXCESS = 0.05  # of a step; less is nobody's business
 
 
 class Times:
-    """Seconds of this rank since the last report."""
+    """What this rank's stopwatch has counted since the last report."""
 
-    def __init__(self, place: Place, every_steps: int):
-        self.place, self.every_steps = place, every_steps
-        self._steps, self._seconds = 0, dict.fromkeys(PARTS, 0.0)
-        self._events: list[tuple[Any, Any]] = []
+    def __init__(self, place: Place, every_steps: int, watch: Stopwatch):
+        self.place, self.every_steps, self.watch = place, every_steps, watch
+        self._steps, self._before = 0, watch.seconds()
 
-    @contextmanager
-    def forward(self) -> Iterator[None]:
-        """Time a forward pass."""
-        if not self.every_steps:
-            yield
-        elif torch.cuda.is_available():
-            begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-            begin.record()
-            yield
-            end.record()
-            self._events.append((begin, end))
-        else:
-            begun = time.perf_counter()
-            yield
-            self._seconds["forward"] += time.perf_counter() - begun
-
-    def report(self, step: int, waited: float) -> torch.Tensor:
-        """This rank's part of the report after ``step`` steps, the last of which waited so many seconds for data.
+    def report(self, step: int) -> torch.Tensor:
+        """This rank's part of the report after ``step`` steps.
 
         Returns:
-            float64 of shape (2 x ranks,): mean seconds a step at the places of this rank, 0 elsewhere, so that the sum
-            over the ranks holds all of them; of shape (0,) when no report is due.
+            float64 of shape (3 x ranks,): mean seconds a step and bytes at the places of this rank, 0 elsewhere, so
+            that the sum over the ranks holds all of them; of shape (0,) when no report is due.
         """
         self._steps += 1
-        self._seconds["data wait"] += waited
         if not self.every_steps or step % self.every_steps:
             return torch.zeros(0, dtype=torch.float64)
-        for begin, end in self._events:
-            end.synchronize()
-            self._seconds["forward"] += begin.elapsed_time(end) / 1000
-        told = torch.zeros(self.place.ranks, len(PARTS), dtype=torch.float64)
-        told[self.place.rank] = torch.tensor([self._seconds[part] / self._steps for part in PARTS])
-        self._steps, self._seconds, self._events = 0, dict.fromkeys(PARTS, 0.0), []
+        now, told = self.watch.seconds(), torch.zeros(self.place.ranks, COLUMNS, dtype=torch.float64)
+        means = [(now[part] - self._before[part]) / self._steps for part in PARTS]
+        told[self.place.rank] = torch.tensor([*means, max(memory_bytes().values())])
+        self._steps, self._before = 0, now
         return told.view(-1)
 
 
@@ -90,7 +70,7 @@ def slow_ranks(told: torch.Tensor, nodes: Sequence[str], *, ratio: float, step_s
     """
     found = []
     for column, part in enumerate(PARTS):
-        seconds = told.view(-1, len(PARTS))[:, column].tolist()
+        seconds = told.view(-1, COLUMNS)[:, column].tolist()
         usual = median_low(seconds)  # of two ranks the faster one
         found += [Slow(rank, nodes[rank], part, value, usual) for rank, value in enumerate(seconds)
                   if value > ratio * usual and value - usual > LEAST_EXCESS * step_seconds]  # fmt: skip
@@ -98,10 +78,12 @@ def slow_ranks(told: torch.Tensor, nodes: Sequence[str], *, ratio: float, step_s
 
 
 def summary_of(told: torch.Tensor, nodes: Sequence[str], slow: Sequence[Slow]) -> dict[str, Any]:
-    """The report as ``metrics.jsonl`` has it: the median and the largest of each part, and who is slow."""
-    columns = zip(PARTS, told.view(-1, len(PARTS)).T.tolist(), strict=True)
-    parts = {}
-    for part, seconds in columns:
-        rank = max(range(len(seconds)), key=seconds.__getitem__)
-        parts[part] = {"median": median_low(seconds), "largest": seconds[rank], "rank": rank, "node": nodes[rank]}
-    return {"parts": parts, "slow": [vars(one) for one in slow[:8]]}
+    """The report as ``metrics.jsonl`` has it: the median and the largest of each column, and who is slow."""
+    *parts, memory = (_spread(column, nodes) for column in told.view(-1, COLUMNS).T.tolist())
+    return {"parts": dict(zip(PARTS, parts, strict=True)), "slow": [vars(one) for one in slow[:8]],
+            "peak_memory_bytes": memory}  # fmt: skip
+
+
+def _spread(values: Sequence[float], nodes: Sequence[str]) -> dict[str, Any]:
+    rank = max(range(len(values)), key=values.__getitem__)
+    return {"median": median_low(values), "largest": values[rank], "rank": rank, "node": nodes[rank]}

@@ -23,6 +23,7 @@ from train.guards.spikes import Spikes, limit_of
 from train.guards.times import Times, slow_ranks, summary_of
 from train.ranks import Place, node_name
 from train.run_folder import complete_steps, folder_of, read_metrics
+from train.stopwatch import Stopwatch
 from train.stream import first_sample, steps_of
 
 STEPS, SEQUENCES = 20, 8
@@ -264,7 +265,7 @@ def test_the_rank_to_suspect_is_the_one_that_most_do_not_agree_with(values, rank
 
 
 def times(*ranks):
-    return torch.tensor(ranks, dtype=torch.float64).view(-1)
+    return torch.tensor([(*one, 1e9 + rank) for rank, one in enumerate(ranks)], dtype=torch.float64).view(-1)
 
 
 def test_a_rank_is_slow_when_it_is_so_by_ratio_and_by_a_share_of_the_step():
@@ -278,15 +279,22 @@ def test_a_rank_is_slow_when_it_is_so_by_ratio_and_by_a_share_of_the_step():
     report = summary_of(told, nodes, [one])
     assert report["parts"]["forward"] == {"median": 1.0, "largest": 2.0, "rank": 2, "node": "n2"}
     assert report["slow"] == [{"rank": 2, "node": "n2", "part": "forward", "seconds": 2.0, "median": 1.0}]
+    assert report["peak_memory_bytes"] == {"median": 1e9 + 1, "largest": 1e9 + 3, "rank": 3, "node": "n3"}
 
 
 def test_times_are_reported_at_their_cadence_as_means_at_the_places_of_the_rank():
-    clock = Times(Place(1, 3), 2)
-    with clock.forward():
+    watch = Stopwatch()
+    clock = Times(Place(1, 3), 2, watch)
+    with watch.part("forward"):
         time.sleep(0.02)
-    assert len(clock.report(1, 0.5)) == 0
-    told = clock.report(2, 0.1).view(3, 2)
-    assert told[0].tolist() == told[2].tolist() == [0, 0]
+    assert len(clock.report(1)) == 0
+    told = clock.report(2).view(3, 3)
+    assert told[0].tolist() == told[2].tolist() == [0, 0, 0]
     assert told[1][0] >= 0.01
-    assert told[1][1] == pytest.approx(0.3)
-    assert clock.report(4, 0.0).view(3, 2)[1][1] == 0
+    assert told[1][2] > 1e6
+    assert told[1][1] == 0
+    with watch.part("data wait"):
+        time.sleep(0.02)
+    (forward, wait, _) = clock.report(4).view(3, 3)[1]
+    assert wait >= 0.01
+    assert forward == 0

@@ -1,0 +1,145 @@
+"""One optimizer step: its gradient, what the ranks agree on before the update, and what is written about it."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from train.engine import Engine
+from train.evaluate import all_reduce_sum
+from train.guards.finite import due
+from train.guards.times import slow_ranks, summary_of
+from train.requests import Requests
+from train.setup import Run
+from train.state_hash import append_state
+from train.stopwatch import Stopwatch, memory_bytes
+from train.stream import MicroBatch, drawn_in
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What a step is made of.
+
+    Attributes:
+        micro_batches: this rank's, in the order they are run.
+        targets: labels of all ranks; ``samples``: the first of the step in the order of data, and the first after it.
+        sha256: of all samples' ids and document borders, on rank 0, for the ledger.
+    """
+
+    micro_batches: list[MicroBatch]
+    targets: int
+    samples: tuple[int, int]
+    sha256: str | None
+
+
+def accumulate(engine: Engine, batch: Batch, languages: int, watch: Stopwatch) -> torch.Tensor:
+    """The gradient of this rank's micro-batches, towards the mean over all labels of the step, ready for the update.
+
+    Returns:
+        float64 of shape (languages, 2): this rank's negative log-likelihood in nats, and its labels, a language.
+    """
+    sums = torch.zeros(languages, 2, dtype=torch.float64)
+    for turn, part in enumerate(batch.micro_batches, 1):
+        with watch.part("forward"):
+            total, nll = engine.forward(part)
+        with watch.part("backward"):
+            engine.backward(total, batch.targets)
+            if turn < len(batch.micro_batches):
+                engine.end_micro_batch()
+        labels = torch.from_numpy(part.labels >= 0).sum(1)
+        sums.index_add_(0, torch.from_numpy(part.sources), torch.stack((nll.cpu(), labels), 1).double())
+    return sums
+
+
+@dataclass(frozen=True)
+class Agreed:
+    """What all ranks know just before an update.
+
+    Attributes:
+        sums: of all ranks, as of :func:`accumulate`; ``times``: as of :meth:`train.guards.times.Times.report`.
+        stop, save: whether any rank was told to; ``written``: whether no rank has work on a checkpoint in hand.
+    """
+
+    sums: torch.Tensor
+    stop: bool
+    save: bool
+    written: bool
+    times: torch.Tensor
+
+
+def agree(run: Run, requests: Requests, mine: torch.Tensor, times: torch.Tensor) -> Agreed:
+    """Sum over the ranks: the only communication of a step that is not ZeRO's; the update may depend on it."""
+    run.watchdog.at("agreeing on the loss")
+    flags = torch.cat((requests.pending(run.place), torch.tensor([run.writer.done_here()])))
+    with run.watch.part("communication"):
+        told = all_reduce_sum(torch.cat((mine.view(-1), flags, times)), run.engine)
+    sums, flags, times = told.split((mine.numel(), len(flags), len(times)))
+    stop, save, written = flags.tolist()
+    return Agreed(sums.view_as(mine), bool(stop), bool(save), written == run.place.ranks, times)
+
+
+def note_step(
+    run: Run, step: int, batch: Batch, *, told: Agreed, spike: tuple[str, float] | None, values: dict[str, Any]
+) -> None:
+    """Write a step into ledger and metrics, and say what about it was unusual (a spike, slow ranks). Collective."""
+    config, seconds = run.config, values["seconds"]
+    skipped = {"skipped": spike[0]} if spike else {}
+    if run.ledger:
+        exact = {key: values[key] for key in ("learning_rate", "loss", "gradient_norm")}
+        run.ledger.write("step", {"step": step, "samples": batch.samples, "batch": batch.sha256, **exact, **skipped})
+    run.metrics.step({
+        "step": step,
+        "consumed_tokens": step * config.tokens_per_step,
+        "loss_by_language": {name: float(nll / labels) for name, (nll, labels)
+                             in zip(run.data.languages, told.sums, strict=True) if labels},
+        **values,
+        "tokens_per_second": config.tokens_per_step / seconds,
+        "mfu": run.flops_per_token * config.tokens_per_step / seconds / run.peak,
+        "memory_bytes": memory_bytes(),
+        **skipped,
+        **note_state(run, step),
+        **({"gradient_norm_by_layer": run.engine.layer_norms} if run.engine.layer_norms else {}),
+    })  # fmt: skip
+    if spike:
+        what, limit = spike
+        run.metrics.event(step, "spike", of=what, value=values[what], limit=limit)
+        run.metrics.say(f"step {step}: SPIKE: {what.replace('_', ' ')} {values[what]:.4g}, above {limit:.4g}: "
+                        "this step changes nothing")  # fmt: skip
+    note_times(run, step, told.times, seconds)
+    note_consumed(run, step)
+
+
+def note_times(run: Run, step: int, told: torch.Tensor, step_seconds: float) -> None:
+    """Tell of the ranks' own times, and name slow ones, where a report was due."""
+    if len(told):
+        nodes = run.watchdog.nodes
+        slow = slow_ranks(told, nodes, ratio=run.config.guards.slow_ratio, step_seconds=step_seconds)
+        run.metrics.ranks(step, summary_of(told, nodes, slow))
+        for one in slow[:4]:
+            run.metrics.say(f"step {step}: SLOW: {one}")
+
+
+def note_consumed(run: Run, step: int) -> None:
+    """Tell what was drawn of each language so far, where a report is due and at the end."""
+    if run.place.first and (due(step, run.config.guards.times_every_steps) or step == run.config.steps):
+        windows = {name: source.windows for name, source in run.data.training.items()}
+        run.metrics.consumed(step, {
+            name: {"tokens": count * run.config.data.sequence_length, "epochs": count / windows[name]}
+            for name, count in drawn_in(run.config, windows, step, run.skipped).items()
+        })  # fmt: skip
+
+
+def note_state(run: Run, step: int) -> dict[str, float]:
+    """After the steps that ask for it, hash weights and moments and bind the hash into the ledger; what it took."""
+    if run.hasher is None or not (due(step, run.config.state_hash_every_steps) or step == run.config.steps):
+        return {}
+    begun = time.perf_counter()
+    with run.watch.part("state hash"):
+        state = run.hasher.take()
+        if state and run.ledger:
+            append_state(run.folder.states, step, state)
+            run.ledger.write("state", {"step": step, "root": state.root})
+    return {"state_hash_seconds": time.perf_counter() - begun}
