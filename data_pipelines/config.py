@@ -314,7 +314,7 @@ class TokenizeConfig:
     output: str = "data/${name}/shards"
     end_of_document: str = "<|endoftext|>"
     encoder: str = "auto"
-    parity_documents: int = 200
+    parity_documents: int = 64
     batch_megabytes: int = 16
 
     def problems(self) -> list[str]:
@@ -327,7 +327,7 @@ class TokenizeConfig:
                 f"tokenizer_sha256: '{self.tokenizer_sha256}' is not a SHA-256; give 64 hexadecimal digits or null"
             )
         if self.parity_documents < 1:
-            found.append(f"parity_documents: {self.parity_documents}; give 1 or more, e.g. 200")
+            found.append(f"parity_documents: {self.parity_documents}; give 1 or more, e.g. 64")
         if self.batch_megabytes < 1:
             found.append(f"batch_megabytes: {self.batch_megabytes} MB; give 1 or more")
         return found

@@ -6,15 +6,15 @@ One shard a language and split. Every document is its tokens and one end-of-docu
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from tokenizers import Tokenizer
 
@@ -24,11 +24,13 @@ from common.files import sha256_file
 from common.folders import replaced_folder, restore
 from common.terminal import Progress, count, next_step, say, table
 from data_pipelines.config import TokenizeConfig
-from data_pipelines.encoders import Encoder, choose
+from data_pipelines.encoders import Encoder, choose, reference
 from data_pipelines.manifest import CorpusManifest
+from data_pipelines.parity import OtherIdsError, Parity, text_bytes
 from data_pipelines.shards import (
-    ENDINGS,
+    BIN,
     FORMAT,
+    INDEX,
     SIDECAR,
     ShardEntry,
     ShardsManifest,
@@ -40,7 +42,7 @@ from data_pipelines.tokenizer import described_sha256, token_byte_lengths, token
 
 SPLITS = ("train", "validation")
 COLUMNS = ["id", "text", "source", "license", "language", "url", "split"]
-READ_ROWS = 64
+LEAST_ROWS, MOST_ROWS = 64, 100_000  # read at once, whatever the size of a text
 TABLE_ROWS = 10_000
 DOCUMENTS = pa.schema(
     [
@@ -62,6 +64,7 @@ class LoadedTokenizer:
     vocabulary_size: int
     end_of_document_id: int
     byte_lengths: np.ndarray  # int64 (vocabulary_size,)
+    reference: Encoder  # with `tokenizers`
 
 
 def run(config: TokenizeConfig) -> None:
@@ -97,14 +100,15 @@ def load(config: TokenizeConfig) -> LoadedTokenizer:
         raise HanseError(f"{path}: sha256 is {found}, but tokenizer_sha256 asks for {config.tokenizer_sha256}")
     lengths = token_byte_lengths(path)
     try:
-        end = Tokenizer.from_file(str(path)).token_to_id(config.end_of_document)
+        tokenizer = Tokenizer.from_file(str(path))
     except Exception as error:  # the library raises nothing finer
         raise HanseError(f"{path}: not a readable tokenizer ({error}); train one with 'hanse tokenizer'") from None
+    end = tokenizer.token_to_id(config.end_of_document)
     if end is None:
         raise HanseError(
             f"{path}: has no token {config.end_of_document!r}; set end_of_document to the one that ends a text"
         )
-    return LoadedTokenizer(path, found, len(lengths), end, lengths)
+    return LoadedTokenizer(path, found, len(lengths), end, lengths, reference(tokenizer))
 
 
 def _finished(folder: Path, corpus: CorpusManifest, tokenizer: LoadedTokenizer) -> ShardsManifest | None:
@@ -128,25 +132,29 @@ def _build(
     entries: list[ShardEntry] = []
     used, speeds, dtype = [], {}, token_dtype(tokenizer.vocabulary_size)
     progress = Progress("tokenize", sum(tally.bytes_kept for tally in corpus.languages.values()), "B")
+    encoder, remarks = choose(config.encoder, tokenizer.path, [], tokenizer.reference)
     for language in corpus.kept_languages:
         path = corpus.documents(language)
-        # A new encoder for each file: gigatoken's cache of words grows without bound.
-        encoder, remarks = choose(config.encoder, tokenizer.path, _sample(path, config.parity_documents))
-        for remark in remarks:
-            say(f"{language}: passed over {remark}")
+        while True:
+            for remark in remarks:
+                say(f"{language}: passed over {remark}")
+            shards = [SplitShard(folder, split, language, dtype) for split in corpus.splits(language)]
+            before, seconds = progress.done, 0.0
+            try:
+                for size, spent in _write(path, shards, encoder, tokenizer, config):
+                    progress.advance(size, language)
+                    seconds += spent
+                break
+            except OtherIdsError as error:
+                progress.done, remarks = before, [f"{encoder.name}: {error}"]
+            if config.encoder != "auto":
+                raise HanseError(f"{path}: encoder {remarks[0]}; use encoder=auto")
+            encoder, more = choose("auto", tokenizer.path, [], tokenizer.reference, after=encoder.name)
+            remarks += more
+        remarks = []
         used.append(f"{encoder.name} {encoder.version}")
-        seconds, size = 0.0, 0
-        with ExitStack() as stack:
-            shards = {
-                split: stack.enter_context(SplitShard(folder, split, language, dtype))
-                for split in corpus.splits(language)
-            }
-            for batch in _batches(path, config.batch_megabytes * 10**6):
-                seconds += _encode(batch, encoder, tokenizer, shards)
-                size += sum(row["bytes"] for row in batch)
-                progress.advance(sum(row["bytes"] for row in batch), language)
-        entries += [shard.entry() for shard in shards.values()]
-        speeds[language] = size / 1e6 / max(seconds, 1e-9)
+        entries += [shard.entry() for shard in shards]
+        speeds[language] = sum(shard.bytes for shard in shards) / 1e6 / max(seconds, 1e-9)
     encoders = ", ".join(dict.fromkeys(used))
     say(f"encoded with {encoders}: ids equal to those of tokenizers on a sample of each file and on hard texts")
     entries.sort(key=lambda entry: SPLITS.index(entry.split))
@@ -163,94 +171,118 @@ def _build(
     return manifest, speeds
 
 
-def _encode(
-    batch: list[dict[str, Any]], encoder: Encoder, tokenizer: LoadedTokenizer, shards: dict[str, SplitShard]
-) -> float:
-    """Encode documents into the shards of their splits; seconds that the encoder took.
+def _write(
+    path: Path, shards: Sequence[SplitShard], encoder: Encoder, tokenizer: LoadedTokenizer, config: TokenizeConfig
+) -> Iterator[tuple[int, float]]:
+    """Encode a language's file into the shards of its splits; (bytes of text, seconds of the encoder), by batches.
 
     Raises:
+        OtherIdsError: the encoder's ids are not those of ``tokenizers``; nothing is left of the shards.
         HanseError: a document's tokens do not stand for as many bytes as it has.
     """
-    start = time.perf_counter()
-    ids, lengths = encoder.encode([row["text"] for row in batch])
-    seconds = time.perf_counter() - start
-    ends = np.cumsum(lengths)
-    for row, begin, end in zip(batch, ends - lengths, ends, strict=True):
-        tokens = ids[begin:end]
-        # Parity was seen on a sample; that nothing is lost is checked on every document.
-        if int(tokenizer.byte_lengths[tokens].sum()) != row["bytes"]:
-            raise HanseError(f"document {row['id']}: {encoder.name} loses text; use encoder=tokenizers")
-        shards[row["split"]].add(row, np.append(tokens, tokenizer.end_of_document_id))
-    return seconds
-
-
-def _batches(path: Path, batch_bytes: int) -> Iterator[list[dict[str, Any]]]:
-    """Rows of a corpus file with their ``bytes``, about ``batch_bytes`` of text at a time."""
-    batch: list[dict[str, Any]] = []
-    held = 0
-    for rows in pq.ParquetFile(path).iter_batches(READ_ROWS, columns=COLUMNS):
-        for row in rows.to_pylist():
-            row["bytes"] = len(row["text"].encode("utf-8"))
-            held += row["bytes"]
-            batch.append(row)
-        if held >= batch_bytes:
-            yield batch
-            batch, held = [], 0
-    if batch:
-        yield batch
-
-
-def _sample(path: Path, number: int) -> list[str]:
-    """``number`` texts spread evenly over a corpus file."""
     file = pq.ParquetFile(path)
-    rows = file.metadata.num_rows
-    wanted = set(np.linspace(0, rows - 1, min(number, rows)).astype(int).tolist())
-    texts, row = [], 0
-    for batch in file.iter_batches(READ_ROWS, columns=["text"]):
-        texts += [batch.column(0)[index].as_py() for index in range(len(batch)) if row + index in wanted]
-        row += len(batch)
-    return texts
+    parity = Parity(tokenizer.reference, config.parity_documents, file.metadata.num_rows)
+    with ExitStack() as stack:
+        for shard in shards:
+            stack.enter_context(shard)
+        for batch in file.iter_batches(rows_of(file, config.batch_megabytes * 10**6), columns=COLUMNS):
+            start = time.perf_counter()
+            ids, lengths = encoder.encode(batch["text"])
+            spent = time.perf_counter() - start
+            ends = np.cumsum(lengths, dtype=np.int64)
+            parity.check(batch["id"], batch["text"], ids, ends, encoder)
+            sizes = np.diff(text_bytes(batch["text"])[0])
+            # Parity is seen on a sample; that nothing is lost is checked on every document.
+            bytes_before = np.concatenate([[0], np.cumsum(tokenizer.byte_lengths[ids])])
+            wrong = np.flatnonzero(np.diff(bytes_before[np.concatenate([[0], ends])]) != sizes)
+            if len(wrong):
+                name = batch["id"][int(wrong[0])].as_py()
+                raise HanseError(f"document {name}: {encoder.name} loses text; use encoder=tokenizers")
+            closed = with_ends(ids, ends, tokenizer.end_of_document_id, shards[0].dtype)
+            for shard in shards:
+                shard.extend(batch, pc.equal(batch["split"], shard.split), closed, lengths + 1, sizes)
+            yield int(sizes.sum()), spent
+
+
+def rows_of(file: pq.ParquetFile, batch_bytes: int) -> int:
+    """Rows of a Parquet file that are some ``batch_bytes`` of its text."""
+    text = [name.partition(".")[0] for name in (column.path for column in file.schema)].index("text")
+    groups = [file.metadata.row_group(number) for number in range(file.metadata.num_row_groups)]
+    held = sum(group.column(text).total_uncompressed_size for group in groups)
+    return int(min(max(batch_bytes * file.metadata.num_rows // max(held, 1), LEAST_ROWS), MOST_ROWS))
+
+
+def with_ends(ids: np.ndarray, ends: np.ndarray, end_of_document: int, dtype: np.dtype) -> np.ndarray:
+    """Tokens of documents back to back, each closed by ``end_of_document``; ``ends``: where in ``ids`` each ends."""
+    closed = np.empty(len(ids) + len(ends), dtype=dtype)
+    last = ends + np.arange(len(ends))
+    inside = np.ones(len(closed), dtype=bool)
+    inside[last] = False
+    closed[inside] = ids
+    closed[last] = end_of_document
+    return closed
 
 
 class SplitShard:
-    """The shard of one language and split, with its ``.docs.parquet``."""
+    """The shard of one language and split, with its ``.docs.parquet``; nothing is written before it is entered."""
 
     def __init__(self, folder: Path, split: str, language: str, dtype: np.dtype):
-        self.name, self.split, self.language = f"{split}/{language}", split, language
+        self.name, self.split, self.language, self.dtype = f"{split}/{language}", split, language, dtype
         self.prefix = folder / self.name
         self.documents = self.tokens = self.bytes = 0
-        self._rows: list[dict[str, Any]] = []
-        self._shard = ShardWriter(self.prefix, dtype)
-        self._table = pq.ParquetWriter(beside(self.prefix, SIDECAR), DOCUMENTS, compression="zstd")
+        self._held: list[pa.Table] = []
 
-    def add(self, row: dict[str, Any], ids: np.ndarray) -> None:
-        """Append a document: its corpus row with ``bytes``, and its ids with the end-of-document id."""
-        self._shard.add(ids)
-        place = {"document": self.documents, "token_start": self.tokens, "token_end": self.tokens + len(ids)}
-        self._rows.append({**{name: row[name] for name in DOCUMENTS.names if name in row}, **place})
-        self.documents += 1
-        self.tokens += len(ids)
-        self.bytes += row["bytes"]
-        if len(self._rows) >= TABLE_ROWS:
-            self._flush()
+    def extend(
+        self, batch: pa.RecordBatch, mask: pa.BooleanArray, ids: np.ndarray, lengths: np.ndarray, sizes: np.ndarray
+    ) -> None:
+        """Append the documents that are of this split.
+
+        Args:
+            batch: B rows of the corpus; ``mask``: which of them.
+            ids: the tokens of all B, back to back; ``lengths``: (B,) how many each has; ``sizes``: its bytes of text.
+        """
+        mine, starts = np.asarray(mask), np.concatenate([[0], np.cumsum(lengths)])
+        edges = np.flatnonzero(np.diff(np.concatenate([[False], mine, [False]]).astype(np.int8)))
+        for first, stop in edges.reshape(-1, 2).tolist():  # runs of documents of this split
+            self._shard.extend(ids[starts[first] : starts[stop]], lengths[first:stop])
+        lengths, sizes = lengths[mine], sizes[mine]
+        rows = batch.filter(mask)
+        ends = self.tokens + np.cumsum(lengths)
+        columns = {name: rows[name] for name in DOCUMENTS.names if name in rows.schema.names}
+        columns |= {"document": np.arange(self.documents, self.documents + len(lengths)), "bytes": sizes,
+                    "token_start": ends - lengths, "token_end": ends}  # fmt: skip
+        self._held.append(pa.table([columns[name] for name in DOCUMENTS.names], schema=DOCUMENTS))
+        self.documents += len(lengths)
+        self.tokens += int(lengths.sum())
+        self.bytes += int(sizes.sum())
+        self._flush(TABLE_ROWS)
 
     def entry(self) -> ShardEntry:
         """What the manifest says of the closed shard."""
-        files = {ending: sha256_file(beside(self.prefix, ending)) for ending in ENDINGS}
+        files = {ending: sha256_file(beside(self.prefix, ending)) for ending in (INDEX, SIDECAR)}
+        files = {BIN: self._shard.sha256} | files
         return ShardEntry(self.name, self.split, self.language, self.documents, self.tokens, self.bytes, files)
 
-    def _flush(self) -> None:
-        self._table.write_table(pa.Table.from_pylist(self._rows, schema=DOCUMENTS))
-        self._rows = []
+    def _flush(self, least: int) -> None:
+        """Write what is held in row groups of TABLE_ROWS, as long as ``least`` rows are there."""
+        if sum(map(len, self._held)) < least:
+            return
+        held = pa.concat_tables(self._held)
+        while len(held) >= least and len(held):
+            self._table.write_table(held[:TABLE_ROWS])
+            held = held[TABLE_ROWS:]
+        self._held = [held]
 
     def __enter__(self) -> SplitShard:
+        self._shard = ShardWriter(self.prefix, self.dtype)
+        self._table = pq.ParquetWriter(beside(self.prefix, SIDECAR), DOCUMENTS, compression="zstd")
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if kind is None and self._rows:
-            self._flush()
+        if kind is None:
+            self._flush(1)
         self._table.close()
         self._shard.__exit__(kind, error, trace)
 
