@@ -316,6 +316,7 @@ class TokenizeConfig:
     encoder: str = "auto"
     parity_documents: int = 64
     batch_megabytes: int = 16
+    packing_lengths: list[int] = field(default_factory=list)
 
     def problems(self) -> list[str]:
         """Everything wrong with the configuration, one line each."""
@@ -328,6 +329,9 @@ class TokenizeConfig:
             )
         if self.parity_documents < 1:
             found.append(f"parity_documents: {self.parity_documents}; give 1 or more, e.g. 64")
+        for length in self.packing_lengths:
+            if not 2 <= length <= 2**24:
+                found.append(f"packing_lengths: {length} tokens; give 2 to {2**24:,}")
         if self.batch_megabytes < 1:
             found.append(f"batch_megabytes: {self.batch_megabytes} MB; give 1 or more")
         return found

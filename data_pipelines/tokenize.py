@@ -26,6 +26,7 @@ from common.terminal import Progress, count, next_step, say, table
 from data_pipelines.config import TokenizeConfig
 from data_pipelines.encoders import Encoder, choose, reference
 from data_pipelines.manifest import CorpusManifest
+from data_pipelines.packing import PackingManifest, make_plan
 from data_pipelines.parity import OtherIdsError, Parity, text_bytes
 from data_pipelines.shards import (
     BIN,
@@ -81,6 +82,8 @@ def run(config: TokenizeConfig) -> None:
             manifest, speeds = _build(config, corpus, tokenizer, partial)
         say(f"wrote {folder}/ (Merkle root {manifest.merkle_root[:16]})")
     _show(config.name, manifest, speeds)
+    for length in config.packing_lengths:
+        show_plan(*make_plan(ShardsManifest.read(folder), length))
     next_step(f"hanse train {same_again(config.name)}")
 
 
@@ -298,3 +301,15 @@ def _show(name: str, manifest: ShardsManifest, speeds: dict[str, float]) -> None
     sums = [sum(getattr(shard, key) for shard in manifest.shards) for key in ("documents", "tokens", "bytes")]
     last = ["all", f"{sums[0]:,}", f"{sums[1]:,}", count(sums[2], "B"), f"{sums[2] / max(sums[1] - sums[0], 1):.3f}"]
     table(f"shards {name}", head, [*rows, [*last, *([""] if speeds else [])]], total=True)
+
+
+def show_plan(plan: PackingManifest, there: bool) -> None:
+    """Tell what a packing plan saves."""
+    say(f"{plan.folder}/ {'holds this plan already' if there else f'written (Merkle root {plan.merkle_root[:16]})'}")
+    one, rows = plan.sequence_length + 1, []
+    for entry in plan.plans:
+        padding = entry.padding / max(entry.bins * one, 1)
+        rows.append([entry.name, f"{entry.bins:,}", f"{entry.fragments / max(entry.bins, 1):.1f}", f"{padding:.3%}",
+                     f"{entry.cut:,}", f"{entry.cut_by_concatenation:,}"])  # fmt: skip
+    head = ["shard", "sequences", "fragments each", "padding", "longer documents", "others, cut without it"]
+    table(f"packed for sequences of {plan.sequence_length:,} tokens", head, rows)
