@@ -43,6 +43,7 @@ DTYPES: dict[int, np.dtype] = {
 }
 CODES = {dtype: code for code, dtype in DTYPES.items()}
 FORMAT = "hanse.shards/1"
+SPLITS = ("train", "validation")
 BIN, INDEX, SIDECAR = ENDINGS = (".bin", ".idx", ".docs.parquet")
 
 

@@ -10,50 +10,28 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from tokenizers import Tokenizer
 
 from common.configuration import same_again
 from common.errors import HanseError
-from common.files import sha256_file
 from common.folders import replaced_folder, restore
 from common.terminal import Progress, count, next_step, say, table
+from data_pipelines.adopt import adopt_all, identity
 from data_pipelines.config import TokenizeConfig
 from data_pipelines.encoders import Encoder, choose, reference
 from data_pipelines.manifest import CorpusManifest
 from data_pipelines.packing import PackingManifest, make_plan
 from data_pipelines.parity import OtherIdsError, Parity, text_bytes
-from data_pipelines.shards import (
-    BIN,
-    FORMAT,
-    INDEX,
-    SIDECAR,
-    ShardEntry,
-    ShardsManifest,
-    ShardWriter,
-    beside,
-    token_dtype,
-)
+from data_pipelines.shards import FORMAT, SPLITS, ShardEntry, ShardsManifest, token_dtype
+from data_pipelines.split_shard import SplitShard, with_ends
 from data_pipelines.tokenizer import described_sha256, token_byte_lengths, tokenizer_sha256
 
-SPLITS = ("train", "validation")
 COLUMNS = ["id", "text", "source", "license", "language", "url", "split"]
 LEAST_ROWS, MOST_ROWS = 64, 100_000  # read at once, whatever the size of a text
-TABLE_ROWS = 10_000
-DOCUMENTS = pa.schema(
-    [
-        ("document", pa.int64()),  # number within the shard
-        *((name, pa.string()) for name in ("id", "source", "license", "language", "url")),
-        ("bytes", pa.int64()),  # of UTF-8 text
-        ("token_start", pa.int64()),  # within the shard's .bin
-        ("token_end", pa.int64()),  # behind the end-of-document id
-    ]
-)
 
 
 @dataclass(frozen=True)
@@ -70,16 +48,30 @@ class LoadedTokenizer:
 
 def run(config: TokenizeConfig) -> None:
     """Write the shards, unless the same ones are there already."""
-    folder, corpus = Path(config.output), CorpusManifest.read(Path(config.corpus))
+    folder = Path(config.output)
+    corpus = None if config.adopt else CorpusManifest.read(Path(config.corpus))
+    root = corpus.merkle_root if corpus else identity(config)
     tokenizer = load(config)
     restore(folder)
-    manifest = _finished(folder, corpus, tokenizer)
+    manifest = _finished(folder, root, tokenizer)
     speeds: dict[str, float] = {}
     if manifest:
         say(f"{folder}/ holds these shards already: nothing to do (delete it to write them again)")
     else:
         with replaced_folder(folder, FORMAT) as partial:
-            manifest, speeds = _build(config, corpus, tokenizer, partial)
+            entries, encoders, speeds = (
+                _encode_all(config, corpus, tokenizer, partial) if corpus else adopt_all(config, tokenizer, partial)
+            )
+            manifest = ShardsManifest(
+                tokenizer_sha256=tokenizer.sha256,
+                vocabulary_size=tokenizer.vocabulary_size,
+                end_of_document_id=tokenizer.end_of_document_id,
+                encoder=encoders,
+                corpus_merkle_root=root,
+                shards=sorted(entries, key=lambda entry: SPLITS.index(entry.split)),
+                folder=partial,
+            )
+            manifest.write()
         say(f"wrote {folder}/ (Merkle root {manifest.merkle_root[:16]})")
     _show(config.name, manifest, speeds)
     for length in config.packing_lengths:
@@ -114,7 +106,7 @@ def load(config: TokenizeConfig) -> LoadedTokenizer:
     return LoadedTokenizer(path, found, len(lengths), end, lengths, reference(tokenizer))
 
 
-def _finished(folder: Path, corpus: CorpusManifest, tokenizer: LoadedTokenizer) -> ShardsManifest | None:
+def _finished(folder: Path, root: str, tokenizer: LoadedTokenizer) -> ShardsManifest | None:
     if not (folder / "manifest.json").is_file():
         return None
     try:
@@ -125,13 +117,13 @@ def _finished(folder: Path, corpus: CorpusManifest, tokenizer: LoadedTokenizer) 
         say(f"writing the shards again: {error}")
         return None
     made_of = (manifest.corpus_merkle_root, manifest.tokenizer_sha256, manifest.end_of_document_id)
-    return manifest if made_of == (corpus.merkle_root, tokenizer.sha256, tokenizer.end_of_document_id) else None
+    return manifest if made_of == (root, tokenizer.sha256, tokenizer.end_of_document_id) else None
 
 
-def _build(
+def _encode_all(
     config: TokenizeConfig, corpus: CorpusManifest, tokenizer: LoadedTokenizer, folder: Path
-) -> tuple[ShardsManifest, dict[str, float]]:
-    """Write all shards; also the MB/s at which each language was encoded."""
+) -> tuple[list[ShardEntry], str, dict[str, float]]:
+    """Write all shards of a corpus; also the encoders, and the MB/s at which each language was encoded."""
     entries: list[ShardEntry] = []
     used, speeds, dtype = [], {}, token_dtype(tokenizer.vocabulary_size)
     progress = Progress("tokenize", sum(tally.bytes_kept for tally in corpus.languages.values()), "B")
@@ -160,18 +152,7 @@ def _build(
         speeds[language] = sum(shard.bytes for shard in shards) / 1e6 / max(seconds, 1e-9)
     encoders = ", ".join(dict.fromkeys(used))
     say(f"encoded with {encoders}: ids equal to those of tokenizers on a sample of each file and on hard texts")
-    entries.sort(key=lambda entry: SPLITS.index(entry.split))
-    manifest = ShardsManifest(
-        tokenizer_sha256=tokenizer.sha256,
-        vocabulary_size=tokenizer.vocabulary_size,
-        end_of_document_id=tokenizer.end_of_document_id,
-        encoder=encoders,
-        corpus_merkle_root=corpus.merkle_root,
-        shards=entries,
-        folder=folder,
-    )
-    manifest.write()
-    return manifest, speeds
+    return entries, encoders, speeds
 
 
 def _write(
@@ -213,81 +194,6 @@ def rows_of(file: pq.ParquetFile, batch_bytes: int) -> int:
     groups = [file.metadata.row_group(number) for number in range(file.metadata.num_row_groups)]
     held = sum(group.column(text).total_uncompressed_size for group in groups)
     return int(min(max(batch_bytes * file.metadata.num_rows // max(held, 1), LEAST_ROWS), MOST_ROWS))
-
-
-def with_ends(ids: np.ndarray, ends: np.ndarray, end_of_document: int, dtype: np.dtype) -> np.ndarray:
-    """Tokens of documents back to back, each closed by ``end_of_document``; ``ends``: where in ``ids`` each ends."""
-    closed = np.empty(len(ids) + len(ends), dtype=dtype)
-    last = ends + np.arange(len(ends))
-    inside = np.ones(len(closed), dtype=bool)
-    inside[last] = False
-    closed[inside] = ids
-    closed[last] = end_of_document
-    return closed
-
-
-class SplitShard:
-    """The shard of one language and split, with its ``.docs.parquet``; nothing is written before it is entered."""
-
-    def __init__(self, folder: Path, split: str, language: str, dtype: np.dtype):
-        self.name, self.split, self.language, self.dtype = f"{split}/{language}", split, language, dtype
-        self.prefix = folder / self.name
-        self.documents = self.tokens = self.bytes = 0
-        self._held: list[pa.Table] = []
-
-    def extend(
-        self, batch: pa.RecordBatch, mask: pa.BooleanArray, ids: np.ndarray, lengths: np.ndarray, sizes: np.ndarray
-    ) -> None:
-        """Append the documents that are of this split.
-
-        Args:
-            batch: B rows of the corpus; ``mask``: which of them.
-            ids: the tokens of all B, back to back; ``lengths``: (B,) how many each has; ``sizes``: its bytes of text.
-        """
-        mine, starts = np.asarray(mask), np.concatenate([[0], np.cumsum(lengths)])
-        edges = np.flatnonzero(np.diff(np.concatenate([[False], mine, [False]]).astype(np.int8)))
-        for first, stop in edges.reshape(-1, 2).tolist():  # runs of documents of this split
-            self._shard.extend(ids[starts[first] : starts[stop]], lengths[first:stop])
-        lengths, sizes = lengths[mine], sizes[mine]
-        rows = batch.filter(mask)
-        ends = self.tokens + np.cumsum(lengths)
-        columns = {name: rows[name] for name in DOCUMENTS.names if name in rows.schema.names}
-        columns |= {"document": np.arange(self.documents, self.documents + len(lengths)), "bytes": sizes,
-                    "token_start": ends - lengths, "token_end": ends}  # fmt: skip
-        self._held.append(pa.table([columns[name] for name in DOCUMENTS.names], schema=DOCUMENTS))
-        self.documents += len(lengths)
-        self.tokens += int(lengths.sum())
-        self.bytes += int(sizes.sum())
-        self._flush(TABLE_ROWS)
-
-    def entry(self) -> ShardEntry:
-        """What the manifest says of the closed shard."""
-        files = {ending: sha256_file(beside(self.prefix, ending)) for ending in (INDEX, SIDECAR)}
-        files = {BIN: self._shard.sha256} | files
-        return ShardEntry(self.name, self.split, self.language, self.documents, self.tokens, self.bytes, files)
-
-    def _flush(self, least: int) -> None:
-        """Write what is held in row groups of TABLE_ROWS, as long as ``least`` rows are there."""
-        if sum(map(len, self._held)) < least:
-            return
-        held = pa.concat_tables(self._held)
-        while len(held) >= least and len(held):
-            self._table.write_table(held[:TABLE_ROWS])
-            held = held[TABLE_ROWS:]
-        self._held = [held]
-
-    def __enter__(self) -> SplitShard:
-        self._shard = ShardWriter(self.prefix, self.dtype)
-        self._table = pq.ParquetWriter(beside(self.prefix, SIDECAR), DOCUMENTS, compression="zstd")
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if kind is None:
-            self._flush(1)
-        self._table.close()
-        self._shard.__exit__(kind, error, trace)
 
 
 def _show(name: str, manifest: ShardsManifest, speeds: dict[str, float]) -> None:
