@@ -304,6 +304,15 @@ class TokenizerConfig:
 
 
 @dataclass
+class AdoptConfig:
+    """Token files of others, of one language: ``path`` of Megatron's ``.bin`` or datatrove's ``.ds``."""
+
+    path: str = MISSING
+    license: str = MISSING
+    source: str = ""
+
+
+@dataclass
 class TokenizeConfig:
     """Configuration of ``hanse tokenize``."""
 
@@ -314,8 +323,11 @@ class TokenizeConfig:
     output: str = "data/${name}/shards"
     end_of_document: str = "<|endoftext|>"
     encoder: str = "auto"
-    parity_documents: int = 200
+    parity_documents: int = 64
     batch_megabytes: int = 16
+    packing_lengths: list[int] = field(default_factory=list)
+    adopt: dict[str, AdoptConfig] = field(default_factory=dict)
+    validation_fraction: float = 0.01
 
     def problems(self) -> list[str]:
         """Everything wrong with the configuration, one line each."""
@@ -327,7 +339,17 @@ class TokenizeConfig:
                 f"tokenizer_sha256: '{self.tokenizer_sha256}' is not a SHA-256; give 64 hexadecimal digits or null"
             )
         if self.parity_documents < 1:
-            found.append(f"parity_documents: {self.parity_documents}; give 1 or more, e.g. 200")
+            found.append(f"parity_documents: {self.parity_documents}; give 1 or more, e.g. 64")
+        if not 0 <= self.validation_fraction < 1:
+            found.append(f"validation_fraction: {self.validation_fraction}; give at least 0 and less than 1")
+        for language in self.adopt:
+            if not NAME.fullmatch(language):
+                found.append(
+                    f"adopt.{language}: not a language; use its code, e.g. adopt={{fr: {{path: ..., license: ...}}}}"
+                )
+        for length in self.packing_lengths:
+            if not 2 <= length <= 2**24:
+                found.append(f"packing_lengths: {length} tokens; give 2 to {2**24:,}")
         if self.batch_megabytes < 1:
             found.append(f"batch_megabytes: {self.batch_megabytes} MB; give 1 or more")
         return found

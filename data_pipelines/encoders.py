@@ -1,4 +1,4 @@
-"""Fast encoders, each used only after its ids were found equal to those of ``tokenizers`` on the file at hand.
+"""Fast encoders, each used only where its ids are equal to those of ``tokenizers`` (:mod:`data_pipelines.parity`).
 
 ``tokenizers`` defines what a tokenizer.json means; ``gigatoken`` and ``tiktoken`` are many times faster at the same
 ids. A special token written out in a text is text here, never the special id: no document can end another.
@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import os
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
+import pyarrow as pa
 from tokenizers import Tokenizer
 
 from common.errors import HanseError
@@ -42,41 +45,72 @@ HARD_TEXTS = (
 )
 
 
+Texts: TypeAlias = Sequence[str] | pa.Array
+CACHE_BYTES = 512 * 2**20
+
+
 @dataclass(frozen=True)
 class Encoder:
-    """An encoder of one tokenizer; ``encode`` maps texts to (ids back to back, ids of each text), both 1-D integers."""
+    """An encoder of one tokenizer; ``encode`` maps texts to (ids back to back, ids of each text), both 1-D integers.
+
+    Texts are a sequence, or an array of pyarrow's, which gigatoken reads without a Python object for each.
+    """
 
     name: str
     version: str
-    encode: Callable[[Sequence[str]], tuple[np.ndarray, np.ndarray]]
+    encode: Callable[[Texts], tuple[np.ndarray, np.ndarray]]
 
 
 def with_tokenizers(path: Path) -> Encoder:
     """The reference: Hugging Face ``tokenizers``."""
-    tokenizer = Tokenizer.from_file(str(path))
+    return reference(Tokenizer.from_file(str(path)))
+
+
+def reference(tokenizer: Tokenizer) -> Encoder:
+    """The same with a tokenizer that is loaded already."""
     tokenizer.encode_special_tokens = True  # their text is text
 
-    def encode(texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-        return _flat([encoding.ids for encoding in tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)])
+    def encode(texts: Texts) -> tuple[np.ndarray, np.ndarray]:
+        return _flat([found.ids for found in tokenizer.encode_batch_fast(_listed(texts), add_special_tokens=False)])
 
     return Encoder("tokenizers", importlib.metadata.version("tokenizers"), encode)
 
 
 def with_gigatoken(path: Path) -> Encoder:
-    """gigatoken. Its cache of words has no bound, so make a new one for each file."""
+    """gigatoken. Its cache of words has no bound: a new one takes its place when memory has grown by CACHE_BYTES."""
     import awkward
     import gigatoken
+    from awkward.contents import ListOffsetArray, NumpyArray
+    from awkward.index import Index64
 
     value = json.loads(path.read_text(encoding="utf-8"))
     # The vocabulary keeps the special ones, but no merge leads there: their text is text.
     value["added_tokens"] = [token for token in value["added_tokens"] if not token["special"]]
-    tokenizer = gigatoken.Tokenizer.from_json(json.dumps(value))
+    text = json.dumps(value)
+    held = [gigatoken.Tokenizer.from_json(text)]
+    most = resident_bytes() + CACHE_BYTES
 
-    def encode(texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-        ids = tokenizer.encode_batch(list(texts))
+    def encode(texts: Texts) -> tuple[np.ndarray, np.ndarray]:
+        nonlocal most
+        if resident_bytes() > most:
+            held.clear()  # before the new one is made
+            held.append(gigatoken.Tokenizer.from_json(text))
+            most = resident_bytes() + CACHE_BYTES
+        offsets, data = text_bytes(_array(texts))
+        letters = NumpyArray(data, parameters={"__array__": "char"})
+        strings = ListOffsetArray(Index64(offsets), letters, parameters={"__array__": "string"})
+        ids = held[0].encode_batch(awkward.Array(strings))
         return awkward.to_numpy(awkward.flatten(ids)), awkward.to_numpy(awkward.num(ids))
 
     return Encoder("gigatoken", importlib.metadata.version("gigatoken"), encode)
+
+
+def resident_bytes() -> int:
+    """Memory that this process occupies now; 0 where /proc does not say."""
+    try:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except OSError:
+        return 0
 
 
 def with_tiktoken(path: Path) -> Encoder:
@@ -96,8 +130,8 @@ def with_tiktoken(path: Path) -> Encoder:
         path.stem, pat_str=patterns[0], mergeable_ranks=byte_pieces(value, path), special_tokens={}
     )
 
-    def encode(texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-        return _flat(encoding.encode_ordinary_batch(list(texts)))
+    def encode(texts: Texts) -> tuple[np.ndarray, np.ndarray]:
+        return _flat(encoding.encode_ordinary_batch(_listed(texts)))
 
     return Encoder("tiktoken", importlib.metadata.version("tiktoken"), encode)
 
@@ -107,22 +141,27 @@ MAKERS: dict[str, Callable[[Path], Encoder]] = {
 }  # fmt: skip
 
 
-def choose(wanted: str, path: Path, sample: Sequence[str]) -> tuple[Encoder, list[str]]:
+def choose(
+    wanted: str, path: Path, sample: Sequence[str], known: Encoder | None = None, after: str = ""
+) -> tuple[Encoder, list[str]]:
     """The fastest encoder whose ids are right on ``sample`` and on hard texts, and remarks on those passed over.
 
     Args:
         wanted: ``auto``, or the name of one encoder.
         path: ``tokenizer.json``.
         sample: texts of the file to be encoded.
+        known: the reference, where it is loaded already.
+        after: an encoder that was found wrong; only slower ones are left.
 
     Raises:
         HanseError: the encoder asked for by name cannot be used.
     """
     added = [token["content"] for token in read_json(path, "tokenizer")["added_tokens"] if not token["special"]]
-    texts = [*sample, *HARD_TEXTS, *(f"a {token} b{token}{token}" for token in added), *_mixed(sample)]
-    expected = with_tokenizers(path).encode(texts)
+    texts = [*sample, *HARD_TEXTS, *(f"a {token} b{token}{token}" for token in added), *mixed(sample)]
+    expected = (known or with_tokenizers(path)).encode(texts)
     remarks: list[str] = []
-    for name in MAKERS if wanted == "auto" else [wanted]:
+    names = list(MAKERS)[list(MAKERS).index(after) + 1 if after else 0 :]
+    for name in names if wanted == "auto" else [wanted]:
         why = ""
         try:
             encoder = MAKERS[name](path)
@@ -152,11 +191,33 @@ def difference(
     return f"other ids than tokenizers for {len(wrong)} of {len(texts)} texts, e.g. {wrong[0][:40]!r}" if wrong else ""
 
 
-def _mixed(sample: Sequence[str], number: int = 64) -> list[str]:
+def mixed(sample: Sequence[str], number: int = 64) -> list[str]:
     """Random strings over the characters of the sample, spaces, digits and signs: what nobody thought of."""
     rng = random.Random(0)
     letters = "".join(sorted(set("".join(sample)))) + "  \n\n\t'’-0123456789"
     return ["".join(rng.choices(letters, k=rng.randint(1, 200))) for _ in range(number)]
+
+
+def text_bytes(texts: pa.Array) -> tuple[np.ndarray, np.ndarray]:
+    """(offsets, data): int64 (B + 1,), and the UTF-8 of all texts as bytes; text n is ``data[offsets[n] : ...]``."""
+    wide = pa.types.is_large_string(texts.type)
+    assert wide or pa.types.is_string(texts.type)
+    assert not texts.null_count
+    _, offsets, data = texts.buffers()
+    if not len(texts):
+        return np.zeros(1, dtype=np.int64), np.empty(0, dtype=np.uint8)
+    size = 8 if wide else 4
+    where = np.frombuffer(offsets, f"<i{size}", len(texts) + 1, size * texts.offset).astype(np.int64)
+    held = np.frombuffer(data, np.uint8) if data is not None else np.empty(0, dtype=np.uint8)
+    return where - where[0], held[where[0] : where[-1]]
+
+
+def _listed(texts: Texts) -> list[str]:
+    return texts.to_pylist() if isinstance(texts, pa.Array) else list(texts)
+
+
+def _array(texts: Texts) -> pa.Array:
+    return texts if isinstance(texts, pa.Array) else pa.array(texts, pa.large_string())
 
 
 def _flat(ids: list[list[int]]) -> tuple[np.ndarray, np.ndarray]:

@@ -11,9 +11,10 @@ A sequence is a document here (D = S + 1); a file that splits documents into sev
 
 from __future__ import annotations
 
+import hashlib
 import os
 import struct
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -42,6 +43,7 @@ DTYPES: dict[int, np.dtype] = {
 }
 CODES = {dtype: code for code, dtype in DTYPES.items()}
 FORMAT = "hanse.shards/1"
+SPLITS = ("train", "validation")
 BIN, INDEX, SIDECAR = ENDINGS = (".bin", ".idx", ".docs.parquet")
 
 
@@ -63,13 +65,25 @@ class ShardWriter:
         prefix.parent.mkdir(parents=True, exist_ok=True)
         self._partial = beside(prefix, BIN + PARTIAL)
         self._file = self._partial.open("wb")
-        self.lengths: list[int] = []
+        self._hash = hashlib.sha256()
+        self._lengths: list[np.ndarray] = []
 
     def add(self, ids: np.ndarray) -> None:
         """Append one document: a 1-D array of ids, its end-of-document id included."""
+        self.extend(ids, np.array([len(ids)]))
+
+    def extend(self, ids: np.ndarray, lengths: np.ndarray) -> None:
+        """Append documents: their ids back to back, and how many each has, its end-of-document id included."""
         assert not len(ids) or (ids.min() >= 0 and ids.max() <= np.iinfo(self.dtype).max), "ids beyond the dtype"
-        self._file.write(np.ascontiguousarray(ids, dtype=self.dtype).tobytes())
-        self.lengths.append(len(ids))
+        data = np.ascontiguousarray(ids, dtype=self.dtype).data.cast("B")
+        self._file.write(data)
+        self._hash.update(data)
+        self._lengths.append(lengths.astype("<i4"))
+
+    @property
+    def sha256(self) -> str:
+        """Of the ``.bin`` so far."""
+        return self._hash.hexdigest()
 
     def __enter__(self) -> ShardWriter:
         return self
@@ -85,14 +99,15 @@ class ShardWriter:
         os.fsync(self._file.fileno())
         self._file.close()
         with atomic_file(beside(self.prefix, INDEX)) as partial:
-            partial.write_bytes(index_bytes(self.lengths, self.dtype))
+            lengths = np.concatenate([np.empty(0, dtype="<i4"), *self._lengths])
+            partial.write_bytes(index_bytes(lengths, self.dtype))
         self._partial.replace(beside(self.prefix, BIN))
         fsync_folder(self.prefix.parent)
 
 
-def index_bytes(lengths: Iterable[int], dtype: np.dtype) -> bytes:
+def index_bytes(lengths: Sequence[int] | np.ndarray, dtype: np.dtype) -> bytes:
     """The content of an ``.idx`` for documents of these lengths (tokens), one sequence a document."""
-    sizes = np.asarray(list(lengths), dtype="<i4")
+    sizes = np.asarray(lengths, dtype="<i4")
     offsets = np.zeros(len(sizes), dtype="<i8")
     np.cumsum(sizes[:-1].astype("<i8") * dtype.itemsize, out=offsets[1:])
     documents = np.arange(len(sizes) + 1, dtype="<i8")

@@ -6,51 +6,32 @@ One shard a language and split. Every document is its tokens and one end-of-docu
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import Any
 
 import numpy as np
-import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from tokenizers import Tokenizer
 
 from common.configuration import same_again
 from common.errors import HanseError
-from common.files import sha256_file
 from common.folders import replaced_folder, restore
 from common.terminal import Progress, count, next_step, say, table
+from data_pipelines.adopt import adopt_all, identity
 from data_pipelines.config import TokenizeConfig
-from data_pipelines.encoders import Encoder, choose
+from data_pipelines.encoders import Encoder, choose, reference
 from data_pipelines.manifest import CorpusManifest
-from data_pipelines.shards import (
-    ENDINGS,
-    FORMAT,
-    SIDECAR,
-    ShardEntry,
-    ShardsManifest,
-    ShardWriter,
-    beside,
-    token_dtype,
-)
+from data_pipelines.packing import PackingManifest, make_plan
+from data_pipelines.parity import OtherIdsError, Parity, text_bytes
+from data_pipelines.shards import FORMAT, SPLITS, ShardEntry, ShardsManifest, token_dtype
+from data_pipelines.split_shard import SplitShard, with_ends
 from data_pipelines.tokenizer import described_sha256, token_byte_lengths, tokenizer_sha256
 
-SPLITS = ("train", "validation")
 COLUMNS = ["id", "text", "source", "license", "language", "url", "split"]
-READ_ROWS = 64
-TABLE_ROWS = 10_000
-DOCUMENTS = pa.schema(
-    [
-        ("document", pa.int64()),  # number within the shard
-        *((name, pa.string()) for name in ("id", "source", "license", "language", "url")),
-        ("bytes", pa.int64()),  # of UTF-8 text
-        ("token_start", pa.int64()),  # within the shard's .bin
-        ("token_end", pa.int64()),  # behind the end-of-document id
-    ]
-)
+LEAST_ROWS, MOST_ROWS = 64, 100_000  # read at once, whatever the size of a text
 
 
 @dataclass(frozen=True)
@@ -62,22 +43,39 @@ class LoadedTokenizer:
     vocabulary_size: int
     end_of_document_id: int
     byte_lengths: np.ndarray  # int64 (vocabulary_size,)
+    reference: Encoder  # with `tokenizers`
 
 
 def run(config: TokenizeConfig) -> None:
     """Write the shards, unless the same ones are there already."""
-    folder, corpus = Path(config.output), CorpusManifest.read(Path(config.corpus))
+    folder = Path(config.output)
+    corpus = None if config.adopt else CorpusManifest.read(Path(config.corpus))
+    root = corpus.merkle_root if corpus else identity(config)
     tokenizer = load(config)
     restore(folder)
-    manifest = _finished(folder, corpus, tokenizer)
+    manifest = _finished(folder, root, tokenizer)
     speeds: dict[str, float] = {}
     if manifest:
         say(f"{folder}/ holds these shards already: nothing to do (delete it to write them again)")
     else:
         with replaced_folder(folder, FORMAT) as partial:
-            manifest, speeds = _build(config, corpus, tokenizer, partial)
+            entries, encoders, speeds = (
+                _encode_all(config, corpus, tokenizer, partial) if corpus else adopt_all(config, tokenizer, partial)
+            )
+            manifest = ShardsManifest(
+                tokenizer_sha256=tokenizer.sha256,
+                vocabulary_size=tokenizer.vocabulary_size,
+                end_of_document_id=tokenizer.end_of_document_id,
+                encoder=encoders,
+                corpus_merkle_root=root,
+                shards=sorted(entries, key=lambda entry: SPLITS.index(entry.split)),
+                folder=partial,
+            )
+            manifest.write()
         say(f"wrote {folder}/ (Merkle root {manifest.merkle_root[:16]})")
     _show(config.name, manifest, speeds)
+    for length in config.packing_lengths:
+        show_plan(*make_plan(ShardsManifest.read(folder), length))
     next_step(f"hanse train {same_again(config.name)}")
 
 
@@ -97,17 +95,18 @@ def load(config: TokenizeConfig) -> LoadedTokenizer:
         raise HanseError(f"{path}: sha256 is {found}, but tokenizer_sha256 asks for {config.tokenizer_sha256}")
     lengths = token_byte_lengths(path)
     try:
-        end = Tokenizer.from_file(str(path)).token_to_id(config.end_of_document)
+        tokenizer = Tokenizer.from_file(str(path))
     except Exception as error:  # the library raises nothing finer
         raise HanseError(f"{path}: not a readable tokenizer ({error}); train one with 'hanse tokenizer'") from None
+    end = tokenizer.token_to_id(config.end_of_document)
     if end is None:
         raise HanseError(
             f"{path}: has no token {config.end_of_document!r}; set end_of_document to the one that ends a text"
         )
-    return LoadedTokenizer(path, found, len(lengths), end, lengths)
+    return LoadedTokenizer(path, found, len(lengths), end, lengths, reference(tokenizer))
 
 
-def _finished(folder: Path, corpus: CorpusManifest, tokenizer: LoadedTokenizer) -> ShardsManifest | None:
+def _finished(folder: Path, root: str, tokenizer: LoadedTokenizer) -> ShardsManifest | None:
     if not (folder / "manifest.json").is_file():
         return None
     try:
@@ -118,141 +117,83 @@ def _finished(folder: Path, corpus: CorpusManifest, tokenizer: LoadedTokenizer) 
         say(f"writing the shards again: {error}")
         return None
     made_of = (manifest.corpus_merkle_root, manifest.tokenizer_sha256, manifest.end_of_document_id)
-    return manifest if made_of == (corpus.merkle_root, tokenizer.sha256, tokenizer.end_of_document_id) else None
+    return manifest if made_of == (root, tokenizer.sha256, tokenizer.end_of_document_id) else None
 
 
-def _build(
+def _encode_all(
     config: TokenizeConfig, corpus: CorpusManifest, tokenizer: LoadedTokenizer, folder: Path
-) -> tuple[ShardsManifest, dict[str, float]]:
-    """Write all shards; also the MB/s at which each language was encoded."""
+) -> tuple[list[ShardEntry], str, dict[str, float]]:
+    """Write all shards of a corpus; also the encoders, and the MB/s at which each language was encoded."""
     entries: list[ShardEntry] = []
     used, speeds, dtype = [], {}, token_dtype(tokenizer.vocabulary_size)
     progress = Progress("tokenize", sum(tally.bytes_kept for tally in corpus.languages.values()), "B")
+    encoder, remarks = choose(config.encoder, tokenizer.path, [], tokenizer.reference)
     for language in corpus.kept_languages:
         path = corpus.documents(language)
-        # A new encoder for each file: gigatoken's cache of words grows without bound.
-        encoder, remarks = choose(config.encoder, tokenizer.path, _sample(path, config.parity_documents))
-        for remark in remarks:
-            say(f"{language}: passed over {remark}")
+        while True:
+            for remark in remarks:
+                say(f"{language}: passed over {remark}")
+            shards = [SplitShard(folder, split, language, dtype) for split in corpus.splits(language)]
+            before, seconds = progress.done, 0.0
+            try:
+                for size, spent in _write(path, shards, encoder, tokenizer, config):
+                    progress.advance(size, language)
+                    seconds += spent
+                break
+            except OtherIdsError as error:
+                progress.done, remarks = before, [f"{encoder.name}: {error}"]
+            if config.encoder != "auto":
+                raise HanseError(f"{path}: encoder {remarks[0]}; use encoder=auto")
+            encoder, more = choose("auto", tokenizer.path, [], tokenizer.reference, after=encoder.name)
+            remarks += more
+        remarks = []
         used.append(f"{encoder.name} {encoder.version}")
-        seconds, size = 0.0, 0
-        with ExitStack() as stack:
-            shards = {
-                split: stack.enter_context(SplitShard(folder, split, language, dtype))
-                for split in corpus.splits(language)
-            }
-            for batch in _batches(path, config.batch_megabytes * 10**6):
-                seconds += _encode(batch, encoder, tokenizer, shards)
-                size += sum(row["bytes"] for row in batch)
-                progress.advance(sum(row["bytes"] for row in batch), language)
-        entries += [shard.entry() for shard in shards.values()]
-        speeds[language] = size / 1e6 / max(seconds, 1e-9)
+        entries += [shard.entry() for shard in shards]
+        speeds[language] = sum(shard.bytes for shard in shards) / 1e6 / max(seconds, 1e-9)
     encoders = ", ".join(dict.fromkeys(used))
     say(f"encoded with {encoders}: ids equal to those of tokenizers on a sample of each file and on hard texts")
-    entries.sort(key=lambda entry: SPLITS.index(entry.split))
-    manifest = ShardsManifest(
-        tokenizer_sha256=tokenizer.sha256,
-        vocabulary_size=tokenizer.vocabulary_size,
-        end_of_document_id=tokenizer.end_of_document_id,
-        encoder=encoders,
-        corpus_merkle_root=corpus.merkle_root,
-        shards=entries,
-        folder=folder,
-    )
-    manifest.write()
-    return manifest, speeds
+    return entries, encoders, speeds
 
 
-def _encode(
-    batch: list[dict[str, Any]], encoder: Encoder, tokenizer: LoadedTokenizer, shards: dict[str, SplitShard]
-) -> float:
-    """Encode documents into the shards of their splits; seconds that the encoder took.
+def _write(
+    path: Path, shards: Sequence[SplitShard], encoder: Encoder, tokenizer: LoadedTokenizer, config: TokenizeConfig
+) -> Iterator[tuple[int, float]]:
+    """Encode a language's file into the shards of its splits; (bytes of text, seconds of the encoder), by batches.
 
     Raises:
+        OtherIdsError: the encoder's ids are not those of ``tokenizers``; nothing is left of the shards.
         HanseError: a document's tokens do not stand for as many bytes as it has.
     """
-    start = time.perf_counter()
-    ids, lengths = encoder.encode([row["text"] for row in batch])
-    seconds = time.perf_counter() - start
-    ends = np.cumsum(lengths)
-    for row, begin, end in zip(batch, ends - lengths, ends, strict=True):
-        tokens = ids[begin:end]
-        # Parity was seen on a sample; that nothing is lost is checked on every document.
-        if int(tokenizer.byte_lengths[tokens].sum()) != row["bytes"]:
-            raise HanseError(f"document {row['id']}: {encoder.name} loses text; use encoder=tokenizers")
-        shards[row["split"]].add(row, np.append(tokens, tokenizer.end_of_document_id))
-    return seconds
-
-
-def _batches(path: Path, batch_bytes: int) -> Iterator[list[dict[str, Any]]]:
-    """Rows of a corpus file with their ``bytes``, about ``batch_bytes`` of text at a time."""
-    batch: list[dict[str, Any]] = []
-    held = 0
-    for rows in pq.ParquetFile(path).iter_batches(READ_ROWS, columns=COLUMNS):
-        for row in rows.to_pylist():
-            row["bytes"] = len(row["text"].encode("utf-8"))
-            held += row["bytes"]
-            batch.append(row)
-        if held >= batch_bytes:
-            yield batch
-            batch, held = [], 0
-    if batch:
-        yield batch
-
-
-def _sample(path: Path, number: int) -> list[str]:
-    """``number`` texts spread evenly over a corpus file."""
     file = pq.ParquetFile(path)
-    rows = file.metadata.num_rows
-    wanted = set(np.linspace(0, rows - 1, min(number, rows)).astype(int).tolist())
-    texts, row = [], 0
-    for batch in file.iter_batches(READ_ROWS, columns=["text"]):
-        texts += [batch.column(0)[index].as_py() for index in range(len(batch)) if row + index in wanted]
-        row += len(batch)
-    return texts
+    parity = Parity(tokenizer.reference, config.parity_documents, file.metadata.num_rows)
+    with ExitStack() as stack:
+        for shard in shards:
+            stack.enter_context(shard)
+        for batch in file.iter_batches(rows_of(file, config.batch_megabytes * 10**6), columns=COLUMNS):
+            start = time.perf_counter()
+            ids, lengths = encoder.encode(batch["text"])
+            spent = time.perf_counter() - start
+            ends = np.cumsum(lengths, dtype=np.int64)
+            parity.check(batch["id"], batch["text"], ids, ends, encoder)
+            sizes = np.diff(text_bytes(batch["text"])[0])
+            # Parity is seen on a sample; that nothing is lost is checked on every document.
+            bytes_before = np.concatenate([[0], np.cumsum(tokenizer.byte_lengths[ids])])
+            wrong = np.flatnonzero(np.diff(bytes_before[np.concatenate([[0], ends])]) != sizes)
+            if len(wrong):
+                name = batch["id"][int(wrong[0])].as_py()
+                raise HanseError(f"document {name}: {encoder.name} loses text; use encoder=tokenizers")
+            closed = with_ends(ids, ends, tokenizer.end_of_document_id, shards[0].dtype)
+            for shard in shards:
+                shard.extend(batch, pc.equal(batch["split"], shard.split), closed, lengths + 1, sizes)
+            yield int(sizes.sum()), spent
 
 
-class SplitShard:
-    """The shard of one language and split, with its ``.docs.parquet``."""
-
-    def __init__(self, folder: Path, split: str, language: str, dtype: np.dtype):
-        self.name, self.split, self.language = f"{split}/{language}", split, language
-        self.prefix = folder / self.name
-        self.documents = self.tokens = self.bytes = 0
-        self._rows: list[dict[str, Any]] = []
-        self._shard = ShardWriter(self.prefix, dtype)
-        self._table = pq.ParquetWriter(beside(self.prefix, SIDECAR), DOCUMENTS, compression="zstd")
-
-    def add(self, row: dict[str, Any], ids: np.ndarray) -> None:
-        """Append a document: its corpus row with ``bytes``, and its ids with the end-of-document id."""
-        self._shard.add(ids)
-        place = {"document": self.documents, "token_start": self.tokens, "token_end": self.tokens + len(ids)}
-        self._rows.append({**{name: row[name] for name in DOCUMENTS.names if name in row}, **place})
-        self.documents += 1
-        self.tokens += len(ids)
-        self.bytes += row["bytes"]
-        if len(self._rows) >= TABLE_ROWS:
-            self._flush()
-
-    def entry(self) -> ShardEntry:
-        """What the manifest says of the closed shard."""
-        files = {ending: sha256_file(beside(self.prefix, ending)) for ending in ENDINGS}
-        return ShardEntry(self.name, self.split, self.language, self.documents, self.tokens, self.bytes, files)
-
-    def _flush(self) -> None:
-        self._table.write_table(pa.Table.from_pylist(self._rows, schema=DOCUMENTS))
-        self._rows = []
-
-    def __enter__(self) -> SplitShard:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if kind is None and self._rows:
-            self._flush()
-        self._table.close()
-        self._shard.__exit__(kind, error, trace)
+def rows_of(file: pq.ParquetFile, batch_bytes: int) -> int:
+    """Rows of a Parquet file that are some ``batch_bytes`` of its text."""
+    text = [name.partition(".")[0] for name in (column.path for column in file.schema)].index("text")
+    groups = [file.metadata.row_group(number) for number in range(file.metadata.num_row_groups)]
+    held = sum(group.column(text).total_uncompressed_size for group in groups)
+    return int(min(max(batch_bytes * file.metadata.num_rows // max(held, 1), LEAST_ROWS), MOST_ROWS))
 
 
 def _show(name: str, manifest: ShardsManifest, speeds: dict[str, float]) -> None:
@@ -266,3 +207,15 @@ def _show(name: str, manifest: ShardsManifest, speeds: dict[str, float]) -> None
     sums = [sum(getattr(shard, key) for shard in manifest.shards) for key in ("documents", "tokens", "bytes")]
     last = ["all", f"{sums[0]:,}", f"{sums[1]:,}", count(sums[2], "B"), f"{sums[2] / max(sums[1] - sums[0], 1):.3f}"]
     table(f"shards {name}", head, [*rows, [*last, *([""] if speeds else [])]], total=True)
+
+
+def show_plan(plan: PackingManifest, there: bool) -> None:
+    """Tell what a packing plan saves."""
+    say(f"{plan.folder}/ {'holds this plan already' if there else f'written (Merkle root {plan.merkle_root[:16]})'}")
+    one, rows = plan.sequence_length + 1, []
+    for entry in plan.plans:
+        padding = entry.padding / max(entry.bins * one, 1)
+        rows.append([entry.name, f"{entry.bins:,}", f"{entry.fragments / max(entry.bins, 1):.1f}", f"{padding:.3%}",
+                     f"{entry.cut:,}", f"{entry.cut_by_concatenation:,}"])  # fmt: skip
+    head = ["shard", "sequences", "fragments each", "padding", "longer documents", "others, cut without it"]
+    table(f"packed for sequences of {plan.sequence_length:,} tokens", head, rows)

@@ -19,6 +19,7 @@ PRECISIONS = ("auto", "bf16", "fp32")
 DETERMINISM = ("D0", "D1", "D2")
 ATTENTIONS = ("sdpa", "eager")
 MIXTURE_RULES = ("proportional", "temperature", "unimax")
+PACKINGS = ("concatenate", "best_fit")
 DECAYS = ("linear", "1-sqrt", "cosine")
 
 
@@ -29,6 +30,7 @@ class DataConfig:
     shards: str = MISSING
     tokenizer: str = MISSING
     sequence_length: int = MISSING
+    packing: str = "concatenate"
     mixture: dict[str, float] = field(default_factory=dict)
     mixture_rule: str = "proportional"
     temperature: float = 3.0
@@ -225,6 +227,7 @@ class TrainConfig:
             *one_of(self, "model.attention", ATTENTIONS),
             *one_of(self, "schedule.decay", DECAYS),
             *one_of(self, "data.mixture_rule", MIXTURE_RULES),
+            *one_of(self, "data.packing", PACKINGS),
             *self.data.problems(),
             *self.track.problems(),
             *self.energy.problems(),

@@ -187,7 +187,11 @@ def _drawn(
 ) -> dict[str, tuple[int, float | None]]:
     """{language: (tokens, epochs)} that the order of data has given in so many steps; {} where it cannot be told."""
     length = config.data.sequence_length
-    windows = windows_by_language(shards, length) if shards else dict.fromkeys(sorted(config.data.mixture), 0)
+    windows = (
+        windows_by_language(shards, length, config.data.packing)
+        if shards
+        else dict.fromkeys(sorted(config.data.mixture), 0)
+    )
     if not windows:
         return {}
     return {name: (samples * length, samples / windows[name] if windows[name] else None)

@@ -140,7 +140,7 @@ def mixture(train: TrainConfig, manifest: ShardsManifest) -> dict[str, Share]:
     Raises:
         HanseError: UniMax, and the text does not suffice.
     """
-    windows = windows_by_language(manifest, train.data.sequence_length)
+    windows = windows_by_language(manifest, train.data.sequence_length, train.data.packing)
     weights = weights_of(train.data, windows, train.samples)
     return shares(weights, drawn_in(train, windows, train.steps), windows)
 

@@ -15,12 +15,14 @@ from pathlib import Path
 import numpy as np
 
 from common.errors import HanseError
+from data_pipelines.packing import PackingManifest
 from data_pipelines.shards import ShardsManifest, TokenShard
 from train.config import TrainConfig
 from train.mixture import Mixture, weights_of
 
 IGNORED = -100  # label of a position whose next token belongs to another document (torch's ignore_index)
 ROUNDS = 6
+CONCATENATE = "concatenate"  # data.packing; the other one is best_fit (train/packed.py)
 
 
 class Permutation:
@@ -76,11 +78,20 @@ def windows_in(tokens: int, length: int) -> int:
     return max(tokens - 1, 0) // length
 
 
-def windows_by_language(manifest: ShardsManifest, length: int) -> dict[str, int]:
-    """{language: windows of training text, of ``length`` tokens}, in alphabetical order: the sources of the stream."""
+def windows_by_language(manifest: ShardsManifest, length: int, packing: str = CONCATENATE) -> dict[str, int]:
+    """{language: windows of training text, of ``length`` tokens}, in alphabetical order: the sources of the stream.
+
+    Raises:
+        HanseError: they are to be packed, and there is no plan for it.
+    """
     windows = dict.fromkeys(sorted(entry.language for entry in manifest.of("train")), 0)
+    plans = (
+        {}
+        if packing == CONCATENATE
+        else {plan.name: plan.bins for plan in PackingManifest.read(manifest, length).plans}
+    )
     for entry in manifest.of("train"):
-        windows[entry.language] += windows_in(entry.tokens, length)
+        windows[entry.language] += plans[entry.name] if plans else windows_in(entry.tokens, length)
     return windows
 
 
@@ -142,7 +153,8 @@ class MicroBatch:
 
     Attributes:
         input_ids, labels, positions, documents: (B, L). ``labels[b, t]`` is the next token, or IGNORED where that
-            belongs to another document; ``positions`` start at 0 in each document; equal ``documents`` may attend.
+            belongs to another document or is padding; ``positions`` start at 0 in each document; equal ``documents``
+            may attend; padding has -1.
         sources: (B,) number of each sequence's source.
         packed: whether any sequence holds more than one document.
     """
@@ -159,7 +171,7 @@ def pack(windows: Sequence[tuple[np.ndarray, np.ndarray]], sources: Sequence[int
     """Windows of ``length + 1`` ids -> a micro-batch."""
     ids, documents = (np.stack(part) for part in zip(*windows, strict=True))
     inside = documents[:, :-1]
-    labels = np.where(inside == documents[:, 1:], ids[:, 1:], IGNORED)
+    labels = np.where((inside == documents[:, 1:]) & (inside >= 0), ids[:, 1:], IGNORED)
     places = np.broadcast_to(np.arange(inside.shape[1]), inside.shape)
     starts = np.where(np.diff(inside, axis=1, prepend=-1) != 0, places, 0)
     positions = places - np.maximum.accumulate(starts, axis=1)
@@ -245,9 +257,17 @@ def steps_of(samples: np.ndarray, global_batch: int, skipped: Sequence[tuple[int
 
 
 def open_sources(
-    manifest: ShardsManifest, split: str, length: int, seed: int, *, hashes: bool = False
+    manifest: ShardsManifest, split: str, length: int, seed: int, *, hashes: bool = False, packing: str = CONCATENATE
 ) -> dict[str, Source]:
-    """The sources of a split by language, in alphabetical order."""
+    """The sources of a split by language, in alphabetical order.
+
+    Raises:
+        HanseError: a file is not the one that was described; or there is no plan to pack by.
+    """
+    if packing != CONCATENATE:
+        from train.packed import open_packed
+
+        return open_packed(manifest, length, seed, hashes=hashes)
     languages = sorted({entry.language for entry in manifest.of(split)})
     return {
         language: Source(
@@ -290,7 +310,7 @@ def open_stream(manifest: ShardsManifest, config: TrainConfig, *, hashes: bool =
         HanseError: the mixture names a language that is not there, or one with less than a window of text.
     """
     length = config.data.sequence_length
-    sources = open_sources(manifest, "train", length, config.seed, hashes=hashes)
+    sources = open_sources(manifest, "train", length, config.seed, hashes=hashes, packing=config.data.packing)
     unknown = sorted(set(config.data.mixture) - set(sources))
     if unknown:
         raise HanseError(f"data.mixture: no training shards for {', '.join(unknown)} in {manifest.folder}; "

@@ -211,7 +211,7 @@ def _consumed(evidence: Evidence, lineage: Lineage, corpora: Corpora) -> None:
             reason = f"the configuration of {segment.name} is not here"
             return evidence.miss(("training.tokens_by_language", "training.epochs_by_language"), reason)
         corpus, length = corpora.by_run[segment.identity], segment.config.data.sequence_length
-        there = windows_by_language(corpus.shards, length)
+        there = windows_by_language(corpus.shards, length, segment.config.data.packing)
         for name, samples in drawn_in(segment.config, there, segment.step, segment.skipped).items():
             total[name] += samples * length
             drawn[name] += samples

@@ -86,7 +86,7 @@ def test_the_manifest_names_what_the_shards_were_made_of(tiny_data):
 
 
 def test_encoders_and_batches_do_not_change_a_byte(write, data, tiny_data, monkeypatch):
-    monkeypatch.setattr(tokenize, "READ_ROWS", 7)
+    monkeypatch.setattr(tokenize, "LEAST_ROWS", 7)
     expected = contents(tiny_data / "shards")  # by gigatoken, in one batch
     for encoder in ("tokenizers", "tiktoken"):
         manifest = write(encoder=encoder, batch_megabytes=0)  # seven documents at a time
@@ -207,6 +207,37 @@ def test_an_encoder_that_loses_text_beyond_the_sample_is_caught(write, data, mon
     assert french == 46
     with pytest.raises(HanseError, match=r"document text_fr:.*: gigatoken loses text; use encoder=tokenizers"):
         write(parity_documents=1)
+
+
+def test_wrong_ids_found_on_the_way_write_the_file_again_with_the_next_encoder(
+    write, data, tiny_data, monkeypatch, capsys
+):
+    """One character in one document of one language, far behind the sample's first: nothing of it stays."""
+
+    def shifted(path):
+        real = encoders.with_tokenizers(path)
+
+        def encode(texts):
+            ids, lengths = real.encode(texts)
+            ends = np.cumsum(lengths)
+            for text, end in zip(texts, ends, strict=True):
+                ids[end - 1] ^= "ß" in str(text) and len(texts) < 1000
+            return ids, lengths
+
+        return encoders.Encoder("gigatoken", "0", encode)
+
+    monkeypatch.setattr(encoders, "HARD_TEXTS", ["a"])
+    monkeypatch.setitem(encoders.MAKERS, "gigatoken", shifted)
+    manifest = write(parity_documents=1)
+    out = capsys.readouterr().out
+    assert "de: passed over gigatoken: other ids than tokenizers for 1 of " in out
+    assert "fr: passed over" not in out
+    assert manifest.encoder.startswith("gigatoken 0, tiktoken ")
+    assert manifest.merkle_root == ShardsManifest.read(tiny_data / "shards").merkle_root
+    shutil.rmtree(data / "shards")
+    with pytest.raises(HanseError, match=r"de\.parquet: encoder gigatoken: other ids .*; use encoder=auto"):
+        write(parity_documents=1, encoder="gigatoken")
+    assert sorted(path.name for path in data.iterdir() if path.name.startswith("shards")) == []
 
 
 @pytest.mark.slow

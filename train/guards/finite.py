@@ -139,6 +139,9 @@ def documents_of(stream: Stream, sample: int) -> str:
     source, window = stream.sample(sample)
     held = stream.sources[source]
     _, documents = held.window(window)
-    numbers = np.unique(documents)
+    numbers = [number for number in np.unique(documents).tolist() if number >= 0]
     shard, _ = held.place(window)
-    return f"sample {sample} ({held.name}: {shard.prefix.name}, documents {numbers[0]} to {numbers[-1]})"
+    told = ", ".join(map(str, numbers))
+    if numbers == list(range(numbers[0], numbers[-1] + 1)):
+        told = f"{numbers[0]} to {numbers[-1]}"
+    return f"sample {sample} ({held.name}: {shard.prefix.name}, documents {told})"

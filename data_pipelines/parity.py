@@ -1,0 +1,112 @@
+"""Are the ids that were written those of ``tokenizers``? Looked at while a file is encoded, on the ids themselves.
+
+Encoding every text twice would cost thirty times what the fast encoder takes, so it is a sample:
+
+- documents chosen by the hash of their ids, ``parity_documents`` of a file, whole. A fault that strikes a share p of
+  the documents goes unseen with probability (1 - p) ^ parity_documents.
+- the first places of every block of 64 code points that the file holds, with some text around: what strikes only a
+  rare script, sign or emoji is seen however rare it is, unless it needs a certain neighbour.
+- random strings over the characters of the first documents chosen.
+
+The encoder has already been compared on texts where encoders are known to differ (:func:`encoders.choose`), and that
+tokens stand for exactly the bytes of the text is checked on every document.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pyarrow as pa
+
+from data_pipelines.encoders import Encoder, difference, mixed, text_bytes
+
+BLOCK_BITS = 6
+AROUND_BYTES = 100  # on either side of a character of a block that is new
+MIX = np.uint64(0x9E3779B97F4A7C15)  # odd, of no pattern: 2^64 / golden ratio
+
+
+class OtherIdsError(Exception):
+    """An encoder's ids are not those of ``tokenizers``; says on which texts."""
+
+
+class Parity:
+    """The comparison of one file's ids; ``reference`` is ``tokenizers``, ``rows`` the documents of the file."""
+
+    def __init__(self, reference: Encoder, documents: int, rows: int):
+        self.reference, self.chosen = reference, 0
+        self._below = np.uint64(min(documents / max(rows, 1), 1.0) * (2**64 - 2**11))
+        self._seen = np.zeros((0x110000 >> BLOCK_BITS) + 1, dtype=bool)
+
+    def check(self, names: pa.Array, texts: pa.Array, ids: np.ndarray, ends: np.ndarray, encoder: Encoder) -> None:
+        """Compare what ``encoder`` made of the next documents.
+
+        Args:
+            names: their ids, B strings; ``texts``: B strings.
+            ids: their tokens, back to back; ``ends``: int64 (B,), where in ``ids`` each ends.
+
+        Raises:
+            OtherIdsError: something differs.
+        """
+        if encoder.name == self.reference.name:
+            return
+        places = np.flatnonzero(hashes(names) < self._below)
+        if not self.chosen and not len(places):
+            places = np.arange(min(1, len(names)))
+        if len(places):
+            whole = texts.take(pa.array(places)).to_pylist()
+            parts = [ids[(ends[place - 1] if place else 0) : ends[place]] for place in places]
+            found = np.concatenate(parts), np.array([len(part) for part in parts])
+            self._compare(whole, found)
+            if not self.chosen:
+                strange = mixed(whole)
+                self._compare(strange, encoder.encode(strange))
+        self.chosen += len(places)
+        rare = self._rare(texts)
+        if rare:
+            self._compare(rare, encoder.encode(rare))
+
+    def _compare(self, texts: list[str], found: tuple[np.ndarray, np.ndarray]) -> None:
+        told = difference(self.reference.encode(texts), found, texts)
+        if told:
+            raise OtherIdsError(told)
+
+    def _rare(self, texts: pa.Array) -> list[str]:
+        """Text around the first and the last character here of every block that came before in no batch."""
+        offsets, data = text_bytes(texts)
+        starts = np.flatnonzero(data >= 0xC2)  # of characters beyond ASCII
+        if not len(starts):
+            return []
+        blocks = _blocks(data, starts)
+        new = np.flatnonzero(~self._seen[blocks])
+        if not len(new):
+            return []
+        held, first = np.unique(blocks[new], return_index=True)
+        last = len(new) - 1 - np.unique(blocks[new][::-1], return_index=True)[1]
+        self._seen[held] = True
+        found = []
+        for place in starts[new[np.unique(np.concatenate([first, last]))]].tolist():
+            document = int(np.searchsorted(offsets, place, side="right")) - 1
+            begin = max(place - AROUND_BYTES, int(offsets[document]))
+            end = min(place + AROUND_BYTES, int(offsets[document + 1]))
+            found.append(data[begin:end].tobytes().decode("utf-8", "ignore"))  # characters cut at the rims are left out
+        return found
+
+
+def _blocks(data: np.ndarray, starts: np.ndarray) -> np.ndarray:
+    """Number of the block (code point / 64) of the characters that begin at ``starts``; ``data`` is UTF-8."""
+    lead, second = data[starts].astype(np.int32), data[starts + 1].astype(np.int32) & 0x3F
+    blocks = np.where(lead < 0xE0, lead & 0x1F, (lead & 0x0F) << 6 | second)
+    wide = np.flatnonzero(lead >= 0xF0)  # four bytes
+    third = data[starts[wide] + 2].astype(np.int32) & 0x3F
+    blocks[wide] = (lead[wide] & 0x07) << 12 | second[wide] << 6 | third
+    return blocks
+
+
+def hashes(names: pa.Array) -> np.ndarray:
+    """uint64 of each string, of its last eight bytes: an id ends with a hash of the text."""
+    offsets, data = text_bytes(names)
+    padded = np.concatenate([np.zeros(8, dtype=np.uint8), data])
+    tails = np.lib.stride_tricks.sliding_window_view(padded, 8)[offsets[1:]]
+    keys = np.ascontiguousarray(tails).view("<u8").ravel()
+    with np.errstate(over="ignore"):
+        keys = (keys ^ (keys >> np.uint64(32))) * MIX
+        return (keys ^ (keys >> np.uint64(29))) * MIX

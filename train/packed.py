@@ -1,0 +1,78 @@
+"""Sequences of whole documents, as a best-fit packing plan puts them together (:mod:`data_pipelines.packing`)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from data_pipelines.packing import Bins, PackingManifest
+from data_pipelines.shards import ShardsManifest, TokenShard
+from train.stream import Source
+
+PADDING = -1  # document of a position that holds none
+
+
+class PackedSource(Source):
+    """A source whose windows are the bins of a plan: fragments of documents of one shard, then padding.
+
+    Every id but a document's first is a label exactly once an epoch.
+    """
+
+    def __init__(
+        self, name: str, shards: Sequence[TokenShard], bins: Sequence[Bins], seed: int = 0, end_of_document_id: int = 0
+    ):
+        super().__init__(name, shards, bins[0].length if bins else 1, seed)
+        self.bins, self.end_of_document_id = bins, end_of_document_id
+        self._ends = np.cumsum([len(one) for one in bins])
+        self.windows = int(self._ends[-1]) if len(bins) else 0
+
+    def window(self, number: int) -> tuple[np.ndarray, np.ndarray]:
+        """(ids, documents): int64 arrays of ``length + 1``; behind the last fragment ends of documents, and PADDING."""
+        which, row = self._bin(number)
+        shard, (starts, lengths) = self.shards[which], self.bins[which].fragments(row)
+        ids = np.full(self.length + 1, self.end_of_document_id, dtype=np.int64)
+        documents = np.full(self.length + 1, PADDING, dtype=np.int64)
+        ends = np.cumsum(lengths)
+        for start, length, end in zip(starts.tolist(), lengths.tolist(), ends.tolist(), strict=True):
+            ids[end - length : end] = shard.tokens[start : start + length]
+        numbers = np.searchsorted(shard.document_starts, starts, side="right") - 1
+        documents[: ends[-1]] = np.repeat(numbers, lengths)
+        return ids, documents
+
+    def targets(self, number: int) -> int:
+        """Labels that count in a window: all of a fragment but its first id."""
+        which, row = self._bin(number)
+        _, lengths = self.bins[which].fragments(row)
+        return int(lengths.sum()) - len(lengths)
+
+    def windows_of(self, prefix: Path, start: int, stop: int) -> np.ndarray:
+        """Numbers of the windows that hold, as an input or a label, any of a shard's tokens ``start..stop``."""
+        which = next(index for index, shard in enumerate(self.shards) if shard.prefix == prefix)
+        return self.bins[which].holding(start, stop) + (int(self._ends[which - 1]) if which else 0)
+
+    def place(self, number: int) -> tuple[TokenShard, int]:
+        """The shard of a window, and the token at which its first fragment starts there."""
+        which, row = self._bin(number)
+        return self.shards[which], int(self.bins[which].fragments(row)[0][0])
+
+    def _bin(self, number: int) -> tuple[int, int]:
+        which = int(np.searchsorted(self._ends, number, side="right"))
+        return which, number - (int(self._ends[which - 1]) if which else 0)
+
+
+def open_packed(manifest: ShardsManifest, length: int, seed: int, *, hashes: bool = False) -> dict[str, Source]:
+    """The packed sources of the training split by language, in alphabetical order.
+
+    Raises:
+        HanseError: there is no plan for this length, or a file is not the one that was described.
+    """
+    plan, entries = PackingManifest.read(manifest, length), manifest.of("train")
+    found: dict[str, Source] = {}
+    for language in sorted({entry.language for entry in entries}):
+        mine = [entry for entry in entries if entry.language == language]
+        shards = [manifest.open(entry, hashes=hashes) for entry in mine]
+        bins = [plan.open(entry.name, shard) for entry, shard in zip(mine, shards, strict=True)]
+        found[language] = PackedSource(language, shards, bins, seed, manifest.end_of_document_id)
+    return found
