@@ -190,7 +190,8 @@ def expanded(
 ) -> tuple[dict[str, SourceConfig], list[str]]:
     """A source a language, ``NAME_LANGUAGE``, of each source that has ``codes``; the others as they are; problems.
 
-    ``languages``: of sources that do not name their own. In the texts of its settings ``{language}`` becomes the language and ``{code}`` what the source calls it.
+    ``languages``: of sources that do not name their own. In the texts of its settings ``{language}`` becomes the
+    language and ``{code}`` what the source calls it.
     """
     made: dict[str, SourceConfig] = {}
     problems = []
