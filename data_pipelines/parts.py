@@ -21,7 +21,7 @@ from data_pipelines.documents import document
 from data_pipelines.manifest import fingerprint
 from data_pipelines.packages import extract
 from data_pipelines.runner import Task
-from data_pipelines.sources import facts, find_files, inputs, read
+from data_pipelines.sources import facts, inputs, local_files, read
 
 
 @dataclass(frozen=True)
@@ -90,15 +90,16 @@ def _of_source(config: CorpusConfig, name: str, source: SourceConfig, decides: A
     known = {key: value for key, value in facts(source).items() if key != "check_language"}
     quality = quality_of(source.language, config.annotate)
     words = [*quality.stop_words, *quality.policy_phrases] if quality else None
-    for files in _grouped(source, config.part_megabytes * 10**6):
-        listed: list[Any] = [[str(file), size, changed] for file, size, changed in files] or inputs(source)
+    downloads = Path(config.downloads)
+    for files in _grouped(source, downloads, config.part_megabytes * 10**6):
+        listed: list[Any] = [[str(file), size, mark] for file, size, mark in files] or inputs(source, downloads)
         identity = fingerprint([name, known, listed, words, decides])
         stem = files[0][0].name.split(".")[0] if files else name
         part = Part(
             name,
             source,
             tuple(file for file, _, _ in files),
-            Path(config.downloads),
+            downloads,
             config.annotate,
             config.batch_megabytes * 10**6,
         )
@@ -106,20 +107,19 @@ def _of_source(config: CorpusConfig, name: str, source: SourceConfig, decides: A
         yield Planned(path, part, sum(size for _, size, _ in listed))
 
 
-def _grouped(source: SourceConfig, most_bytes: int) -> Iterator[list[tuple[Path, int, int]]]:
-    """(file, bytes, time of change) of neighbouring files of a source, in groups that are no larger than must be.
+def _grouped(source: SourceConfig, downloads: Path, most_bytes: int) -> Iterator[list[tuple[Path, int, Any]]]:
+    """(file, bytes, time of change or hash) of neighbouring files of a source, in groups no larger than they must be.
 
     One empty group where there are no files to list. A limit counts from the first file on, so its files stay together.
     """
-    group: list[tuple[Path, int, int]] = []
+    group: list[tuple[Path, int, Any]] = []
     held = 0
-    for file in find_files(source) if source.path else []:
-        found = file.stat()
-        if group and held + found.st_size > most_bytes and source.limit is None:
+    for file, size, mark in local_files(source, downloads):
+        if group and held + size > most_bytes and source.limit is None:
             yield group
             group, held = [], 0
-        group.append((file, found.st_size, found.st_mtime_ns))
-        held += found.st_size
+        group.append((file, size, mark))
+        held += size
     yield group
 
 
@@ -130,8 +130,8 @@ def _annotation(config: CorpusConfig) -> dict[str, Any]:
     snapshot = settings.pop("opt_out_snapshot")
     if snapshot:
         settings["opt_out"] = [_snapshot_hash(Path(snapshot)), CRAWLERS_DATE]
-    sets = config.annotate.evaluation_sets.items()
-    settings["evaluation_sets"] = [[name, facts(source), inputs(source)] for name, source in sets]
+    sets, downloads = config.annotate.evaluation_sets.items(), Path(config.downloads)
+    settings["evaluation_sets"] = [[name, facts(source), inputs(source, downloads)] for name, source in sets]
     return {"annotate": settings, "batch_megabytes": config.batch_megabytes, "tools": tools()}
 
 

@@ -16,8 +16,8 @@ from data_pipelines.dedup import Originals
 
 # In the order in which they are tried: a document is counted under the first that applies.
 REASONS = (
-    "malformed", "too_long", "broken_file", "empty", "too_short", "wrong_language", "license", "opt_out", "quality",
-    "evaluation", "duplicate", "near_duplicate",
+    "malformed", "too_long", "truncated", "broken_file", "empty", "too_short", "wrong_language", "license", "opt_out",
+    "quality", "evaluation", "duplicate", "near_duplicate",
 )  # fmt: skip
 
 

@@ -41,6 +41,7 @@ CRAWLERS = (
     "YandexAdditional",
 )  # fmt: skip
 TRAINING = ("train-ai", "ai-train", "train-genai")  # aipref now, Cloudflare, aipref's earlier drafts
+META_OBJECTION = re.compile(r"noai|tdm-reservation", re.IGNORECASE)
 HEAD = 1 << 16  # characters of a page in which <meta> is looked for
 SCHEMA = pa.schema([("opt_out", pa.string()), ("opt_out_reason", pa.string())])
 
@@ -212,11 +213,26 @@ def page_objection(headers: Mapping[str, str], html: str) -> str:
         return "header tdm-reservation"
     if _training_allowed(said.get("content-usage", "")) is False:
         return "header Content-Usage"
+    head = html[:HEAD]
+    if not META_OBJECTION.search(head):  # most pages: parsing takes a hundred times as long
+        return ""
     metas = _Metas()
-    metas.feed(html[:HEAD])
+    metas.feed(head)
     if any("noai" in re.split(r"[\s,]+", content) for content in metas.of("robots")):
         return "meta robots: noai"
     return "meta tdm-reservation" if "1" in metas.of("tdm-reservation") else ""
+
+
+def with_objections(columns: Mapping[str, pa.Array], objections: Sequence[str]) -> dict[str, pa.Array]:
+    """The columns of :data:`SCHEMA`, *deny* where a page itself objects, whatever was said of its site, if anything."""
+    verdicts, reasons = (
+        columns[name].to_pylist() if name in columns else [None] * len(objections) for name in SCHEMA.names
+    )
+    pairs = [
+        (DENY, said) if said else pair
+        for said, pair in zip(objections, zip(verdicts, reasons, strict=True), strict=True)
+    ]
+    return {name: pa.array([pair[place] for pair in pairs], pa.string()) for place, name in enumerate(SCHEMA.names)}
 
 
 class _Metas(HTMLParser):

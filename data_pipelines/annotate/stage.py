@@ -134,6 +134,8 @@ class Annotator:
         columns |= self._of_arrays(strings)
         if self.opt_out:
             columns |= _columns(self.opt_out.columns(one.url for one in documents))
+        if any(one.objection for one in documents):
+            columns |= opt_out.with_objections(columns, [one.objection for one in documents])
         missing = [pa.nulls(len(documents), kind) for kind in ANNOTATED.types]
         return pa.RecordBatch.from_arrays(list(map(columns.get, ANNOTATED.names, missing)), schema=ANNOTATED)
 

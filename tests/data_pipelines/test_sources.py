@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import lzma
 import sqlite3
 from pathlib import Path
 
@@ -35,6 +36,7 @@ def in_two(pack):
 
 PACKERS = {
     "jsonl": bytes,
+    "jsonl.xz": lzma.compress,
     "jsonl.gz": gzip.compress,
     "jsonl.zst": zstandard.ZstdCompressor().compress,
     "2.jsonl.gz": in_two(gzip.compress),
@@ -191,7 +193,7 @@ def test_a_local_folder_through_datasets(tmp_path, write_jsonl):
     assert [record.key for record in records(source)] == ["0", "1", "2", "3", "4"]
     source.hub.split, source.id_field, source.limit = "test", "name", 1
     assert [(record.key, record.fields) for record in records(source)] == [("n5", RECORDS[5])]
-    assert [entry[0] for entry in inputs(source)] == [
+    assert [entry[0] for entry in inputs(source, tmp_path)] == [
         str(tmp_path / "hub/test.jsonl"),
         str(tmp_path / "hub/train.jsonl"),
     ]
@@ -228,7 +230,7 @@ def test_nothing_to_read_is_said(tmp_path, local):
             records(local(tmp_path / path))
 
 
-@pytest.mark.parametrize("ending", ["jsonl.gz", "jsonl.zst", "txt.gz", "txt.zst", "parquet", "db"])
+@pytest.mark.parametrize("ending", ["jsonl.gz", "jsonl.zst", "jsonl.xz", "txt.gz", "txt.zst", "parquet", "db"])
 def test_a_truncated_file_gives_what_can_be_read_and_a_record_that_tells_of_it(tmp_path, local, ending):
     whole, path = tmp_path / f"whole.{ending}", tmp_path / f"cut.{ending}"
     reader, settings = {"jsonl": ("jsonl", {}), "txt": ("text", {"document_is": "line"}), "parquet": ("parquet", {}),
@@ -238,7 +240,7 @@ def test_a_truncated_file_gives_what_can_be_read_and_a_record_that_tells_of_it(t
     elif reader == "sqlite":
         database(whole, [("l", number, record["text"] * 20) for number, record in enumerate(RECORDS)])
     else:
-        whole.write_bytes(PACKERS["jsonl.gz" if ending.endswith("gz") else "jsonl.zst"](b"".join(LINES)))
+        whole.write_bytes(PACKERS[f"jsonl.{ending.split('.')[1]}"](b"".join(LINES)))
     expected = texts(local(whole, reader=reader, **settings))
     data = whole.read_bytes()
     path.write_bytes(data[: len(data) // 2])
@@ -293,3 +295,46 @@ def test_a_missing_column_is_refused_and_named(tmp_path, local):
     pq.write_table(pa.table({"body": ["x"], "n": [1]}), tmp_path / "data.parquet")
     with pytest.raises(HanseError, match=r"no column 'text' \(text_field\); it has body, n"):
         records(local(tmp_path, reader="parquet"))
+
+
+def test_only_the_records_that_are_wanted(tmp_path, local):
+    rows = [{"text": "a", "kind": "x", "score": 1.0}, {"text": "b", "kind": "y", "score": 3},
+            {"text": "c", "kind": "z"}, {"text": "d", "kind": "x", "score": 5}]  # fmt: skip
+    lines = [json.dumps(row).encode() + b"\n" for row in rows]
+    (tmp_path / "a.jsonl").write_bytes(b"".join(lines) + b"{\n")
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "a.parquet")
+    for reader in ("jsonl", "parquet"):
+        bad = [None] if reader == "jsonl" else []  # what cannot be read may be one of them: it is told
+        path = tmp_path / f"a.{reader}"
+        assert texts(local(path, reader=reader, where={"kind": "x"})) == ["a", "d", *bad]
+        assert texts(local(path, reader=reader, where={"kind": ["x", "z"]})) == ["a", "c", "d", *bad]
+        assert texts(local(path, reader=reader, at_least={"score": 2.5})) == ["b", "d", *bad]
+        assert texts(local(path, reader=reader, where={"kind": "x"}, limit=1)) == ["a"]
+    assert texts(local(tmp_path / "a.jsonl", where={"absent": "x"})) == [None]
+    with pytest.raises(HanseError, match=r"no column 'absent' \(where, at_least\); it has text"):
+        texts(local(tmp_path / "a.parquet", reader="parquet", where={"absent": "x"}))
+
+
+def test_a_sample_is_drawn_by_the_key_and_a_larger_one_holds_a_smaller(write_jsonl, local):
+    path = write_jsonl("data.jsonl", RECORDS)
+    drawn = {share: {record.key for record in records(local(path, id_field="name", sample=share))}
+             for share in (0.1, 0.5, 1.0)}  # fmt: skip
+    assert len(drawn[1.0]) == 600
+    assert 30 < len(drawn[0.1]) < 95
+    assert drawn[0.1] < drawn[0.5] < drawn[1.0]
+    write_jsonl("data.jsonl", RECORDS[::-1])
+    assert {record.key for record in records(local(path, id_field="name", sample=0.1))} == drawn[0.1]
+
+
+def test_lines_with_columns_one_by_one_and_joined(tmp_path, local):
+    path = tmp_path / "a.tsv"
+    path.write_bytes('Été "un"\t1\tA\nzwei\t1\tA\nnur eine\ndrei\t1\tB\n\nvier\t2\tB\n'.encode())
+    source = local(path, reader="tsv", columns=["text", "day", "speaker"])
+    assert source.problems("s") == []
+    assert texts(source) == ['Été "un"', "zwei", None, "drei", "vier"]
+    assert [record.problem for record in records(source)][2] == "1 columns, not 3"
+    source.join_fields = ["day", "speaker"]
+    assert texts(source) == ['Été "un"\nzwei', None, "drei", "vier"]
+    assert records(source)[0].fields["speaker"] == "A"
+    joined = list(read(source, tmp_path, longest=40))
+    assert [record.fields.get("text") for record in joined] == ['Été "un"', "zwei", None, "drei", "vier"]  # too long
