@@ -28,7 +28,7 @@ VERBS = {
              "checkpoint -> Hugging Face folder that transformers loads"),
         Verb("generate", "train.verb_config:GenerateConfig", "train.generate:run",
              "checkpoint + prompts -> text"),
-        Verb("report", "train.verb_config:ReportConfig", "train.report:run",
+        Verb("report", "train.verb_config:ReportConfig", "train.report.verb:run",
              "run folder -> one self-contained HTML page"),
         Verb("launch", "launch.config:LaunchConfig", "launch.submit:run",
              "site + experiment -> a Slurm job that goes on until its tokens are used up"),

@@ -14,13 +14,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from common.charts import PALETTE, Bar, Bars, Chart, Series, Table, draw, fitted
 from common.errors import HanseError
 from common.files import read_json
 from common.terminal import count
 from data_pipelines.shards import ShardsManifest
 from data_pipelines.tokenizer import tokenizer_sha256
 from train import ledger
-from train.charts import PALETTE, Bar, Bars, Chart, Series, Table, draw, fitted
 from train.config import TrainConfig
 from train.data_table import data_table
 from train.run_folder import RunFolder, read_metrics
