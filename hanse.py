@@ -29,7 +29,7 @@ VERBS = {
         Verb("generate", "train.verb_config:GenerateConfig", "train.generate:run",
              "checkpoint + prompts -> text"),
         Verb("report", "train.verb_config:ReportConfig", "train.report.verb:run",
-             "run folder -> one self-contained HTML page"),
+             "run folder, or corpus -> one self-contained HTML page"),
         Verb("launch", "launch.config:LaunchConfig", "launch.submit:run",
              "site + experiment -> a Slurm job that goes on until its tokens are used up"),
         Verb("status", "launch.config:StatusConfig", "launch.watch:run",

@@ -112,12 +112,13 @@ class Chart:
 
 @dataclass(frozen=True)
 class Bar:
-    """One bar: its length in per cent of the longest, and its value as it is written."""
+    """One bar: its length in per cent of the longest, and its value as it is written; ``rest`` stands before it, pale."""
 
     name: str
     length: float
     label: str
     colour: int
+    rest: float = 0.0
 
 
 @dataclass(frozen=True)

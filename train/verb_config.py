@@ -133,14 +133,20 @@ class PlanConfig:
 class ReportConfig:
     """What ``hanse report`` takes."""
 
-    run: str = MISSING
-    output: str = MISSING
+    run: str | None = None
+    output: str | None = None
     shards: str | None = None
     corpus: str | None = None
+    tokenizer: str | None = None
 
     def problems(self) -> list[str]:
         """Everything wrong with the values, one line each."""
-        return run_problems(self.run)
+        if self.run is None and self.corpus is None:
+            return ["run: must be set (run=runs/NAME), or corpus=data/NAME for the page of a corpus"]
+        found = run_problems(self.run) if self.run is not None else []
+        if self.run is not None and self.tokenizer is not None:
+            found.append("tokenizer: only the page of a corpus asks for one; leave out run=... or tokenizer=...")
+        return found
 
 
 def _step_problems(step: int | None) -> list[str]:

@@ -99,6 +99,7 @@ def read_evidence(config: ReportConfig) -> Evidence:
     Raises:
         HanseError: its configuration, metrics, summary or a ledger is missing or not readable.
     """
+    assert config.run is not None
     folder = RunFolder(config.run)
     settings, summary = folder.read_config(), folder.path / "summary.json"
     shards = _there(Path(config.shards or settings.data.shards))

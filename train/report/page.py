@@ -25,7 +25,7 @@ from train.verb_config import ReportConfig
 def write(config: ReportConfig) -> None:
     """Write the page."""
     evidence = read_evidence(config)
-    output = Path(config.output)
+    output = Path(config.output) if config.output else evidence.folder.path / "report.html"
     write_text(output, page(evidence))
     evidence.folder.update_summary({"paths": {"report": str(output)}})
     validated = evidence.evaluations[-1]["evaluation"] if evidence.evaluations else {}
