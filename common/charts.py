@@ -112,7 +112,7 @@ class Chart:
 
 @dataclass(frozen=True)
 class Bar:
-    """One bar: its length in per cent of the longest, and its value as it is written; ``rest`` stands before it, pale."""
+    """One bar: its length in per cent of the longest, its value as it is written; ``rest`` stands before it, pale."""
 
     name: str
     length: float

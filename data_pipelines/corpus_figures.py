@@ -110,8 +110,8 @@ def stages(evidence: Evidence) -> Bars:
     drawn = [Bar("came in", 100, f"{whole:,}", 0)]
     for reason in filter(sums.__getitem__, REASONS):
         took, left = sums[reason], left - sums[reason]
-        drawn.append(Bar(reason.replace("_", " "), 100 * took / whole, f"\N{MINUS SIGN}{took:,} ({_share(took, whole)})", 2,
-                         100 * left / whole))  # fmt: skip
+        label = f"\N{MINUS SIGN}{took:,} ({_share(took, whole)})"
+        drawn.append(Bar(reason.replace("_", " "), 100 * took / whole, label, 2, 100 * left / whole))
     drawn.append(Bar("kept", 100 * left / max(whole, 1), f"{left:,} ({_share(left, whole)})", 3))
     return Bars("From what came in to what stays", "documents that each reason took, in this order", drawn)
 

@@ -24,7 +24,7 @@ def records(language: str) -> list[bytes]:
     rows += [{"text": f"{prose[2]} fin.", "url": "https://mirror.example/near"}]
     rows += [{"text": other[3] + " " + other[4], "url": "https://mirror.example/translated"}]
     rows += [{"text": f"{prose[5]} {prose[6]} {EMAIL}, IBAN {IBAN}.", "url": "https://contact.example/"}]
-    rows += [{"text": f"{HOSTILE} {EMAIL}", "url": "https://short.example/"}, {"text": "kurz"}]
+    rows += [{"text": f"{HOSTILE} {EMAIL}", "url": "https://short.example/"}, {"text": f"Mail: {EMAIL}"}]
     rows += [{"text": prose[7] + " " + prose[8], "url": f"https://no.example/{EMAIL}"}]
     rows += [{"text": f"{prose[9]} {HOSTILE} {prose[10]}", "url": "https://strange.example/"}]
     return [*(json.dumps(row).encode() for row in rows), b"{", b'{"text": 3}']
