@@ -16,6 +16,7 @@ from train.config import TrainConfig
 from train.data_table import corpus_of
 from train.energy.slurm import ask
 from train.energy.totals import EnergyTotals, energy_totals
+from train.evaluations import Saved, read_evaluations
 from train.run_folder import RunFolder, read_metrics
 from train.verb_config import ReportConfig
 
@@ -33,6 +34,8 @@ class Evidence:
     shards: ShardsManifest | None
     corpus: CorpusManifest | None
     energy: EnergyTotals
+    saved: list[Saved]  # what `hanse evaluate` wrote, by step
+    wrong: list[str]  # of evaluations that are not of this run's checkpoints
 
     @cached_property
     def steps(self) -> list[Record]:
@@ -77,6 +80,10 @@ class Evidence:
         """The same colour for a language in every chart; one for all where the palette is too small."""
         return 1 + self.languages.index(language) if len(self.languages) <= PALETTE else 1
 
+    @property
+    def colours_differ(self) -> bool:
+        return 1 < len(self.languages) <= PALETTE
+
     @cached_property
     def unigram(self) -> dict[str, float]:
         """Bits per byte of the unigram baseline, {} where it cannot be told.
@@ -105,6 +112,7 @@ def read_evidence(config: ReportConfig) -> Evidence:
     shards = _there(Path(config.shards or settings.data.shards))
     corpus = corpus_of(shards, Path(config.corpus) if config.corpus else None) if shards else None
     ask(folder)
+    saved, wrong = read_evaluations(folder)
     return Evidence(
         folder=folder,
         config=settings,
@@ -113,6 +121,8 @@ def read_evidence(config: ReportConfig) -> Evidence:
         shards=shards,
         corpus=corpus,
         energy=energy_totals(folder.path),
+        saved=saved,
+        wrong=wrong,
     )
 
 

@@ -15,7 +15,9 @@ from common.terminal import count, next_step, say
 from train import ledger
 from train.data_table import say_losses
 from train.energy.page import energy_line, energy_note, energy_rows
+from train.evaluations import with_task_scores
 from train.fairness import fairness, section
+from train.report.evaluated import evaluated
 from train.report.evidence import Evidence, read_evidence
 from train.report.panels import loss_chart, machine_charts, validation_panels
 from train.report.tables import data, events, files, headlines, machine, remarks, results, subtitle
@@ -59,13 +61,15 @@ def page(evidence: Evidence) -> str:
         fairness=section(
             fairness(
                 evidence.config,
-                evidence.records,
+                with_task_scores(evidence.records, evidence.saved),
                 evidence.shards,
                 evidence.last_step,
                 ledger.skipped(record for _, record in ledger.lines(evidence.folder.ledger)),
             ),
             {name: evidence.colour(name) for name in evidence.languages},
         ),
+        evaluated=evaluated(evidence),
+        legend={name: evidence.colour(name) for name in evidence.languages} if evidence.colours_differ else {},
         loss=loss_chart(evidence),
         charts=machine_charts(evidence),
         data=data(evidence),

@@ -73,7 +73,7 @@ def remarks(evidence: Evidence) -> list[str]:
     if evidence.shards is None:
         notes.append(f"The shards are not at {evidence.config.data.shards}: what only they tell is left out "
                      "(hanse report shards=... says where they are).")  # fmt: skip
-    return notes
+    return notes + evidence.wrong
 
 
 def results(evidence: Evidence) -> Table:
