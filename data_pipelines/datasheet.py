@@ -7,42 +7,26 @@ opinion.
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections import Counter
+from collections.abc import Sequence
 
-import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 import yaml
 
 from common.files import write_text
 from common.terminal import count
 from data_pipelines.annotate import personal_data
-from data_pipelines.annotate.opt_out_snapshot import origin_of
+from data_pipelines.counted import SHOWN, Example, Kept, Removed, excerpt, files_of
 from data_pipelines.manifest import CorpusManifest, Tally
 from data_pipelines.select import REASONS
 
-EXAMPLES = 3  # of each reason, of each language
 EXCERPT = 90  # characters of an example
 DOMAINS = 20
-SHOWN = {  # column: what it is; its 5th, 50th and 95th percentile are shown
-    "quality_characters": "characters",
-    "quality_words": "words",
-    "quality_mean_word_length": "mean word length",
-    "quality_stop_word_share": "share of stop words",
-    "quality_punctuated_lines": "lines that end a sentence",
-    "quality_duplicate_5_grams": "text in repeated runs of 5 words",
-    "language_score": "probability of the language",
-}
-NO_EXCERPT = ("opt_out", "license")  # whose text is not ours to show
 
 
 def write(manifest: CorpusManifest) -> None:
     """Write the page into the corpus's folder."""
-    kept = {language: _Counts.of(path) for language, path in _files(manifest, "documents")}
-    removed = {language: _examples(path) for language, path in _files(manifest, "removed")}
+    kept = {language: Kept.of(path, language) for language, path in files_of(manifest, "documents")}
+    removed = {language: Removed.of(path, language) for language, path in files_of(manifest, "removed")}
     sections = [
         _front_matter(manifest),
         f"# {manifest.name}\n",
@@ -63,52 +47,9 @@ def write(manifest: CorpusManifest) -> None:
         _distributions(kept),
         "## What was removed\n",
         _removed(manifest.languages),
-        *(_shown(language, rows) for language, rows in removed.items()),
+        *(_shown(language, one.examples) for language, one in removed.items()),
     ]
     write_text(manifest.folder / "README.md", "\n".join(sections))
-
-
-class _Counts:
-    """What is counted in the kept documents of one language; bytes are of text."""
-
-    def __init__(self) -> None:
-        self.licenses: Counter[str] = Counter()
-        self.domains: Counter[str] = Counter()
-        self.opt_out: Counter[str] = Counter()
-        self.personal_data: Counter[str] = Counter()
-        self.percentiles: dict[str, list[float]] = {}
-
-    @classmethod
-    def of(cls, path: Path) -> _Counts:
-        counts, kinds, values = cls(), personal_data.SCHEMA.names, defaultdict(list)
-        columns = ["text", "license", "url", "opt_out", *kinds, *SHOWN]
-        with pq.ParquetFile(path) as file:
-            for batch in file.iter_batches(columns=columns):
-                counts._add(batch, kinds)
-                for name in SHOWN:
-                    values[name].append(batch.column(name).drop_null().to_numpy(zero_copy_only=False))
-        for name, parts in values.items():
-            found = np.concatenate(parts)
-            if len(found):
-                counts.percentiles[name] = np.percentile(found, (5, 50, 95)).tolist()
-        return counts
-
-    def _add(self, batch: pa.RecordBatch, kinds: Sequence[str]) -> None:
-        size = pc.binary_length(batch.column("text")).to_pylist()
-        for name, holder in (("license", self.licenses), ("opt_out", self.opt_out)):
-            for value, number in zip(batch.column(name).to_pylist(), size, strict=True):
-                holder[value or "not asked"] += number
-        for url, number in zip(batch.column("url").to_pylist(), size, strict=True):
-            host = (origin_of(url) or "").partition("://")[2].removeprefix("www.")
-            self.domains[host or "none"] += number
-        for name in kinds:
-            self.personal_data[name.removeprefix(personal_data.PREFIX)] += pc.sum(batch.column(name)).as_py() or 0
-
-
-def _files(manifest: CorpusManifest, side: str) -> Iterator[tuple[str, Path]]:
-    for language in manifest.languages:
-        if f"{side}/{language}.parquet" in manifest.files:
-            yield language, manifest.folder / side / f"{language}.parquet"
 
 
 def _front_matter(manifest: CorpusManifest) -> str:
@@ -148,7 +89,7 @@ def _sources(manifest: CorpusManifest) -> str:
     return _table(head, rows, numbers=False)
 
 
-def _shares(what: str, kept: dict[str, _Counts], name: str, most: int | None = None) -> str:
+def _shares(what: str, kept: dict[str, Kept], name: str, most: int | None = None) -> str:
     """Bytes by value, the largest first, in each language."""
     total: Counter[str] = Counter()
     for one in kept.values():
@@ -159,16 +100,16 @@ def _shares(what: str, kept: dict[str, _Counts], name: str, most: int | None = N
     return _table([what, "bytes", *kept], rows) + left
 
 
-def _kinds(kept: dict[str, _Counts]) -> str:
+def _kinds(kept: dict[str, Kept]) -> str:
     names = [name for name in (one.removeprefix(personal_data.PREFIX) for one in personal_data.SCHEMA.names)
              if any(counts.personal_data[name] for counts in kept.values())]  # fmt: skip
     return _table(["kind", *kept], [[name, *(one.personal_data[name] for one in kept.values())] for name in names])
 
 
-def _distributions(kept: dict[str, _Counts]) -> str:
-    rows = [[what, *(" / ".join(f"{value:.3g}" if value < 1000 else f"{value:,.0f}" for value in one.percentiles[name])
-                     if name in one.percentiles else "" for one in kept.values())]
-            for name, what in SHOWN.items() if any(name in one.percentiles for one in kept.values())]  # fmt: skip
+def _distributions(kept: dict[str, Kept]) -> str:
+    rows = [[what, *(" / ".join(f"{value:.3g}" if value < 1000 else f"{value:,.0f}" for value in one.percentiles(name))
+                     if name in one.values else "" for one in kept.values())]
+            for name, what in SHOWN.items() if any(name in one.values for one in kept.values())]  # fmt: skip
     return _table(["5th, 50th, 95th percentile of documents", *kept], rows)
 
 
@@ -178,28 +119,7 @@ def _removed(tallies: dict[str, Tally]) -> str:
                                          for reason in reasons])  # fmt: skip
 
 
-def _examples(path: Path) -> list[dict[str, str]]:
-    """The first few removed documents of each reason."""
-    found: Counter[str] = Counter()
-    rows = []
-    with pq.ParquetFile(path) as file:
-        for batch in file.iter_batches(columns=["reason", "detail", "id", "text"]):
-            reasons = batch.column("reason")
-            for reason in pc.unique(reasons).to_pylist():
-                wanted = pc.indices_nonzero(pc.equal(reasons, reason))[: EXAMPLES - found[reason]]
-                found[reason] += len(wanted)
-                rows += pa.Table.from_batches([batch]).take(wanted).to_pylist()
-    return sorted(rows, key=lambda row: REASONS.index(row["reason"]))
-
-
-def _shown(language: str, rows: list[dict[str, str]]) -> str:
-    cells = []
-    for row in rows:
-        begins = "" if row["reason"] in NO_EXCERPT else _excerpt(row["text"])
-        cells.append([row["reason"], row["detail"], f"`{row['id']}`", begins])
+def _shown(language: str, examples: list[Example]) -> str:
+    cells = [[one.reason, one.detail, f"`{one.id}`", excerpt(one.text, EXCERPT).replace("<", "&lt;").replace("`", "'")]
+             for one in examples]  # fmt: skip
     return f"Examples, {language}:\n\n{_table(['reason', 'detail', 'document', 'begins'], cells, numbers=False)}"
-
-
-def _excerpt(text: str) -> str:
-    start = " ".join(text[: 2 * EXCERPT].split())[:EXCERPT]
-    return start.replace("<", "&lt;").replace("`", "'") + ("…" if len(text) > len(start) else "")

@@ -22,7 +22,7 @@ from common.errors import ConfigError, HanseError
 from common.files import inside, read_json, sha256_file, write_json
 from common.folders import replaced_folder, restore
 from common.terminal import Progress, count, next_step, say, table
-from data_pipelines import fertility, parity_bpe
+from data_pipelines import fertility, fertility_plot, parity_bpe
 from data_pipelines.config import TokenizerConfig
 from data_pipelines.manifest import CorpusManifest, fingerprint
 from data_pipelines.training_text import drawn_texts, train_bytes
@@ -49,6 +49,9 @@ def run(config: TokenizerConfig) -> None:
     _show(folder)
     if config.known:
         fertility.compare(config, folder, corpus)
+    plot = fertility_plot.write(folder, config.name)
+    if plot:
+        say(f"wrote {plot}: the same as a plot")
     next_step(f"hanse tokenize {same_again(config.name)}")
 
 

@@ -16,6 +16,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from common.files import read_json
 from common.terminal import count
 from train.data_table import corpus_of, data_table
+from train.evaluations import card_section
 from train.mixture import weights_of
 from train.run_folder import RunFolder, read_metrics
 from train.stream import windows_in
@@ -145,6 +146,7 @@ def card(trained: Trained, provenance: Mapping[str, Any]) -> str:
         dtype=provenance["dtype"],
         differences=provenance["max_abs_logit_difference"],
         transformers=provenance["tools"]["transformers"],
+        sections={"Tasks": card_section(trained.folder, trained.step)},
     ))  # fmt: skip
 
 

@@ -14,15 +14,16 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from common.charts import PALETTE, Bar, Bars, Chart, Series, Table, draw, fitted
 from common.errors import HanseError
 from common.files import read_json
 from common.terminal import count
 from data_pipelines.shards import ShardsManifest
 from data_pipelines.tokenizer import tokenizer_sha256
 from train import ledger
-from train.charts import PALETTE, Bar, Bars, Chart, Series, Table, draw, fitted
 from train.config import TrainConfig
 from train.data_table import data_table
+from train.evaluations import read_evaluations, with_task_scores
 from train.run_folder import RunFolder, read_metrics
 from train.stream import drawn_in, windows_by_language
 
@@ -160,7 +161,8 @@ def fairness_of(run: Path | str, shards: Path | str | None = None, step: int | N
         HanseError: the run's configuration or metrics are missing or not readable.
     """
     folder = RunFolder(run)
-    config, records = folder.read_config(), read_metrics(folder.metrics)
+    config = folder.read_config()
+    records = with_task_scores(read_metrics(folder.metrics), read_evaluations(folder)[0])
     done = max((record["step"] for record in records if "loss" in record), default=0)
     until = done if step is None else min(step, done)
     try:

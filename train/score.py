@@ -25,16 +25,18 @@ from common.files import sha256_file, write_json
 from common.terminal import Progress, count, next_step, say, table
 from data_pipelines.shards import SIDECAR, beside
 from data_pipelines.tokenizer import token_byte_lengths
+from train import harness
+from train.evaluations import FORMAT
+from train.generate import Prompt, generate
 from train.local_start import rank_of_local_start, start_ranks
 from train.model import PackedLanguageModel, model_inputs
 from train.ranks import find_place, torchrun_variables
 from train.stream import IGNORED, MicroBatch, open_sources, pack
-from train.tasks import Item, answer, next_sentence, summary
+from train.tasks import Item, answer, questions, summary
 from train.trained import Trained, open_trained
-from train.verb_config import EvaluateVerbConfig
+from train.verb_config import EvaluateVerbConfig, GenerateConfig
 
-FORMAT = "hanse.evaluation/1"
-SETTINGS = ("tokens_per_language", "tasks", "items_per_language", "seed")  # that decide what is measured
+SETTINGS = ("tokens_per_language", "tasks", "items_per_language", "lm_eval", "samples", "sample_tokens", "seed")
 
 
 @dataclass(frozen=True)
@@ -76,10 +78,16 @@ def _evaluate(config: EvaluateVerbConfig) -> int:
     from accelerate import PartialState
 
     state = PartialState(cpu=not torch.cuda.is_available())
-    trained = open_trained(config.run, config.step, config.shards, config.tokenizer)
+    trained = open_trained(config.run, config.step, config.shards, config.tokenizer, config.corpus)
     model = trained.model()
     nn.Module.to(model, state.device)
-    scores, found = losses(config, trained, model, state), tasks(config, trained, model, state)
+    scores = losses(config, trained, model, state)
+    asked = questions(trained, config.tasks, config.items_per_language, config.seed)
+    found = {
+        "tasks": tasks(asked, trained, model, state),
+        "lm_eval": in_harness(config, asked, trained, model, state),
+        "samples": samples(config, trained, model, state),
+    }
     if state.is_main_process:
         value = as_json(config, trained, scores, found)
         path = Path(config.output or trained.folder.path / f"evaluations/step-{trained.step:08d}.json")
@@ -157,14 +165,12 @@ def score_labels(model: PackedLanguageModel, batch: MicroBatch, device: torch.de
     return nll.cpu().numpy(), ((scores.argmax(2) == labels) & counts).cpu().numpy()
 
 
-def tasks(config: EvaluateVerbConfig, trained: Trained, model: nn.Module, state: Any) -> dict[str, dict[str, Any]]:
+def tasks(
+    asked: Mapping[str, Sequence[Item]], trained: Trained, model: nn.Module, state: Any
+) -> dict[str, dict[str, Any]]:  # fmt: skip
     """{task: {language: accuracy ...}}; a language with too little text for a task is left out."""
-    makers = {"next_sentence": next_sentence}
     found: dict[str, dict[str, Any]] = {}
-    for name in config.tasks:
-        work: list[Item] = []
-        for language in trained.validation_languages:
-            work += makers[name](trained, language, config.items_per_language, config.seed)
+    for name, work in asked.items():
 
         def do(item: Item) -> bool:
             return answer(trained, model, item, state.device) == item.answer
@@ -173,7 +179,46 @@ def tasks(config: EvaluateVerbConfig, trained: Trained, model: nn.Module, state:
         by_language: dict[str, list[bool]] = {}
         for item, one in zip(work, right, strict=True):
             by_language.setdefault(item.language, []).append(one)
-        found[name] = {language: summary(answers) for language, answers in by_language.items()}
+        choices = len(work[0].choices) if work else 0
+        found[name] = {language: summary(answers, choices) for language, answers in by_language.items()}
+    return found
+
+
+def in_harness(
+    config: EvaluateVerbConfig, asked: Mapping[str, Sequence[Item]], trained: Trained, model: nn.Module, state: Any
+) -> dict[str, Any]:  # fmt: skip
+    """What lm-eval makes of the checkpoint; {} where nothing was asked for."""
+    if not config.lm_eval:
+        return {}
+    folder = trained.folder.path / "evaluations/lm-eval"
+    if state.is_main_process:
+        harness.write_tasks(folder, asked)
+    if state.use_distributed:
+        state.wait_for_everyone()
+    folders = [folder, *([Path(config.lm_eval_folder)] if config.lm_eval_folder else [])]
+    lm = harness.harness_model(trained, model, state, shared_out)
+    return harness.run(lm, config.lm_eval, folders, None)
+
+
+def samples(config: EvaluateVerbConfig, trained: Trained, model: Any, state: Any) -> dict[str, list[dict[str, str]]]:
+    """{language: what the model writes after the first words of validation documents}; the same for the same seed."""
+    how = GenerateConfig(max_new_tokens=config.sample_tokens, seed=config.seed)
+    length, end = trained.config.data.sequence_length, trained.shards.end_of_document_id
+    work = []
+    for language in trained.validation_languages if config.samples else ():
+        for number in range(config.samples):
+            ids = trained.validation_document(language, config.seed + number)
+            words = trained.tokenizer.decode(ids.tolist()).split()[: how.prompt_words]
+            work.append(Prompt(" ".join(words), language))
+
+    def do(prompt: Prompt) -> str:
+        ids = trained.tokenizer.encode(prompt.text, add_special_tokens=False).ids[: length // 2]
+        written = generate(model, ids or [end], min(config.sample_tokens, length - max(len(ids), 1)), how, end)
+        return str(trained.tokenizer.decode(written))
+
+    found: dict[str, list[dict[str, str]]] = {}
+    for prompt, text in zip(work, shared_out(state, work, do, "samples"), strict=True):
+        found.setdefault(prompt.label, []).append({"prompt": prompt.text, "text": text})
     return found
 
 
@@ -185,12 +230,11 @@ def as_json(
     return {
         "format": FORMAT,
         "step": trained.step,
+        "checkpoint_merkle_root": trained.checkpoint.manifest["merkle_root"],
         "checkpoint_manifest_sha256": sha256_file(trained.checkpoint.folder / "manifest.json"),
         "data_merkle_root": trained.shards.merkle_root,
         "tokenizer_sha256": trained.shards.tokenizer_sha256,
-        "settings": {
-            key: getattr(config, key) for key in ("tokens_per_language", "tasks", "items_per_language", "seed")
-        },
+        "settings": {key: getattr(config, key) for key in SETTINGS},
         "languages": {
             language: total(one for (name, _), one in scores.items() if name == language).to_json()
             for language in languages
@@ -199,7 +243,7 @@ def as_json(
             language: {source: one.to_json() for (name, source), one in scores.items() if name == language}
             for language in languages
         },
-        "tasks": dict(found),
+        **found,
     }
 
 
@@ -213,10 +257,21 @@ def _show(value: Mapping[str, Any]) -> None:
     head = ["language", "bits/byte", "loss", "token accuracy", "labels", "bytes"]
     table(f"validation text after step {value['step']}", head, rows)
     for task, languages in value["tasks"].items():
+        if not languages:
+            say(
+                f"note: {task}: no language has the text for it"
+                + (" (titles in the corpus beside the shards; corpus=... says where)" if task == "description" else "")
+            )
+            continue
         rows = [[name, f"{one['accuracy']:.1%}", f"± {one['standard_error']:.1%}", one["items"]]
                 for name, one in languages.items()]  # fmt: skip
-        chance = next(iter(languages.values()))["chance"] if languages else 0
+        chance = next(iter(languages.values()))["chance"]
         table(f"\n{task} (guessing gives {chance:.0%})", ["language", "accuracy", "standard error", "items"], rows)
+    if value["lm_eval"]:
+        names = sorted({key for one in value["lm_eval"]["tasks"].values() for key in one} - {"num_fewshot", "items"})
+        rows = [[task, *(f"{one[key]:.4f}" if key in one else "" for key in names), one["items"]]
+                for task, one in value["lm_eval"]["tasks"].items()]  # fmt: skip
+        table(f"\nlm-eval {value['lm_eval']['version']}", ["task", *names, "items"], rows)
 
 
 if __name__ == "__main__":

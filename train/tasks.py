@@ -1,7 +1,10 @@
-"""Tasks made of the corpus's own validation text, one for all languages: no benchmark has to be downloaded.
+"""Tasks made of the corpus's own validation text, the same for all languages: no benchmark has to be downloaded.
 
-``next_sentence``: which of four sentences goes on a text? The other three come from other documents of the same
-language. What is asked depends on the seed and the text alone.
+``next_sentence``: which of four sentences goes on a text? The other three come from other documents of the language.
+``description``: which of four sentences is out of the document with this title? None shares a word with the title.
+``last_word``: the last word of a sentence, after all that comes before it in the text: right if no token is likelier.
+
+What is asked depends on the seed and the text alone. :mod:`train.harness` gives the same questions to lm-eval.
 """
 
 from __future__ import annotations
@@ -10,7 +13,7 @@ import hashlib
 import math
 import random
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -22,11 +25,17 @@ from train.trained import Trained
 CHOICES = 4
 SENTENCE = re.compile(r".+?[.!?…]+(?:\s?[»”\"])?(?=\s|$)", re.DOTALL)
 LEAST_CHARACTERS, MOST_CHARACTERS = 20, 300  # of a sentence that is asked for
+WORD = re.compile(r"[^\W\d_]{4,}")  # words that a title and a sentence could be matched by
+ENDS = '.!?…»”" '
+LAST_WORD = re.compile(r"\s[^\W\d_]{4,}$")
 
 
 @dataclass(frozen=True)
 class Item:
-    """A question: which of ``choices`` goes on ``context``; ``answer`` is the place of the right one."""
+    """A question: which of ``choices`` goes on ``context``; ``answer`` is the place of the right one.
+
+    One choice alone is a cloze: right where the model would have written it.
+    """
 
     language: str
     context: str
@@ -36,26 +45,84 @@ class Item:
 
 def next_sentence(trained: Trained, language: str, items: int, seed: int) -> list[Item]:
     """At most ``items`` questions of a language, at most one a document; [] where there is too little text."""
-    entry = next(entry for entry in trained.shards.of("validation") if entry.language == language)
-    texts = [trained.tokenizer.decode(trained.validation_document(language, number).tolist())
-             for number in range(entry.documents)]  # fmt: skip
+    texts = _texts(trained, language)
     cut = [sentences(text) for text in texts]
-    order = sorted(range(len(texts)), key=lambda number: hashlib.sha256(f"{seed}{texts[number]}".encode()).digest())
-    usable = {number: [one for one in cut[number][1:] if LEAST_CHARACTERS <= len(one) <= MOST_CHARACTERS]
-              for number in order}  # fmt: skip
+    usable = {number: _askable(cut[number][1:]) for number in _order(texts, seed)}
     found: list[Item] = []
-    for number in order:
-        others = [other for other in order if other != number and usable[other]]
-        if len(found) == items or not usable[number] or len(others) < CHOICES - 1:
+    for number, own in usable.items():
+        others = [other for other in usable if other != number and usable[other]]
+        if len(found) == items or not own or len(others) < CHOICES - 1:
             continue
         dice = random.Random(f"{seed} {texts[number]}")
-        right = dice.choice(usable[number])
+        right = dice.choice(own)
         context = " ".join(cut[number][: cut[number].index(right)])
         wrong = [dice.choice(usable[other]) for other in dice.sample(others, CHOICES - 1)]
-        answer = dice.randrange(CHOICES)
-        choices = [f" {one}" for one in (*wrong[:answer], right, *wrong[answer:])]
-        found.append(Item(language, context, tuple(choices), answer))
+        found.append(_item(language, context, right, wrong, dice))
     return found
+
+
+def description(trained: Trained, language: str, items: int, seed: int) -> list[Item]:
+    """At most ``items`` questions of a language, one a document; [] where the corpus is not here or has no titles."""
+    titles, texts = trained.validation_titles(language), _texts(trained, language)
+    named = [number for number in _order(texts, seed) if titles.get(number)]
+    cut = {number: _askable(sentences(texts[number])) for number in named}
+    found: list[Item] = []
+    for number in named:
+        title = titles[number]
+        apart = {other: [one for one in cut[other] if not _words(title) & _words(one)] for other in named}
+        others = [other for other in named if other != number and titles[other] != title and apart[other]]
+        if len(found) == items:
+            break
+        if apart[number] and len(others) >= CHOICES - 1:
+            dice = random.Random(f"{seed} {texts[number]}")
+            right = dice.choice(apart[number])
+            wrong = [dice.choice(apart[other]) for other in dice.sample(others, CHOICES - 1)]
+            found.append(_item(language, f"{title}:", right, wrong, dice))
+    return found
+
+
+def last_word(trained: Trained, language: str, items: int, seed: int) -> list[Item]:
+    """At most ``items`` clozes of a language, at most one a document."""
+    texts = _texts(trained, language)
+    items_found: list[Item] = []
+    for number in _order(texts, seed):
+        whole = sentences(texts[number])
+        cut = [one.rstrip(ENDS) for one in whole]
+        ends = {at: str(found[0]) for at, one in enumerate(cut) if at and (found := LAST_WORD.search(one))}
+        if ends and len(items_found) < items:
+            at = random.Random(f"{seed} {texts[number]}").choice(sorted(ends))
+            context = " ".join([*whole[:at], cut[at].removesuffix(ends[at])])
+            items_found.append(Item(language, context, (f" {ends[at].strip()}",), 0))
+    return items_found
+
+
+MAKERS: dict[str, Callable[[Trained, str, int, int], list[Item]]] = {
+    "next_sentence": next_sentence, "description": description, "last_word": last_word,
+}  # fmt: skip
+
+
+def _texts(trained: Trained, language: str) -> list[str]:
+    entry = next(entry for entry in trained.shards.of("validation") if entry.language == language)
+    return [trained.tokenizer.decode(trained.validation_document(language, number).tolist())
+            for number in range(entry.documents)]  # fmt: skip
+
+
+def _order(texts: Sequence[str], seed: int) -> list[int]:
+    """Numbers of the documents in the order in which they are asked about."""
+    return sorted(range(len(texts)), key=lambda number: hashlib.sha256(f"{seed}{texts[number]}".encode()).digest())
+
+
+def _askable(cut: Sequence[str]) -> list[str]:
+    return [one for one in cut if LEAST_CHARACTERS <= len(one) <= MOST_CHARACTERS]
+
+
+def _words(text: str) -> set[str]:
+    return set(WORD.findall(text.casefold()))
+
+
+def _item(language: str, context: str, right: str, wrong: Sequence[str], dice: random.Random) -> Item:
+    answer = dice.randrange(CHOICES)
+    return Item(language, context, tuple(f" {one}" for one in (*wrong[:answer], right, *wrong[answer:])), answer)
 
 
 def sentences(text: str) -> list[str]:
@@ -64,26 +131,59 @@ def sentences(text: str) -> list[str]:
 
 
 @torch.no_grad()
-def answer(trained: Trained, model: nn.Module, item: Item, device: torch.device) -> int:
-    """The choice that the model finds likeliest a byte, after as much of the context as it can take."""
-    length = trained.config.data.sequence_length
-    context = trained.tokenizer.encode(item.context, add_special_tokens=False).ids
-    whole = [trained.tokenizer.encode(item.context + one, add_special_tokens=False).ids for one in item.choices]
-    counted = [max(1, min(len(ids) - len(context), length - 1)) for ids in whole]
+def log_likelihoods(
+    trained: Trained, model: nn.Module, context: str, choices: Sequence[str], device: torch.device
+) -> list[tuple[float, bool]]:
+    """(log-probability in nats, whether the model would have written it) of each choice.
+
+    Each after as much of the context as the model can take; where there is none, after the end of a document.
+    """
+    end = [trained.shards.end_of_document_id] if not context else []
+    before = end or trained.tokenizer.encode(context, add_special_tokens=False).ids
+    whole = [end + trained.tokenizer.encode(context + one, add_special_tokens=False).ids for one in choices]
+    return of_tokens(model, whole, [len(ids) - len(before) for ids in whole], trained.config.data.sequence_length,
+                     device)  # fmt: skip
+
+
+@torch.no_grad()
+def of_tokens(
+    model: nn.Module, whole: Sequence[list[int]], counted: Sequence[int], length: int, device: torch.device
+) -> list[tuple[float, bool]]:
+    """(log-probability, whether each was the likeliest) of the last ``counted`` ids of each row of ``whole``.
+
+    Rows are cut from the left to ``length``, what the model was trained on in a row.
+    """
+    counts = [max(1, min(last, length - 1)) for last in counted]
     kept = [ids[-length:] for ids in whole]
     width = max(map(len, kept))
     padded = torch.tensor([ids + [0] * (width - len(ids)) for ids in kept], device=device)  # what follows is not seen
     scores = log_softmax(model(padded, use_cache=False).logits.float(), dim=-1)
-    totals = []
-    for row, (ids, last, text) in enumerate(zip(kept, counted, item.choices, strict=True)):
+    found = []
+    for row, (ids, last) in enumerate(zip(kept, counts, strict=True)):
         places = torch.arange(len(ids) - last, len(ids), device=device)
-        total = scores[row, places - 1, padded[row, places]].double().sum().item()
-        totals.append(total / len(text.encode("utf-8")))
+        own = scores[row, places - 1, padded[row, places]].double()
+        likeliest = bool((scores[row, places - 1].argmax(-1) == padded[row, places]).all())
+        found.append((own.sum().item(), likeliest))
+    return found
+
+
+def answer(trained: Trained, model: nn.Module, item: Item, device: torch.device) -> int:
+    """The choice that the model finds likeliest a byte; of a cloze 0 if it would have written it, else -1."""
+    found = log_likelihoods(trained, model, item.context, item.choices, device)
+    if len(found) == 1:
+        return 0 if found[0][1] else -1
+    totals = [total / len(text.encode("utf-8")) for (total, _), text in zip(found, item.choices, strict=True)]
     return max(range(len(totals)), key=totals.__getitem__)
 
 
-def summary(right: Sequence[bool]) -> dict[str, float]:
-    """Accuracy, its standard error (binomial), and what guessing gives."""
+def summary(right: Sequence[bool], choices: int = CHOICES) -> dict[str, float]:
+    """Accuracy, its standard error (binomial), and what guessing gives (0 for a cloze)."""
     share = sum(right) / len(right)
     return {"accuracy": share, "standard_error": math.sqrt(share * (1 - share) / len(right)), "items": len(right),
-            "chance": 1 / CHOICES}  # fmt: skip
+            "chance": 1 / choices if choices > 1 else 0.0}  # fmt: skip
+
+
+def questions(trained: Trained, names: Sequence[str], items: int, seed: int) -> Mapping[str, list[Item]]:
+    """{task: its items in every language that has enough text}."""
+    return {name: [item for language in trained.validation_languages
+                   for item in MAKERS[name](trained, language, items, seed)] for name in names}  # fmt: skip

@@ -7,27 +7,33 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 from tokenizers import Tokenizer
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 
 from common.errors import HanseError
-from data_pipelines.shards import ShardsManifest
+from data_pipelines.shards import SIDECAR, ShardsManifest, beside
 from data_pipelines.tokenizer import tokenizer_sha256
 from train.checkpoint import Checkpoint
 from train.config import TrainConfig
+from train.data_table import corpus_of
 from train.model import build_model
 from train.run_folder import RunFolder
 
 
 @dataclass(frozen=True)
 class Trained:
-    """A checkpoint whose hashes were checked, with the shards and the tokenizer that belong to it."""
+    """A checkpoint whose hashes were checked, with the shards and the tokenizer that belong to it.
+
+    ``corpus`` is where the corpus of the shards is, if not beside them.
+    """
 
     folder: RunFolder
     config: TrainConfig
     checkpoint: Checkpoint
     shards: ShardsManifest
     tokenizer_folder: Path
+    corpus: str | None = None
 
     @property
     def step(self) -> int:
@@ -57,6 +63,17 @@ class Trained:
         shard = self.shards.open(entry)
         ids = shard.document(number % shard.documents).astype(np.int64)
         return ids[:-1] if len(ids) and ids[-1] == self.shards.end_of_document_id else ids
+
+    def validation_titles(self, language: str) -> dict[int, str]:
+        """{number of a validation document: its title}; empty where the corpus is not here, or says none."""
+        corpus = corpus_of(self.shards, Path(self.corpus) if self.corpus else None)
+        if corpus is None:
+            return {}
+        entry = next(entry for entry in self.shards.of("validation") if entry.language == language)
+        ids = pq.read_table(beside(self.shards.folder / entry.name, SIDECAR), columns=["id"])["id"].to_pylist()
+        rows = pq.read_table(corpus.documents(language), columns=["id", "title"]).to_pydict()
+        titles = dict(zip(rows["id"], rows["title"], strict=True))
+        return {number: title for number, one in enumerate(ids) if (title := titles.get(one))}
 
     @property
     def validation_languages(self) -> list[str]:
@@ -92,9 +109,11 @@ def model_of(checkpoint: Checkpoint, attention: str = "sdpa") -> PreTrainedModel
     return model.eval()
 
 
-def open_trained(run: str, step: int | None, shards: str | None, tokenizer: str | None) -> Trained:
-    """Open a run's checkpoint of ``step`` (None: the latest) with its data; ``shards`` and ``tokenizer`` say where
-    those are now, if they were moved.
+def open_trained(
+    run: str, step: int | None, shards: str | None, tokenizer: str | None, corpus: str | None = None
+) -> Trained:
+    """Open a run's checkpoint of ``step`` (None: the latest) with its data; ``shards``, ``tokenizer`` and ``corpus``
+    say where those are now, if they were moved.
 
     Raises:
         HanseError: there is no such checkpoint, it is damaged, or the data is missing or not what it was trained on.
@@ -118,7 +137,7 @@ def open_trained(run: str, step: int | None, shards: str | None, tokenizer: str 
     if tokenizer_sha256(tokenizer_folder / "tokenizer.json") != checkpoint.state["tokenizer_sha256"]:
         raise HanseError(f"{tokenizer_folder}: not the tokenizer of {checkpoint.folder} (its sha256 differs); set "
                          "tokenizer=... to that one")  # fmt: skip
-    return Trained(folder, config, checkpoint, manifest, tokenizer_folder)
+    return Trained(folder, config, checkpoint, manifest, tokenizer_folder, corpus)
 
 
 def _there(folder: str, key: str) -> Path:

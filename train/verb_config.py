@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from omegaconf import MISSING
@@ -13,7 +15,7 @@ from train.config import at_least, one_of, run_problems
 from train.hardware import GPUS, find_gpu
 
 EXPORT_DTYPES = ("fp32", "bf16")
-TASKS = ("next_sentence",)
+TASKS = ("next_sentence", "description", "last_word")
 
 
 @dataclass
@@ -73,10 +75,15 @@ class EvaluateVerbConfig:
     micro_batch_size: int = 4
     tasks: list[str] = field(default_factory=list)
     items_per_language: int = 200
+    lm_eval: list[str] = field(default_factory=list)
+    lm_eval_folder: str | None = None
+    samples: int = 1
+    sample_tokens: int = 48
     seed: int = 0
     output: str | None = None
     shards: str | None = None
     tokenizer: str | None = None
+    corpus: str | None = None
     experiment: Any = None
 
     def problems(self) -> list[str]:
@@ -84,9 +91,13 @@ class EvaluateVerbConfig:
         found = [
             *run_problems(self.run),
             *_step_problems(self.step),
-            *at_least(self, 1, "ranks", "micro_batch_size", "items_per_language"),
-            *at_least(self, 0, "tokens_per_language", "seed"),
+            *at_least(self, 1, "ranks", "micro_batch_size", "items_per_language", "sample_tokens"),
+            *at_least(self, 0, "tokens_per_language", "samples", "seed"),
         ]
+        if self.lm_eval_folder is not None and not Path(self.lm_eval_folder).is_dir():
+            found.append(f"lm_eval_folder={self.lm_eval_folder}: no such folder; null: lm-eval's own tasks alone")
+        if self.lm_eval and importlib.util.find_spec("lm_eval") is None:
+            found.append("lm_eval: lm-eval is not installed (pip install 'hanse[eval]'); [] leaves it out")
         unknown = [name for name in self.tasks if name not in TASKS]
         return found + [f"tasks: no task '{name}'; there is {', '.join(TASKS)}" for name in unknown]
 
@@ -133,14 +144,20 @@ class PlanConfig:
 class ReportConfig:
     """What ``hanse report`` takes."""
 
-    run: str = MISSING
-    output: str = MISSING
+    run: str | None = None
+    output: str | None = None
     shards: str | None = None
     corpus: str | None = None
+    tokenizer: str | None = None
 
     def problems(self) -> list[str]:
         """Everything wrong with the values, one line each."""
-        return run_problems(self.run)
+        if self.run is None and self.corpus is None:
+            return ["run: must be set (run=runs/NAME), or corpus=data/NAME for the page of a corpus"]
+        found = run_problems(self.run) if self.run is not None else []
+        if self.run is not None and self.tokenizer is not None:
+            found.append("tokenizer: only the page of a corpus asks for one; leave out run=... or tokenizer=...")
+        return found
 
 
 def _step_problems(step: int | None) -> list[str]:

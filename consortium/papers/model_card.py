@@ -13,7 +13,9 @@ from consortium.papers.citation import bibtex
 from consortium.papers.facts import Facts
 from train import card
 from train.card import Card, LanguageRow, cell
+from train.evaluations import card_section
 from train.fairness import written
+from train.run_folder import RunFolder
 
 HUB_DATASET = re.compile(r"https://huggingface\.co/datasets/([\w.-]+/[\w.-]+)")
 HUB_MODEL = re.compile(r"(?:https://huggingface\.co/)?([\w.-]+/[\w.-]+)")
@@ -126,6 +128,7 @@ def _sections(facts: Facts) -> dict[str, str]:
         "Restricted use": "\n\n".join(
             filter(None, (facts.text("restricted_uses"), facts.text("acceptable_use_policy")))
         ),
+        "Tasks": card_section(RunFolder(facts.run), facts.lineage.head.step),
         "Fairness between languages": _fairness(facts),
         "Computation and energy": _cost(facts),
         "Lineage": _lineage(facts),

@@ -22,7 +22,7 @@ from train.config import (
     ScheduleConfig,
     TrainConfig,
 )
-from train.report import count_unigram, read_evidence
+from train.report.evidence import count_unigram, read_evidence
 from train.run_folder import RunFolder
 
 HOSTILE = '</script><script>document.title="taken"</script><img src=http://example.org/x onerror=alert(1)>"\'&{{7*7}}'
@@ -212,7 +212,7 @@ def luminance(colour: str) -> float:
 
 def test_text_and_lines_stand_out_from_their_ground_in_both_themes():
     """WCAG 2.2: 4.5 to 1 for text (1.4.3), 3 to 1 for graphics (1.4.11)."""
-    css = (Path(__file__).parents[2] / "train/templates/report.css").read_text()
+    css = (Path(__file__).parents[2] / "common/templates/page.css").read_text()
     themes = [dict(re.findall(r"--(\w+): (#\w{6})", block)) for block in re.findall(r":root \{(.*?)\}", css, re.DOTALL)]
     assert len(themes) == 2
     for theme in themes:

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from train.charts import Scale, Series, draw, fitted, round_step, thinned, written
+from common.charts import Scale, Series, draw, fitted, round_step, thinned, written
 
 finite = st.floats(-1e9, 1e9, allow_nan=False)
 

@@ -1,4 +1,4 @@
-"""Charts as geometry: shapes on a field of 100 by 100 and labels in per cent of it, drawn by ``report.html.j2``.
+"""Charts as geometry: shapes on a field of 100 by 100 and labels in per cent of it, drawn by ``parts.html.j2``.
 
 The page stretches the field to whatever room there is and writes the labels in its own type: a chart is as readable on
 a phone as on a desk, needs no script to be seen, and takes its colours from the reader's light or dark theme.
@@ -12,10 +12,35 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeGuard
 
-PALETTE = 6  # colours that everybody can tell apart, the colour-blind too: --c1 ... --c6 of report.css
+PALETTE = 6  # colours that everybody can tell apart, the colour-blind too: --c1 ... --c6 of page.css
 BINS = 400  # a longer series keeps the lowest and the highest point of each of so many stretches
 DOTS = 24  # a series with no more points than this shows each of them
 X_TICKS, Y_TICKS = 5, 7  # at most, and one more
+
+
+@dataclass(frozen=True)
+class Scale:
+    """Values of an axis -> per cent."""
+
+    low: float
+    high: float
+    logarithmic: bool = False
+
+    def __call__(self, value: float) -> float:
+        if self.logarithmic:
+            return 100 * math.log(value / self.low) / math.log(self.high / self.low)
+        return 100 * (value - self.low) / (self.high - self.low)
+
+    def ticks(self, most: int) -> list[tuple[float, str]]:
+        """Round numbers within the scale, and how they are written; ``most`` distances between them."""
+        if self.logarithmic:
+            powers = range(math.floor(math.log10(self.low)), math.ceil(math.log10(self.high)) + 1)
+            factors = (1, 2, 5) if self.high / self.low < 1e3 else (1,)
+            found = [factor * 10.0**power for power in powers for factor in factors]
+            return [(value, f"{value:g}") for value in found if self.low <= value <= self.high]
+        step = round_step((self.high - self.low) / most)
+        first, last = math.ceil(self.low / step - 1e-9), math.floor(self.high / step + 1e-9)
+        return [(number * step, written(number * step, step)) for number in range(first, last + 1)]
 
 
 @dataclass(frozen=True)
@@ -58,7 +83,10 @@ class Line:
 
 @dataclass(frozen=True)
 class Chart:
-    """A line chart: everything a template needs. ``events`` are places on the step axis with what happened there."""
+    """A line chart: everything a template needs. ``events`` are places on the step axis with what happened there.
+
+    ``axis`` is what runs from left to right, over ``across``.
+    """
 
     title: str
     unit: str
@@ -66,6 +94,8 @@ class Chart:
     lines: list[Line]
     x_ticks: list[Tick]
     y_ticks: list[Tick]
+    axis: str
+    across: Scale
     events: dict[str, list[float]] = field(default_factory=dict)
 
     @property
@@ -74,19 +104,21 @@ class Chart:
         return [*self.lines[-1:], *self.lines[:-1]]
 
     @property
-    def points(self) -> list[dict[str, Any]]:
-        """What a script needs to say the values of a step, for JSON."""
-        return [{"name": line.name, "colour": line.colour, **line.points} for line in self.legend]
+    def data(self) -> dict[str, Any]:
+        """What a script needs to say the values at a place, for JSON."""
+        lines = [{"name": line.name, "colour": line.colour, **line.points} for line in self.legend]
+        return {"axis": self.axis, "high": self.across.high, "lines": lines}
 
 
 @dataclass(frozen=True)
 class Bar:
-    """One bar: its length in per cent of the longest, and its value as it is written."""
+    """One bar: its length in per cent of the longest, its value as it is written; ``rest`` stands before it, pale."""
 
     name: str
     length: float
     label: str
     colour: int
+    rest: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -108,31 +140,6 @@ class Table:
     text: bool = False
 
 
-@dataclass(frozen=True)
-class Scale:
-    """Values of an axis -> per cent."""
-
-    low: float
-    high: float
-    logarithmic: bool = False
-
-    def __call__(self, value: float) -> float:
-        if self.logarithmic:
-            return 100 * math.log(value / self.low) / math.log(self.high / self.low)
-        return 100 * (value - self.low) / (self.high - self.low)
-
-    def ticks(self, most: int) -> list[tuple[float, str]]:
-        """Round numbers within the scale, and how they are written; ``most`` distances between them."""
-        if self.logarithmic:
-            powers = range(math.floor(math.log10(self.low)), math.ceil(math.log10(self.high)) + 1)
-            factors = (1, 2, 5) if self.high / self.low < 1e3 else (1,)
-            found = [factor * 10.0**power for power in powers for factor in factors]
-            return [(value, f"{value:g}") for value in found if self.low <= value <= self.high]
-        step = round_step((self.high - self.low) / most)
-        first, last = math.ceil(self.low / step - 1e-9), math.floor(self.high / step + 1e-9)
-        return [(number * step, written(number * step, step)) for number in range(first, last + 1)]
-
-
 def draw(
     title: str, unit: str, series: Sequence[Series], *, last_step: int, scale: Scale | None = None, zero: bool = False,
     events: dict[str, list[int]] | None = None,
@@ -147,6 +154,8 @@ def draw(
         lines=[_line(one, across, upward) for one in series],
         x_ticks=[Tick(across(step), written(step, 1)) for step, _ in across.ticks(X_TICKS) if step == int(step)],
         y_ticks=[Tick(100 - upward(value), label) for value, label in upward.ticks(Y_TICKS)],
+        axis="step",
+        across=across,
         events={kind: [across(step) for step in steps] for kind, steps in (events or {}).items() if steps},
     )
 

@@ -4,7 +4,7 @@ for (const figure of document.querySelectorAll("figure.chart")) {
   const data = JSON.parse(figure.querySelector("script").textContent);
   const steps = [...new Set(data.lines.flatMap((line) => line.steps))].sort((a, b) => a - b);
   if (!steps.length) continue;
-  const span = Math.max(data.last_step, 1);
+  const span = data.high;
   let cursor, tip, at = -1;
 
   const nearest = (sorted, wanted) => {
@@ -29,7 +29,7 @@ for (const figure of document.querySelectorAll("figure.chart")) {
     tip.style.left = left < 50 ? `calc(${left}% + 10px)` : "auto";
     tip.style.right = left < 50 ? "auto" : `calc(${100 - left}% + 10px)`;
     const head = document.createElement("b");
-    head.textContent = `step ${steps[at].toLocaleString("en")}`;
+    head.textContent = `${data.axis} ${steps[at].toLocaleString("en")}`;
     tip.replaceChildren(head, ...data.lines.map((line) => {
       const row = document.createElement("div");
       const value = line.values[nearest(line.steps, steps[at])];

@@ -1,0 +1,1 @@
+"""``hanse report``: a page about a run folder, in rooms."""

@@ -1,0 +1,91 @@
+"""What ``hanse evaluate`` found, as a section of the report: tasks over the checkpoints, text by source, samples."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from common.charts import Chart, Series, Table, draw, fitted
+from common.page import shown_count
+from train.evaluations import Saved
+from train.report.evidence import Evidence
+
+
+@dataclass(frozen=True)
+class Section:
+    """What ``report.html.j2`` shows; all but ``tasks`` is of the latest evaluation.
+
+    Attributes:
+        tasks: accuracy over the steps that were evaluated, a chart a task.
+        answers, text, harness: tables of tasks, of validation text by source, of lm-eval.
+        samples: (language, prompt, what the model wrote).
+    """
+
+    step: int
+    tasks: list[Chart]
+    answers: Table
+    text: Table
+    harness: Table
+    samples: list[tuple[str, str, str]]
+
+
+def evaluated(evidence: Evidence) -> Section | None:
+    """The section; None where nothing was evaluated."""
+    if not evidence.saved:
+        return None
+    latest = evidence.saved[-1]
+    samples = [(language, prompt, _printable(text))
+               for language, texts in latest.samples.items() for prompt, text in texts]  # fmt: skip
+    return Section(latest.step, _charts(evidence), _answers(latest), _text(latest), _harness(latest), samples)
+
+
+def _charts(evidence: Evidence) -> list[Chart]:
+    drawn, steps = [], [one.step for one in evidence.saved]
+    last = max(evidence.last_step, *steps)
+    for task in dict.fromkeys(task for one in evidence.saved for task in one.tasks):
+        rows = [one.tasks.get(task, {}) for one in evidence.saved]
+        languages = sorted({name for row in rows for name in row})
+        series = [Series(name, steps, [row[name]["accuracy"] if name in row else None for row in rows],
+                         evidence.colour(name) if name in evidence.languages else 1) for name in languages]  # fmt: skip
+        chance = max((row[name]["chance"] for row in rows for name in row), default=0.0)
+        series.insert(0, Series("guessing", [0, last], [chance, chance], 0, "dashed"))
+        if languages:
+            values = [value for one in series for value in one.finite]
+            drawn.append(draw(task.replace("_", " ").capitalize(), "accuracy; dashed: guessing", series,
+                              last_step=last, scale=fitted([0.0, *values])))  # fmt: skip
+    return drawn
+
+
+def _answers(latest: Saved) -> Table:
+    rows = [
+        [f"{task}, {language}", f"{row['accuracy']:.1%}", f"± {row['standard_error']:.1%}", f"{row['chance']:.0%}",
+         f"{row['items']:,.0f}"]
+        for task, languages in latest.tasks.items()
+        for language, row in languages.items()
+    ]  # fmt: skip
+    return Table(["task", "accuracy", "standard error", "guessing", "questions"], rows)
+
+
+def _text(latest: Saved) -> Table:
+    rows = []
+    for language, whole in latest.languages.items():
+        sources = latest.sources.get(language, {})
+        named = [
+            (language, whole),
+            *((f"{language}, {name}", one) for name, one in sources.items() if len(sources) > 1),
+        ]
+        rows += [[name, f"{one['bits_per_byte']:.3f}", f"{one['loss']:.3f}", f"{one['token_accuracy']:.1%}",
+                  shown_count(one["bytes"], "B")] for name, one in named]  # fmt: skip
+    head = ["language, source", "bits per byte", "nats per token", "token accuracy", "text"]
+    return Table(head, rows, "All validation text that was asked for, source by source where there are several.")
+
+
+def _harness(latest: Saved) -> Table:
+    rows = [[task, metric, f"{value:.4f}", f"{row.get('items', 0):,.0f}", f"{row.get('num_fewshot', 0):.0f}"]
+            for task, row in latest.harness.items() for metric, value in row.items()
+            if metric not in ("items", "num_fewshot")]  # fmt: skip
+    return Table([f"lm-eval {latest.harness_version}", "metric", "value", "questions", "shots"], rows)
+
+
+def _printable(text: str) -> str:
+    """A model may write any byte."""
+    return "".join(char if char.isprintable() or char == "\n" else "\N{REPLACEMENT CHARACTER}" for char in text)

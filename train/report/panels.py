@@ -1,0 +1,61 @@
+"""Charts of a run's report."""
+
+from __future__ import annotations
+
+import math
+
+from common.charts import PALETTE, Chart, Series, draw, fitted
+from train.report.evidence import Evidence
+
+
+def validation_panels(evidence: Evidence) -> list[tuple[str, Chart]]:
+    """(language, chart) of bits per byte beside the unigram baseline, all on one scale."""
+    scores = {
+        name: [record["evaluation"].get(name, {}).get("bits_per_byte") for record in evidence.evaluations]
+        for name in evidence.languages
+    }
+    steps = [record["step"] for record in evidence.evaluations]
+    shown = {name: values for name, values in scores.items() if any(value is not None for value in values)}
+    finite = [v for values in shown.values() for v in values if v is not None and math.isfinite(v)]
+    scale = fitted([*finite, *(evidence.unigram[name] for name in shown if name in evidence.unigram)])
+    panels = []
+    for name, values in shown.items():
+        series = [Series("model", steps, values, evidence.colour(name))]
+        if name in evidence.unigram:
+            ends = [0, max(evidence.last_step, 1)]
+            series.insert(0, Series("unigram", ends, [evidence.unigram[name]] * 2, 0, "dashed"))
+        chart = draw(f"Validation, {name}", "bits per byte", series, last_step=evidence.last_step, scale=scale)
+        panels.append((name, chart))
+    return panels
+
+
+def loss_chart(evidence: Evidence) -> Chart:
+    """The training loss, of all languages together and of each."""
+    steps = [record["step"] for record in evidence.steps]
+    named = evidence.languages if len(evidence.languages) <= PALETTE else []
+    series = [
+        Series(name, steps, [record.get("loss_by_language", {}).get(name) for record in evidence.steps],
+               evidence.colour(name), "thin")
+        for name in named
+    ]  # fmt: skip
+    series.append(Series("all", steps, [record["loss"] for record in evidence.steps]))
+    marks = {kind: [event["step"] for event in evidence.events if event["event"] == kind]
+             for kind in ("checkpoint", "resume")}  # fmt: skip
+    return draw("Training loss", "nats per token", series, last_step=evidence.last_step, events=marks)
+
+
+def machine_charts(evidence: Evidence) -> list[Chart]:
+    """Throughput, utilisation, learning rate, gradient norm."""
+    steps = [record["step"] for record in evidence.steps]
+
+    def chart(title: str, unit: str, key: str, factor: float = 1.0) -> Chart:
+        found = [record.get(key) for record in evidence.steps]
+        values = [None if value is None else factor * value for value in found]
+        return draw(title, unit, [Series(title.lower(), steps, values, 1)], last_step=evidence.last_step, zero=True)
+
+    return [
+        chart("Throughput", "tokens per second, all ranks", "tokens_per_second"),
+        chart("Model FLOPs utilisation", "% of the measured matrix peak", "mfu", 100),
+        chart("Learning rate", "AdamW", "learning_rate"),
+        chart("Gradient norm", "L2, before clipping", "gradient_norm"),
+    ]
