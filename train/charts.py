@@ -67,6 +67,8 @@ class Chart:
     x_ticks: list[Tick]
     y_ticks: list[Tick]
     events: dict[str, list[float]] = field(default_factory=dict)
+    last_step: int = 0  # where the axis ends
+    across: str = "step"  # what it counts
 
     @property
     def legend(self) -> list[Line]:
@@ -148,6 +150,7 @@ def draw(
         x_ticks=[Tick(across(step), written(step, 1)) for step, _ in across.ticks(X_TICKS) if step == int(step)],
         y_ticks=[Tick(100 - upward(value), label) for value, label in upward.ticks(Y_TICKS)],
         events={kind: [across(step) for step in steps] for kind, steps in (events or {}).items() if steps},
+        last_step=last_step,
     )
 
 

@@ -25,7 +25,8 @@ from common.files import read_json, write_text
 from common.terminal import count, duration, next_step, say
 from data_pipelines.manifest import CorpusManifest
 from data_pipelines.shards import ShardsManifest
-from train import ledger
+from launch.sweep_record import is_sweep
+from train import ledger, sweep_report
 from train.charts import PALETTE, Chart, Series, Table, draw, fitted
 from train.config import TrainConfig
 from train.data_table import corpus_of, data_table, say_losses
@@ -41,7 +42,10 @@ SHOWN_CHECKPOINTS = 10
 
 
 def run(config: ReportConfig) -> None:
-    """Write the page."""
+    """Write the page; of a sweep, where ``run`` is the folder of one."""
+    if is_sweep(Path(config.run)):
+        sweep_report.write(config)
+        return
     evidence = read_evidence(config)
     output = Path(config.output)
     write_text(output, page(evidence))

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from omegaconf import MISSING
 
 from common.configuration import open_dictionary
 from launch.site import Site
+from launch.sweep_record import is_sweep
 from train.config import at_least, one_of, run_problems
 from train.hardware import GPUS, find_gpu
 
@@ -131,7 +133,7 @@ class PlanConfig:
 
 @dataclass
 class ReportConfig:
-    """What ``hanse report`` takes."""
+    """What ``hanse report`` takes; ``run`` may be the folder of a sweep."""
 
     run: str = MISSING
     output: str = MISSING
@@ -140,7 +142,7 @@ class ReportConfig:
 
     def problems(self) -> list[str]:
         """Everything wrong with the values, one line each."""
-        return run_problems(self.run)
+        return [] if is_sweep(Path(self.run)) else run_problems(self.run)
 
 
 def _step_problems(step: int | None) -> list[str]:
