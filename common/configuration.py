@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import itertools
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -66,6 +67,37 @@ def sort_arguments(name: str, arguments: list[str]) -> tuple[list[str], list[str
     if problems:
         raise ConfigError(problems)
     return flags, overrides, folders
+
+
+def combinations(arguments: list[str]) -> list[tuple[dict[str, str], list[str]]]:
+    """What ``--multirun`` means: ({swept key: value}, arguments) of every combination; the last key varies fastest.
+
+    The values are written as in Hydra's own sweeper: ``key=1,2``, ``key=choice(a,b)``, ``key=range(1,4)``.
+
+    Raises:
+        ConfigError: a sweep without a list of values (``interval(0,1)``).
+    """
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    parser = OverridesParser.create()
+    spread: list[list[tuple[str, str]]] = []
+    for argument in arguments:
+        try:
+            parsed = None if argument.startswith("-") or "=" not in argument else parser.parse_override(argument)
+        except HydraException:
+            parsed = None  # whoever reads the combination says what is wrong with it
+        if parsed is None or not parsed.is_sweep_override():
+            spread.append([("", argument)])
+        elif not parsed.is_discrete_sweep():
+            raise ConfigError([f"{argument}: a sweep needs a list of values, key=1,2,3"])
+        else:
+            key = parsed.get_key_element()
+            spread.append([(key.lstrip("+"), f"{key}={value}") for value in parsed.sweep_string_iterator()])
+    return [
+        ({key: text.partition("=")[2] for key, text in chosen if key}, [text for _, text in chosen])
+        for chosen in itertools.product(*spread)
+    ]
 
 
 def switches(name: str) -> list[str]:

@@ -7,12 +7,13 @@ import importlib
 import os
 import sys
 import traceback
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from common import configuration
-from common.errors import EXIT_CRASH, EXIT_INTERRUPTED, EXIT_USER_ERROR, HanseError
+from common.errors import EXIT_CRASH, EXIT_INTERRUPTED, EXIT_USER_ERROR, ConfigError, HanseError
 from common.terminal import say
 
 # Compute nodes have no internet, and what a dependency reports home is nobody's business: both off unless asked for.
@@ -26,6 +27,7 @@ QUIET_ENVIRONMENT = {
     "TOKENIZERS_PARALLELISM": "true",
     "KINETO_LOG_LEVEL": "99",  # torch.profiler's
 }
+HELP = {"-h", "--help"}
 # The folder of a run, its logs and its configuration are ours: Hydra writes nothing.
 MANNERS = ("hydra.run.dir=.", "hydra.output_subdir=null", "hydra/job_logging=none", "hydra/hydra_logging=none")
 
@@ -36,12 +38,16 @@ class Verb:
 
     The schema is a dataclass with a method ``problems() -> list[str]``; the function takes an instance of it and
     returns an exit code or None. The verb's defaults stand in ``configs/NAME.yaml``.
+
+    ``sweep``: an instance gets each combination with ``add(values, config)``, and then does the work with
+    ``run(problems)``, told what is wrong with combinations that could not be composed; it returns an exit code.
     """
 
     name: str
     schema: str
     function: str
     line: str
+    sweep: str = ""  # class that takes the combinations of --multirun together; empty: they run one after the other
 
     def load(self, reference: str) -> Any:
         module, attribute = reference.split(":")
@@ -92,8 +98,35 @@ def _overview(verbs: Mapping[str, Verb]) -> int:
 
 def run(verb: Verb, arguments: list[str]) -> int:
     """Compose the verb's configuration with Hydra, report all its problems at once, and do the work."""
+    single = [argument for argument in arguments if argument not in ("-m", "--multirun")]
+    if len(single) < len(arguments) and not HELP & set(arguments):
+        return _multirun(verb, single)
+    return _run(verb, single, verb.function)
+
+
+def _multirun(verb: Verb, arguments: list[str]) -> int:
+    """Run all combinations, after every one of them was looked at; the largest exit code."""
+    combinations = configuration.combinations(arguments)
+    sweep = verb.load(verb.sweep)() if verb.sweep else None
+    problems: dict[str, None] = {}  # in order, each once
+    for values, combination in combinations:
+        try:
+            _run(verb, combination, partial(sweep.add, values) if sweep else lambda config: None)
+        except ConfigError as error:
+            problems |= dict.fromkeys(error.problems)
+    looking = bool({"--check", "--cfg", "-c"} & set(arguments))
+    if problems and (looking or not sweep):
+        raise ConfigError(list(problems))
+    if looking:
+        return 0
+    if sweep:
+        return int(sweep.run(list(problems)))
+    return max(_run(verb, combination, verb.function) for _, combination in combinations)
+
+
+def _run(verb: Verb, arguments: list[str], function: str | Callable[[Any], Any]) -> int:
     flags, overrides, folders = configuration.sort_arguments(verb.name, arguments)
-    if {"-h", "--help"} & set(flags):
+    if HELP & set(flags):
         say(configuration.explanation(verb.name, verb.line, folders))
         return 0
     asked = [override[:-2] for override in overrides if override.endswith("=?")]
@@ -109,8 +142,7 @@ def run(verb: Verb, arguments: list[str]) -> int:
     from omegaconf import OmegaConf
 
     ConfigStore.instance().store(f"{verb.name}_schema", verb.load(verb.schema))
-    if not {"-m", "--multirun"} & set(flags):  # a sweep's values are no values of the keys
-        configuration.check(verb.name, overrides, folders)
+    configuration.check(verb.name, overrides, folders)
     checking = "--check" in flags
     flags = [flag for flag in flags if flag != "--check"]
     codes: list[int] = []
@@ -123,7 +155,8 @@ def run(verb: Verb, arguments: list[str]) -> int:
             if checking:
                 print(OmegaConf.to_yaml(OmegaConf.structured(config)))
             else:
-                codes.append(verb.load(verb.function)(config) or 0)
+                work = verb.load(function) if isinstance(function, str) else function
+                codes.append(work(config) or 0)
         except Exception as error:  # Hydra would announce it in its own words first
             failures.append(error)
 

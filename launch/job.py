@@ -156,6 +156,8 @@ def _queue(config: LaunchConfig, site: Site, queue: Queue) -> Iterator[str]:
 
 
 def _time(config: LaunchConfig, site: Site, hours: float | None, queue: Queue) -> Iterator[str]:
+    if site.scheduler == "none":
+        return  # nobody ends it
     if hours is None and (config.queue is None or config.queue in site.queues):
         yield "hours: must be set (hours=...), the limit of this queue is not known"
     elif hours is not None and queue.max_hours and hours > queue.max_hours:

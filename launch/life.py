@@ -187,6 +187,12 @@ def stuck_node(processes: str) -> str:
     return nodes.pop() if len(nodes) == 1 else ""
 
 
+def newest_step(run: Path) -> int:
+    """Step of the newest complete checkpoint of a run folder; 0 where there is none."""
+    found = (run / "checkpoints").glob("step-" + "[0-9]" * 8 + "/manifest.json")
+    return max((int(path.parent.name[5:]) for path in found), default=0)
+
+
 class Record:
     """``starts.jsonl`` of a job folder: one line for the begin of a start, one more for its end."""
 
@@ -214,8 +220,7 @@ class Record:
 
     def newest_step(self) -> int:
         """Step of the newest complete checkpoint; 0 where there is none."""
-        found = (self.run / "checkpoints").glob("step-" + "[0-9]" * 8 + "/manifest.json")
-        return max((int(path.parent.name[5:]) for path in found), default=0)
+        return newest_step(self.run)
 
     def end(self, kind: str, *, blamed: str = "", bad_nodes: Sequence[str] = ()) -> None:
         """Note how the last start ended."""

@@ -11,8 +11,9 @@ from typing import Any
 
 import yaml
 
-from launch.life import Policy, Record, Start, excluded_nodes, failures_in_a_row
+from launch.life import KINDS, Policy, Record, Start, excluded_nodes, failures_in_a_row, newest_step
 from launch.render import job_folders
+from launch.sweep_record import is_sweep, run_folders
 
 TAIL_BYTES = 256 * 1024  # some hundreds of steps, so that it holds the last comparison of the ranks' times
 RECENT_STEPS = 20
@@ -37,6 +38,27 @@ class Progress:
     failures: int  # in a row, without a new checkpoint
     tokens_per_step: int | None
     slow: tuple[str, ...]  # ranks that the last comparison found slow, in words
+    bits_per_byte: dict[str, float]  # {language: the last validation's}
+
+    @property
+    def name(self) -> str:
+        """Of the run; of a run of a sweep, after that of the sweep."""
+        parent = self.run.absolute().parent
+        return f"{parent.name}/{self.run.name}" if is_sweep(parent) else self.run.name
+
+    @property
+    def told(self) -> str:
+        """How far it is, in words, from its own files."""
+        if self.done:
+            return "done"
+        how = KINDS.get(self.starts[-1].kind, "running") if self.starts else ""
+        where = f"step {self.step or 0:,}" + (f" of {self.steps:,}" if self.steps else "")
+        return f"{where}: {how}" if how else where
+
+    @property
+    def done(self) -> bool:
+        """Whether its last checkpoint is that of its last step."""
+        return self.steps is not None and self.checkpoint_step >= self.steps
 
     @property
     def seconds_left(self) -> float | None:
@@ -47,8 +69,8 @@ class Progress:
 
 
 def launched(runs: Path) -> list[Path]:
-    """Run folders below ``runs`` that have a job folder."""
-    return sorted({path.parent.parent for path in runs.glob("*/jobs/[0-9]*")})
+    """Run folders below ``runs`` that have a job folder, those of sweeps included."""
+    return run_folders(runs, "jobs/[0-9]*")
 
 
 def look(run: Path) -> Progress:
@@ -63,7 +85,7 @@ def look(run: Path) -> Progress:
     speeds = [entry["tokens_per_second"] for entry in steps if entry.get("tokens_per_second")]
     utilisation = [entry["mfu"] for entry in steps if entry.get("mfu") is not None]
     heartbeat = _json(run / "heartbeat.json")
-    per_step = _tokens_per_step(train)
+    per_step = tokens_per_step(train)
     return Progress(
         run=run, job=str(_json(submitted[-1] / "job.json").get("job_id") or "") or None if submitted else None,
         starts=starts, step=steps[-1]["step"] if steps else None,
@@ -71,14 +93,16 @@ def look(run: Path) -> Progress:
         loss=steps[-1]["loss"] if steps else None,
         tokens_per_second=len(speeds) / sum(1 / speed for speed in speeds) if speeds else None,
         mfu=sum(utilisation) / len(utilisation) if utilisation else None,
-        checkpoint_step=record.newest_step() if record else 0, silent_seconds=_silence(run),
+        checkpoint_step=newest_step(run), silent_seconds=_silence(run),
         phase=heartbeat.get("phase"),
         bad_nodes=excluded_nodes(starts, Policy.read(submitted[-1])) if submitted else (),
         failures=failures_in_a_row(starts), tokens_per_step=per_step, slow=_slow(tail),
+        bits_per_byte=_bits_per_byte(tail),
     )  # fmt: skip
 
 
-def _tokens_per_step(train: dict[str, Any]) -> int | None:
+def tokens_per_step(train: dict[str, Any]) -> int | None:
+    """Of a training configuration; None where it does not say."""
     try:
         return int(train["batch"]["global_batch_size"]) * int(train["data"]["sequence_length"])
     except (KeyError, TypeError, ValueError):
@@ -92,6 +116,15 @@ def _slow(entries: list[dict[str, Any]]) -> tuple[str, ...]:
                      f"the median rank {one['median']:.3g} s" for one in compared[-1]["slow"])  # fmt: skip
     except (IndexError, KeyError, TypeError, ValueError):
         return ()
+
+
+def _bits_per_byte(entries: list[dict[str, Any]]) -> dict[str, float]:
+    """{language: bits per byte} of the last validation among metrics."""
+    found = [entry["evaluation"] for entry in entries if "evaluation" in entry]
+    try:
+        return {name: float(one["bits_per_byte"]) for name, one in found[-1].items()}
+    except (IndexError, KeyError, TypeError, ValueError, AttributeError):
+        return {}
 
 
 def _silence(run: Path) -> float | None:

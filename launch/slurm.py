@@ -69,18 +69,25 @@ def available() -> bool:
 def queued(numbers: Iterable[str]) -> dict[str, QueuedJob]:
     """Those of the jobs that are still in the queue, pending or running, by number.
 
+    A number may be a job's, an element's of an array (``12_3``), or a whole array's: live as long as one element is.
+
     Raises:
         HanseError: Slurm does not answer.
     """
-    wanted = sorted(set(numbers))
+    wanted = set(numbers)
     if not wanted:
         return {}
     # All of one's jobs in one question: asking for a number that Slurm has forgotten is an error.
-    answer = _run(["squeue", "--me", "-h", "-o", "%A|%T|%r|%N|%S|%L"])
+    answer = _run(["squeue", "--me", "-h", "-r", "-o", "%i|%T|%r|%N|%S|%L|%F|%A"])
     if answer.returncode:
         raise HanseError(f"squeue does not answer: {_said(answer)}; try again in a minute")
-    rows = [line.split("|") for line in answer.stdout.splitlines() if line.count("|") == 5]
-    return {row[0]: QueuedJob(*row) for row in rows if row[0] in wanted}
+    found: dict[str, QueuedJob] = {}
+    for line in answer.stdout.splitlines():
+        number, *rest = line.split("|")
+        if len(rest) == 7:
+            for name in wanted & {number, *rest[5:]}:
+                found.setdefault(name, QueuedJob(name, *rest[:5]))
+    return found
 
 
 def ended(number: str) -> str | None:

@@ -18,7 +18,8 @@ from launch.job import Job, ranks_per_node, work_out
 from launch.local import run_ranks
 from launch.progress import look
 from launch.render import job_folders, next_folder, who, write_folder
-from launch.site import detect, resolve
+from launch.site import Site, detect, resolve
+from launch.sweep_record import is_sweep
 from launch.verb import configuration_of
 
 
@@ -33,19 +34,26 @@ def run(config: LaunchConfig) -> int:
     problems = site.problems()
     if problems:
         raise ConfigError(problems)
-    here = site.scheduler == "none" or site.name in detect() or (site.name == "slurm" and slurm.available())
+    here = is_here(site)
     if config.task == "corpus":
         return data_job.run(config, why, here=here)
     ranks = config.nodes * (ranks_per_node(config, site) or 1)
     train, wrong = configuration_of("train", config.train, f"ranks={ranks}", *of_the_site(config))
     job = work_out(config, site, train, wrong, Path.cwd(), here=here)
+    if is_sweep(job.run):
+        raise HanseError(f"{job.run}: holds a sweep; launch it with --multirun, or name another folder with train.run=")
     refuse_if_in_use(job.run)
     folder = next_folder(job.run)
     write_folder(job, folder)
     _show(job, folder, why)
     if site.scheduler == "none":
-        return 0 if config.dry_run else _start_here(job, folder)
+        return 0 if config.dry_run else start_here(job, folder)
     return _submit(job, folder, here=here)
+
+
+def is_here(site: Site) -> bool:
+    """Whether this machine is the site."""
+    return site.scheduler == "none" or site.name in detect() or (site.name == "slurm" and slurm.available())
 
 
 def of_the_site(config: LaunchConfig) -> list[str]:
@@ -101,8 +109,11 @@ def summary(job: Job, folder: Path) -> Iterator[tuple[str, str]]:
     hours = job.seconds / 3600 * nodes * (job.gpus_per_node or 1)
     unit = "GPU-hours" if job.gpus_per_node else "node-hours"
     yield "run", f"{train['name']} in {_short(job.run, job)}"
-    yield "asks for", f"{config.nodes}{spare} nodes x {job.ranks_per_node} ranks{cpus}; queue {queue}"
-    yield "time", f"{duration(job.seconds)} and at most {hours:,.0f} {unit} a start, again until its tokens are used up"
+    where = f"; queue {queue}" if queue else ""
+    yield "asks for", f"{config.nodes}{spare} nodes x {job.ranks_per_node} ranks{cpus}{where}"
+    if job.seconds:
+        most = f"{duration(job.seconds)} and at most {hours:,.0f} {unit} a start"
+        yield "time", f"{most}, again until its tokens are used up"
     yield "budget", f"{int(train['tokens']):,} tokens = {int(train['tokens']) // per_step:,} steps"
     yield "a step", job.arithmetic
     done = look(job.run)
@@ -145,7 +156,7 @@ def _submit(job: Job, folder: Path, *, here: bool) -> int:
     return 0
 
 
-def _start_here(job: Job, folder: Path) -> int:
+def start_here(job: Job, folder: Path) -> int:
     """Without a scheduler: the ranks on this machine, as ``hanse train`` starts them."""
     command = [sys.executable, "-m", "train.start", str(folder / "train.yaml")]
     return run_ranks(command, job.ranks, job.cpus_per_rank or 1, job.run / "logs")

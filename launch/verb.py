@@ -22,7 +22,12 @@ def configuration_of(verb: str, keys: Any, *more: str) -> tuple[dict[str, Any] |
         keys: what the launch says under that name; the experiment and ``--config-dir`` of the launch are passed on.
         more: further overrides.
     """
-    command = [sys.executable, "-m", "hanse", verb, *_overrides(keys), *more]
+    return answer_of(verb, [*overrides(keys), *more])
+
+
+def answer_of(verb: str, arguments: list[str]) -> tuple[dict[str, Any] | None, list[str]]:
+    """As :func:`configuration_of`, of a command line that :func:`overrides` began."""
+    command = [sys.executable, "-m", "hanse", verb, *arguments]
     answer = subprocess.run([*command, "--check"], capture_output=True, text=True, check=False)
     wrong = []
     if answer.returncode:
@@ -41,7 +46,8 @@ def configuration_of(verb: str, keys: Any, *more: str) -> tuple[dict[str, Any] |
     return {str(key): value for key, value in found.items()}, wrong
 
 
-def _overrides(keys: Any) -> list[str]:
+def overrides(keys: Any) -> list[str]:
+    """The command line that gives another verb ``keys``, and this launch's experiment and ``--config-dir``."""
     hydra = HydraConfig.get()
     folders = [source.path for source in hydra.runtime.config_sources if source.provider == "command-line"]
     flags = [flag for folder in folders for flag in ("--config-dir", folder)]

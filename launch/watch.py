@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -13,7 +14,9 @@ from launch.config import StatusConfig
 from launch.life import KINDS
 from launch.progress import Progress, launched, look
 from launch.slurm import QueuedJob
+from launch.sweep_record import Sweep, is_sweep
 
+OF_SWEEP = ("run", "job", "state", "starts", "step", "loss")
 COLUMNS = ("run", "job", "state", "starts", "step", "loss", "tokens/s", "MFU", "left", "checkpoint", "next stop")
 
 
@@ -49,10 +52,12 @@ def _look_once(config: StatusConfig, requeued: set[str]) -> None:
         if config.requeue_hung and one.job and f"{one.job}/{len(one.starts)}" not in requeued:
             requeued.add(f"{one.job}/{len(one.starts)}")  # once a start, whatever Slurm makes of it
             slurm.requeue(one.job)
-            say(f"{one.run.name}: job {one.job} was put back into the queue")
+            say(f"{one.name}: job {one.job} was put back into the queue")
 
 
 def _folders(config: StatusConfig) -> list[Path]:
+    if config.run is not None and is_sweep(Path(config.run)):
+        return [Path(config.run) / name for name in Sweep.read(Path(config.run)).runs]
     if config.run is not None:
         found = [Path(config.run)] if (Path(config.run) / "jobs").is_dir() else []
         if not found:
@@ -65,13 +70,55 @@ def _folders(config: StatusConfig) -> list[Path]:
 
 
 def show(seen: list[Progress], live: Mapping[str, QueuedJob], config: StatusConfig) -> None:
-    """Print the table, and below it what needs words."""
-    table("", COLUMNS, [row(one, live.get(one.job or "")) for one in seen])
-    for one in seen:
+    """Print the table, and below it what needs words. Of all runs, a sweep is one line; alone, a line each run."""
+    alone = config.run is not None
+    if alone and is_sweep(Path(str(config.run))):
+        show_sweep(seen, live)
+        told = seen
+    else:
+        told = [one for one in seen if alone or not is_sweep(one.run.parent)]
+        sweeps: dict[Path, list[Progress]] = {}
+        for one in seen:
+            if one not in told:
+                sweeps.setdefault(one.run.parent, []).append(one)
+        rows = [row(one, live.get(one.job or "")) for one in told]
+        table("", COLUMNS, rows + [sweep_row(folder, runs, live) for folder, runs in sweeps.items()])
+        for folder in sweeps:
+            say(f"{folder.name}: a sweep, each of its runs: hanse status run={folder}")
+    for one in told:
         for line in remarks(one, live.get(one.job or ""), config.hang_minutes * 60):
-            say(f"{one.run.name}: {line}")
-        if config.run is not None:
+            say(f"{one.name}: {line}")
+        if len(told) == 1 and alone:
             history(one)
+
+
+def show_sweep(seen: list[Progress], live: Mapping[str, QueuedJob]) -> None:
+    """Print the runs of a sweep, those with the least mean bits per byte at the end of their budget first."""
+    languages = sorted({language for one in seen for language in one.bits_per_byte})
+    ordered = sorted(seen, key=lambda one: (not one.done, mean_bits(one)))
+    rows = []
+    for one in ordered:
+        bits = [f"{one.bits_per_byte[name]:.3f}" if name in one.bits_per_byte else "" for name in languages]
+        mean = f"{mean_bits(one):.3f}" if one.bits_per_byte else ""
+        rows.append([one.run.name, *row(one, live.get(one.job or ""))[1 : len(OF_SWEEP)], *bits, mean])
+    table("", [*OF_SWEEP, *languages, "mean bits per byte"], rows)
+
+
+def sweep_row(folder: Path, runs: list[Progress], live: Mapping[str, QueuedJob]) -> list[str]:
+    """A sweep in one line of the table of all runs."""
+    states = Counter(state(one, live.get(one.job or "")) for one in runs)
+    jobs = sorted({(one.job or "").partition("_")[0] for one in runs} - {""})
+    told = ", ".join(f"{number} {name}" for name, number in states.most_common())
+    losses = [one.loss for one in runs if one.loss is not None]
+    starts = sum(len(one.starts) for one in runs)
+    return [f"{folder.name} ({len(runs)} runs)", " ".join(jobs), told, str(starts or ""), "",
+            f"{min(losses):.3f}" if losses else "", *[""] * (len(COLUMNS) - 6)]  # fmt: skip
+
+
+def mean_bits(one: Progress) -> float:
+    """Mean over the languages of the last validation; infinite where there was none."""
+    found = one.bits_per_byte.values()
+    return sum(found) / len(found) if found else float("inf")
 
 
 def row(one: Progress, job: QueuedJob | None) -> list[str]:
@@ -82,7 +129,7 @@ def row(one: Progress, job: QueuedJob | None) -> list[str]:
 
     speed = one.tokens_per_second
     return [
-        one.run.name, one.job or "", state(one, job), str(len(one.starts) or ""),
+        one.name, one.job or "", state(one, job), str(len(one.starts) or ""),
         "" if one.step is None else f"{one.step:,}" + known(one.steps, " of {:,}"), known(one.loss, "{:.3f}"),
         count(speed) if speed else "", known(one.mfu, "{:.0%}"),
         duration(one.seconds_left) if one.seconds_left else "",
@@ -95,7 +142,7 @@ def state(one: Progress, job: QueuedJob | None) -> str:
     if job is not None:
         return job.state.lower()
     if one.job is None:
-        return "not submitted"
+        return "done" if one.done else "not submitted"
     last = one.starts[-1].kind if one.starts else ""
     return last or (slurm.ended(one.job) or "gone").lower()
 

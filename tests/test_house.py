@@ -18,13 +18,21 @@ from hanse import VERBS
 ROOT = Path(__file__).parents[1]
 CONFIGS = ROOT / "configs"
 PACKAGES = ("common", "configs", "data_pipelines", "train", "launch", "consortium")
-# What each may import of ours, besides itself. Of launch, `train` takes what starts local ranks, and, for plans, what a
-# site is and how another verb is asked for its configuration.
+# What each may import of ours, besides itself. Of launch, `train` takes what starts local ranks; for plans, what a site
+# is and how another verb is asked for its configuration; for the page of a sweep, its runs and how far they are.
 MAY_IMPORT = {
     "common": set(),
     "configs": set(),
     "data_pipelines": {"common"},
-    "train": {"common", "data_pipelines", "launch.local", "launch.site", "launch.verb"},
+    "train": {
+        "common",
+        "data_pipelines",
+        "launch.local",
+        "launch.site",
+        "launch.verb",
+        "launch.sweep_record",
+        "launch.progress",
+    },
     "launch": {"common"},
     "consortium": {"common", "data_pipelines", "train", "launch.local"},
     "hanse": {"common"},

@@ -11,6 +11,7 @@ from omegaconf import MISSING
 
 from common.configuration import open_dictionary
 from launch.site import Site
+from launch.sweep_record import is_sweep
 from train.config import at_least, one_of, run_problems
 from train.hardware import GPUS, find_gpu
 
@@ -142,7 +143,7 @@ class PlanConfig:
 
 @dataclass
 class ReportConfig:
-    """What ``hanse report`` takes."""
+    """What ``hanse report`` takes; ``run`` may be the folder of a sweep."""
 
     run: str | None = None
     output: str | None = None
@@ -154,7 +155,7 @@ class ReportConfig:
         """Everything wrong with the values, one line each."""
         if self.run is None and self.corpus is None:
             return ["run: must be set (run=runs/NAME), or corpus=data/NAME for the page of a corpus"]
-        found = run_problems(self.run) if self.run is not None else []
+        found = run_problems(self.run) if self.run is not None and not is_sweep(Path(self.run)) else []
         if self.run is not None and self.tokenizer is not None:
             found.append("tokenizer: only the page of a corpus asks for one; leave out run=... or tokenizer=...")
         return found

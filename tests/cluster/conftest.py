@@ -76,12 +76,13 @@ class Cluster:
         wait_until("four idle nodes", lambda: slurm("sinfo", "-h", "-p", "normal", "-t", "idle", "-o", "%D") == "4")
 
     def queue(self) -> dict[str, str]:
-        """{job: state}, as squeue says it."""
+        """{job: state}, as squeue says it; an element of an array by its own number, and as ARRAY_INDEX."""
         for _ in range(30):  # the controller of a busy machine does not always answer in time
-            command = ["squeue", "-h", "-o", "%A %T"]
+            command = ["squeue", "-h", "-r", "-o", "%A %i %T"]
             answer = subprocess.run(command, check=False, capture_output=True, text=True, timeout=60)
             if answer.returncode == 0:
-                return dict(line.split() for line in answer.stdout.splitlines())
+                rows = [line.split() for line in answer.stdout.splitlines()]
+                return {name: state for *names, state in rows for name in names}
         raise AssertionError(f"squeue does not answer: {answer.stderr}")
 
     def state(self, job: str) -> str:
