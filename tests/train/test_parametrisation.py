@@ -107,7 +107,7 @@ def changes(width: int, init: InitConfig, tied: bool, steps: int = 4) -> tuple[f
 
 @pytest.mark.parametrize("tied", [True, False])
 def test_coordinate_check(tied):
-    """arXiv 2203.03466, section D.1: what a step changes neither grows with the width nor vanishes; without muP it grows."""
+    """arXiv 2203.03466, D.1: what a step changes neither grows with the width nor vanishes; without muP it grows."""
     mup = [changes(width, InitConfig(mup_base_width=BASE), tied) for width in WIDTHS]
     plain = [changes(width, InitConfig(), tied) for width in WIDTHS]
     for number, what in enumerate(("stream", "layer", "logits")):
