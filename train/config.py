@@ -12,6 +12,7 @@ from typing import Any
 from omegaconf import MISSING
 
 from train.energy.config import EnergyConfig
+from train.init_config import EMBEDDINGS, InitConfig
 from train.track_config import ProfilingConfig, TrackConfig
 
 ZERO_STAGES = (1, 2, 3)
@@ -66,6 +67,7 @@ class ModelConfig:
     attention: str = "sdpa"
     vocabulary_size: int = 32_768
     vocabulary_multiple: int = 1
+    init: InitConfig = field(default_factory=InitConfig)
 
 
 @dataclass
@@ -166,6 +168,8 @@ class TrainConfig:
     state_hash_every_steps: int = 0
     lock: str | None = None
     init_from: str | None = None
+    init_tokenizer: str | None = None
+    init_embeddings: str = "pieces"
     until_step: int | None = None
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -231,6 +235,8 @@ class TrainConfig:
             *self.data.problems(),
             *self.track.problems(),
             *self.energy.problems(),
+            *one_of(self, "init_embeddings", EMBEDDINGS),
+            *self.model.init.problems(),
         ]  # fmt: skip
         if not self.optimizer.learning_rate > 0:
             found.append(f"optimizer.learning_rate={self.optimizer.learning_rate}: must be above 0")
@@ -238,6 +244,8 @@ class TrainConfig:
             found.append(f"optimizer.betas={self.optimizer.betas}: two numbers in [0, 1), e.g. [0.9, 0.95]")
         if not 0 <= self.schedule.decay_fraction <= 1:
             found.append(f"schedule.decay_fraction={self.schedule.decay_fraction}: a share of the steps, in [0, 1]")
+        if self.init_tokenizer and not self.init_from:
+            found.append("init_tokenizer: is that of the weights of init_from; set init_from too")
         if self.until_step is not None and self.until_step < 1:
             found.append(f"until_step={self.until_step}: must be 1 or more; null: to the end")
         if self.determinism == "D2" and self.threads_per_rank == 0:

@@ -25,6 +25,7 @@ from transformers import PreTrainedModel
 from train.config import TrainConfig
 from train.invariant import ExactAdamW, ExactSum, Owned, isolate
 from train.model import PackedLanguageModel, model_inputs
+from train.parametrisation import rate_factors, split_by_rate
 from train.ranks import Place
 from train.stream import MicroBatch
 
@@ -155,7 +156,7 @@ class Engine:
         parameters = sum(parameter.numel() for parameter in model.parameters())
         self.engine, *_ = deepspeed.initialize(
             model=module,
-            optimizer=_adamw(config, module),
+            optimizer=_adamw(config, module, rate_factors(config.model.init, model)),
             config=deepspeed_config(config, ranks, precision, parameters),
         )
         self.zero: Any = self.engine.optimizer
@@ -218,7 +219,7 @@ class Engine:
         """
         self.mark("update")
         for group in self.zero.param_groups:
-            group["lr"] = learning_rate
+            group["lr"] = learning_rate * group.get("lr_factor", 1.0)
         self._norm, self._largest_norm, self._wants_layers = math.inf, largest_norm, layers
         self._turn, self.layer_norms = 0, None
         if self.exact:
@@ -366,12 +367,13 @@ def layer_of(name: str) -> str:
     return match[1] if match else name.rpartition(".")[0] or name
 
 
-def _adamw(config: TrainConfig, module: torch.nn.Module) -> torch.optim.Optimizer:
-    """AdamW without weight decay for vectors (norms, biases)."""
+def _adamw(config: TrainConfig, module: torch.nn.Module, factors: Mapping[int, float]) -> torch.optim.Optimizer:
+    """AdamW without weight decay for vectors (norms, biases); ``factors``: of train/parametrisation.py."""
     settings = config.optimizer
     matrices = [parameter for parameter in module.parameters() if parameter.dim() >= 2]
     vectors = [parameter for parameter in module.parameters() if parameter.dim() < 2]
     groups = [{"params": matrices, "weight_decay": settings.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+    groups = split_by_rate(groups, factors)
     betas = (settings.betas[0], settings.betas[1])
     if config.determinism == "D2":
         return ExactAdamW(groups, lr=settings.learning_rate, betas=betas, eps=settings.epsilon)

@@ -14,6 +14,7 @@ from train.checkpoint import Checkpoint
 from train.config import TrainConfig
 from train.model import shape_of_model
 from train.ranks import Place, together
+from train.vocabulary import adapted
 from train.weights import Weights, open_weights
 
 # Settings that no tensor's shape shows, and without which the same weights are another model.
@@ -35,7 +36,13 @@ def open_initial(
     with together(place):
         if not Path(config.init_from).is_dir():
             raise HanseError(f"init_from={config.init_from}: no folder here")
-        weights = open_weights(Path(config.init_from))
+        weights, origin = open_weights(Path(config.init_from)), {"role": "init"}
+        if config.init_tokenizer:
+            weights, old = adapted(
+                weights, config.init_tokenizer, Path(config.data.tokenizer) / "tokenizer.json", model,
+                config.init_embeddings,
+            )  # fmt: skip
+            origin |= {"embeddings": config.init_embeddings, "tokenizer_sha256": old}
         if resumed is None:
             check(weights, model, tokenizer_sha256)
         hashes = weights.verify(place.rank, place.ranks)
@@ -45,7 +52,7 @@ def open_initial(
         dist.all_gather_object(shares, hashes)
     with together(place):
         sha256 = weights.identity({name: digest for share in shares for name, digest in share.items()})
-        parents = [{"manifest_sha256": sha256, "role": "init"}]
+        parents = [{"manifest_sha256": sha256, **origin}]
         if resumed and parents != before:
             began = "other" if before else "fresh"
             raise HanseError(f"init_from={config.init_from}: {config.run} goes on from {resumed.folder.name}, and "
@@ -72,7 +79,7 @@ def check(weights: Weights, model: PretrainedConfig, tokenizer_sha256: str | Non
     if weights.tokenizer_sha256 not in (None, tokenizer_sha256):
         raise HanseError(f"init_from={weights.folder}: its weights belong to another tokenizer than data.tokenizer "
                          "(their sha256 differ), so its tokens would mean other words; tokenize the data with its "
-                         "tokenizer")  # fmt: skip
+                         "tokenizer, or name it to make the embeddings anew: init_tokenizer=...")  # fmt: skip
 
 
 def _check_settings(weights: Weights, here: Mapping[str, Any]) -> None:

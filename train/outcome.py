@@ -20,6 +20,7 @@ from train.metrics import StepClock
 from train.ranks import Place
 from train.run_folder import RunFolder, complete_steps, folder_of
 from train.stopwatch import memory_bytes
+from train.vocabulary import Adapted
 from train.weights import Weights
 
 if TYPE_CHECKING:
@@ -44,7 +45,13 @@ def opening(
     if resumed:
         lines.append(f"going on from {resumed.folder} (step {resumed.state['step']})")
     if initial:
-        unknown = "" if initial.tokenizer_sha256 else " (it does not say with which tokenizer: not compared)"
+        unknown = (
+            ""
+            if initial.tokenizer_sha256 or isinstance(initial, Adapted)
+            else " (it does not say with which tokenizer: not compared)"
+        )
+        if isinstance(initial, Adapted):
+            lines.append(f"another tokenizer than those weights had: {initial.told()}")
         lines.append(f"beginning with the weights of {initial.folder}{unknown}, a fresh optimizer, and its own data")
     return "\n".join(lines)
 
