@@ -35,7 +35,10 @@ os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else
 logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
 import deepspeed  # noqa: E402  (its accelerator is chosen by the variable above)
 from deepspeed.accelerator import get_accelerator  # noqa: E402
+from deepspeed.runtime.constants import BFLOAT16  # noqa: E402
+from deepspeed.runtime.engine import DeepSpeedEngine  # noqa: E402
 from deepspeed.runtime.utils import combine_grad_norm_groups  # noqa: E402
+from deepspeed.runtime.zero.config import ZERO_OPTIMIZATION  # noqa: E402
 
 
 def initialise_ranks(place: Place) -> torch.device:
@@ -87,11 +90,12 @@ class Engine:
         self.names = {id(parameter): name for name, parameter in model.named_parameters()}
         self.shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
         parameters = sum(parameter.numel() for parameter in model.parameters())
-        self.engine, *_ = deepspeed.initialize(
-            model=module,
-            optimizer=build(config, model),
-            config=deepspeed_config(config, ranks, precision, parameters),
-        )
+        with _one_class_of_optimizer():
+            self.engine, *_ = deepspeed.initialize(
+                model=module,
+                optimizer=build(config, model),
+                config=deepspeed_config(config, ranks, precision, parameters),
+            )
         self.zero: Any = self.engine.optimizer
         self.stage = config.engine.zero_stage
         named = {self.names[id(one)]: one for one in self.engine.module.parameters()}
@@ -286,6 +290,26 @@ class Engine:
             for number, flat in enumerate(self.shares.flats)
         }  # fmt: skip
         optimizer.muon = lambda flat, update: matrices[id(flat)](update)
+
+
+@contextmanager
+def _one_class_of_optimizer() -> Iterator[None]:
+    """Let ZeRO 1 with bf16 weights and gradients summed in fp32 be what it is with any other types.
+
+    For this one case DeepSpeed 0.19 takes its ``BF16_Optimizer``, which keeps its shares in another form and judges the
+    gradient at another place. ZeRO's usual class has all that is needed; a test holds it to plain PyTorch.
+    """
+    check = DeepSpeedEngine._do_optimizer_sanity_check
+
+    def checked(self: Any, optimizer: Any) -> Any:
+        found = check(self, optimizer)
+        return ZERO_OPTIMIZATION if found == BFLOAT16 else found
+
+    DeepSpeedEngine._do_optimizer_sanity_check = checked
+    try:
+        yield
+    finally:
+        DeepSpeedEngine._do_optimizer_sanity_check = check
 
 
 def layer_of(name: str) -> str:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 ZERO_STAGES = (1, 2, 3)
 PRECISIONS = ("auto", "bf16", "fp32")
+SUM_TYPES = ("auto", "fp32", "bf16")
 OPTIMIZERS = {"adamw": "AdamW", "muon": "Muon (AdamW for embeddings and vectors)", "ademamix": "AdEMAMix"}
 OF_ALL = ("learning_rate", "betas", "epsilon", "weight_decay", "gradient_clipping")
 OF_KIND = {"adamw": (), "muon": ("momentum",), "ademamix": ("slow_beta", "slow_weight", "slow_warmup_steps")}
@@ -95,15 +96,34 @@ class EngineConfig:
 
     zero_stage: int = 1
     precision: str = "auto"
+    gradient_accumulation: str = "auto"
+    communication: str = "auto"
     recompute_every_layers: int = 0
 
     def problems(self, config: TrainConfig) -> list[str]:
         """Everything wrong with the values, alone and beside the rest of the configuration, one line each."""
         found = [f"engine.{line}" for line in (
             *one_of(self, "zero_stage", ZERO_STAGES), *one_of(self, "precision", PRECISIONS),
+            *one_of(self, "gradient_accumulation", SUM_TYPES), *one_of(self, "communication", SUM_TYPES),
             *at_least(self, 0, "recompute_every_layers"),
         )]  # fmt: skip
         if config.determinism != "D0" and self.precision == "auto":
             found.append(f"engine.precision=auto: with determinism={config.determinism} it must be set (bf16 or fp32), "
                          "not measured")  # fmt: skip
+        for key in ("gradient_accumulation", "communication"):
+            if self.precision == "fp32" and getattr(self, key) == "bf16":
+                found.append(f"engine.{key}=bf16: gradients of engine.precision=fp32 are summed in fp32; leave it auto")
+            if config.determinism == "D2" and getattr(self, key) != "auto":
+                found.append(f"engine.{key}={getattr(self, key)}: with determinism=D2 gradients are summed as integers; "
+                             "leave it auto")  # fmt: skip
         return found
+
+    def sums(self, precision: str, determinism: str) -> tuple[str, str]:
+        """(type that gradients are accumulated in, type that they travel in) of a run in ``precision``.
+
+        ``auto`` is fp32, and what travels is as what is accumulated. At D2 the engine has nothing to sum.
+        """
+        if determinism == "D2" or precision == "fp32":
+            return precision, precision
+        accumulated = "fp32" if self.gradient_accumulation == "auto" else self.gradient_accumulation
+        return accumulated, accumulated if self.communication == "auto" else self.communication

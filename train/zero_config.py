@@ -31,6 +31,7 @@ def deepspeed_config(config: TrainConfig, ranks: int, precision: str, parameters
     if config.determinism == "D2":  # accumulation and clipping are ours: DeepSpeed sees one backward a step
         micro_batch, accumulation, clipping = micro_batch * accumulation, 1, 0.0
         zero["memory_efficient_linear"] = False  # ZeRO-3's: a product of its own, which may round otherwise
+    accumulated, travelling = config.engine.sums(precision, config.determinism)
     return {
         "train_batch_size": config.batch.global_batch_size,
         "train_micro_batch_size_per_gpu": micro_batch,
@@ -39,6 +40,8 @@ def deepspeed_config(config: TrainConfig, ranks: int, precision: str, parameters
         "zero_optimization": zero,
         # A step whose gradient is not finite leaves weights and moments as they are; in fp32 it always does.
         "bf16": {"enabled": precision == "bf16", "check_grad_overflow": True},
+        "data_types": {"grad_accum_dtype": accumulated},
+        "communication_data_type": travelling,
         "zero_allow_untested_optimizer": True,
         "steps_per_print": 10**12,
         "wall_clock_breakdown": False,
