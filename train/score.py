@@ -76,13 +76,14 @@ def _evaluate(config: EvaluateVerbConfig) -> int:
     from accelerate import PartialState
 
     state = PartialState(cpu=not torch.cuda.is_available())
-    trained = open_trained(config.run, config.step, config.shards, config.tokenizer)
+    trained = open_trained(config.run, config.step, config.shards, config.tokenizer, config.weights)
     model = trained.model()
     nn.Module.to(model, state.device)
     scores, found = losses(config, trained, model, state), tasks(config, trained, model, state)
     if state.is_main_process:
         value = as_json(config, trained, scores, found)
-        path = Path(config.output or trained.folder.path / f"evaluations/step-{trained.step:08d}.json")
+        name = f"{'ema-' if config.weights == 'ema' else ''}step-{trained.step:08d}.json"
+        path = Path(config.output or trained.folder.path / "evaluations" / name)
         write_json(path, value)
         _show(value)
         say(f"written: {path}")
@@ -185,6 +186,7 @@ def as_json(
     return {
         "format": FORMAT,
         "step": trained.step,
+        **({"weights": trained.weights} if trained.weights != "master" else {}),
         "checkpoint_manifest_sha256": sha256_file(trained.checkpoint.folder / "manifest.json"),
         "data_merkle_root": trained.shards.merkle_root,
         "tokenizer_sha256": trained.shards.tokenizer_sha256,
