@@ -19,8 +19,9 @@ import torch
 
 from train.checkpoint_writer import Writer
 from train.config import CheckpointConfig
-from train.engine import MOMENTS, Fragment
+from train.optimizers import MOMENTS
 from train.ranks import Place
+from train.shares import Fragment
 
 TENSORS = 24
 

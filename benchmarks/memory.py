@@ -20,10 +20,11 @@ from typing import Any
 import torch
 
 from launch.local import run_ranks
-from train.engine import Engine, bucket_elements, initialise_ranks
+from train.engine import Engine, initialise_ranks
 from train.memory import VALUE_BYTES, Layout, states
 from train.model import build_model, model_config
 from train.ranks import find_place
+from train.zero_config import bucket_elements
 
 CASES = [(stage, precision) for precision in ("fp32", "bf16") for stage in (1, 2, 3)]
 LENGTH, SEQUENCES, VOCABULARY = 32, 4, 8192  # short: bf16 is slow where the processor has no instructions for it

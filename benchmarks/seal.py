@@ -27,7 +27,7 @@ from common.files import sha256_file
 from consortium import bundle, keys, seal, verify
 from train.checkpoint_writer import finish, write_share
 from train.config import TrainConfig
-from train.engine import MOMENTS
+from train.optimizers import MOMENTS
 from train.run_folder import RunFolder, folder_of
 
 TENSORS, RANKS = 24, 4

@@ -9,7 +9,8 @@ from pathlib import Path
 
 from omegaconf import MISSING
 
-from train.config import ZERO_STAGES, run_problems
+from train.config import run_problems
+from train.engine_config import ZERO_STAGES
 
 AVERAGE_METHODS = ("average", "linear", "slerp", "ties", "diloco")
 AVERAGE_DECAYS = ("linear", "1-sqrt", "cosine")

@@ -42,6 +42,7 @@ from consortium.tensors import check_tensor_file
 from consortium.verify import Unknown
 from data_pipelines.tokenizer import token_byte_lengths
 from train import ledger
+from train.checkpoint import PARTS
 from train.model import shape_of_model
 
 ARCHITECTURES = ("apertus", "llama", "mistral", "qwen3")  # those of configs/model; dense, in transformers itself
@@ -137,9 +138,8 @@ def checkpoint(case: Case) -> str:
         raise HanseError(f"{MANIFEST}: does not list exactly the files in checkpoint/")
     found, paper = case.checkpoint, case.paper
     found.verify()
-    found.slices("model")
-    if any(name.startswith("optimizer/") for name in found.files):
-        found.slices("optimizer")
+    for part in PARTS:
+        found.slices(part)
     state = found.state
     same = {"step": (state["step"], paper.step), "tokens": (state.get("consumed_tokens"), paper.tokens),
             "merkle_root": (found.manifest["merkle_root"], paper.merkle_root),

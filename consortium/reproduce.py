@@ -19,7 +19,7 @@ from consortium.attestation import SHOWN, VALUES, Replay
 from consortium.config import ReproduceConfig
 from consortium.keys import load_private
 from train import ledger, start
-from train.checkpoint import Checkpoint
+from train.checkpoint import PARTS, Checkpoint
 from train.config import TrainConfig
 from train.run_folder import RunFolder, complete_steps, folder_of
 from train.state_hash import tensors_under
@@ -230,7 +230,7 @@ def differing_tensors(original: RunFolder, again: RunFolder, step: int) -> list[
         return []
     one, other = (Checkpoint(folder_of(folder.checkpoints, step)) for folder in (original, again))
     found: list[dict[str, Any]] = []
-    for part in ("model", "optimizer"):
+    for part in PARTS:
         mine, yours = one.slices(part), other.slices(part)
         for name, spans in mine.items():
             size = max((span.stop for span in spans), default=0)

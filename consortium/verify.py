@@ -272,7 +272,7 @@ def batches(evidence: Evidence) -> str:
 
 def checkpoints(evidence: Evidence) -> str:
     """Every file of every checkpoint has its hash, and the ledger knows the checkpoint's Merkle root."""
-    from train.checkpoint import Older
+    from train.checkpoint import PARTS, Older
 
     if not evidence.opened:
         raise Unknown("no complete checkpoint in the run folder")
@@ -285,7 +285,7 @@ def checkpoints(evidence: Evidence) -> str:
     hashes = dict(zip(names, sha256_files(one.folder / name for one, name in names), strict=True))
     for step, checkpoint in evidence.checkpoints:
         checkpoint.verify(found={name: hashes[checkpoint, name] for name in checkpoint.files})
-        for part in ("model", "optimizer"):
+        for part in PARTS:
             checkpoint.slices(part)
         if written and (step, checkpoint.manifest["merkle_root"]) not in written:
             raise HanseError(f"{checkpoint.folder}: the ledger knows no checkpoint with this Merkle root")

@@ -72,6 +72,7 @@ class Card:
     languages: list[LanguageRow]
     scores: list[Score]
     engine: str
+    optimizer: str
     learning_rate: float
     tokens_per_step: int
     sequence_length: int
@@ -133,6 +134,7 @@ def card(trained: Trained, provenance: Mapping[str, Any]) -> str:
         scores=scores(trained.folder, trained.step),
         engine=f"DeepSpeed ZeRO-{config.engine.zero_stage}, {trained.checkpoint.state['precision']}, "
         f"{trained.checkpoint.state['ranks']} ranks",
+        optimizer=config.optimizer.title,
         learning_rate=config.optimizer.learning_rate,
         tokens_per_step=config.tokens_per_step,
         sequence_length=config.data.sequence_length,

@@ -4,7 +4,8 @@
         manifest.json                    shapes of all tensors; size and sha256 of every file
         state.json                       step, samples and tokens consumed, precision, what data and model it belongs to
         model/rank-00000.safetensors     fp32 master weights:  "NAME[START:STOP]"
-        optimizer/rank-00000.safetensors Adam's moments:       "NAME.exp_avg[START:STOP]"
+        optimizer/rank-00000.safetensors the optimizer's moments: "NAME.exp_avg[START:STOP]"
+        ema/rank-00000.safetensors       average of the weights, where one is kept: "NAME.ema[START:STOP]"
 
 One without ``optimizer`` holds weights only: an average, say. A run can begin with it, not go on from it.
 
@@ -29,8 +30,10 @@ from torch import Tensor
 from common.errors import HanseError
 from common.files import inside, merkle_root, read_json, sha256_file
 from data_pipelines.manifest import COUNTS, fingerprint
-from train.engine import MOMENTS, Engine
+from train.engine import Engine
+from train.optimizers import ALL_MOMENTS, MOMENTS
 
+PARTS = ("model", "optimizer", "ema")
 FORMAT = "hanse.checkpoint/1"
 NEEDED = {"step": int, "consumed_samples": int, "data_merkle_root": str, "tokenizer_sha256": str, "model": dict,
           "precision": str, "wall_seconds": int | float}  # fmt: skip
@@ -125,6 +128,20 @@ class Checkpoint:
             isinstance(self.state.get(key), kind) for key, kind in NEEDED.items()
         ):
             raise self._bad("state.json", "is incomplete")
+        self.kind, self.moments = self._declared()
+
+    def _declared(self) -> tuple[str, dict[str, set[str]]]:
+        """(optimizer, {moment: parameters that it is kept of}); a checkpoint that says nothing is AdamW's."""
+        try:
+            told = self.state.get("engine", {}).get("optimizer")
+            if told is None:
+                return "adamw", {key: set(self.shapes) for key in MOMENTS}
+            moments = {key: set(map(str, names)) for key, names in told["moments"].items()}
+            if set(moments) <= set(ALL_MOMENTS) and all(names <= set(self.shapes) for names in moments.values()):
+                return str(told["kind"]), moments
+        except (KeyError, TypeError, AttributeError):
+            pass
+        raise self._bad("state.json", "does not tell what its optimizer keeps of which parameter")
 
     def _bad(self, name: str, what: str) -> Damaged:
         return Damaged(f"{self.folder / name}: {what}; delete {self.folder} to go on from the checkpoint before it")
@@ -145,16 +162,25 @@ class Checkpoint:
             if sha256 != self.files[name]["sha256"]:
                 raise self._bad(name, "is damaged: its sha256 is not the one in manifest.json")
 
+    @property
+    def averaged(self) -> bool:
+        """Whether it holds an average of the weights."""
+        return any(name.startswith("ema/") for name in self.files)
+
     def slices(self, part: str) -> dict[str, list[Slice]]:
-        """{tensor name: its ranges in order} of ``model`` or ``optimizer`` (for which nothing where there is none).
+        """{tensor name: its ranges in order} of one of ``PARTS``; nothing where a checkpoint has none of it.
 
         Raises:
             HanseError: the ranges of a tensor do not lie side by side from its first element to its last.
         """
-        if part == "optimizer" and self.weights_only:
+        if (part == "optimizer" and self.weights_only) or (part == "ema" and not self.averaged):
             return {}
-        endings = [f".{key}" for key in MOMENTS] if part == "optimizer" else [""]
-        sizes = {name + ending: math.prod(shape) for name, shape in self.shapes.items() for ending in endings}
+        names = {
+            "model": list(self.shapes),
+            "optimizer": [f"{name}.{key}" for name in self.shapes for key, of in self.moments.items() if name in of],
+            "ema": [f"{name}.ema" for name in self.shapes],
+        }[part]
+        sizes = {name: math.prod(self.shapes[name if part == "model" else name.rpartition(".")[0]]) for name in names}
         found: dict[str, list[Slice]] = {name: [] for name in sizes}
         for file in self.files:
             if not file.startswith(f"{part}/"):
@@ -209,13 +235,20 @@ class Checkpoint:
                     values = tensors.get_slice(span.key)[first - span.start : end - span.start]
                 out[first - start : end - start] = values
 
-    def weights(self) -> dict[str, Tensor]:
-        """All fp32 weights by parameter name."""
-        spans = self.slices("model")
-        out = {}
+    def weights(self, part: str = "model") -> dict[str, Tensor]:
+        """All fp32 weights by parameter name; of ``ema``, their average.
+
+        Raises:
+            HanseError: there is no average.
+        """
+        spans = self.slices(part)
+        if not spans:
+            raise HanseError(f"{self.folder}: holds no average of the weights; a run keeps one with e.g. "
+                             "ema.decay=0.999")  # fmt: skip
+        out, ending = {}, "" if part == "model" else f".{part}"
         for name, shape in self.shapes.items():
             out[name] = torch.empty(shape, dtype=torch.float32)
-            self.read(spans[name], 0, out[name].numel(), out[name].view(-1))
+            self.read(spans[name + ending], 0, out[name].numel(), out[name].view(-1))
         return out
 
     def restore(self, engine: Engine) -> None:
@@ -227,10 +260,15 @@ class Checkpoint:
         if self.weights_only:
             raise HanseError(f"{self.folder}: holds weights and no state of an optimizer; a run begins with it "
                              "(init_from=...), but cannot go on from it")  # fmt: skip
-        model, optimizer = self.slices("model"), self.slices("optimizer")
+        if self.kind != engine.kind:
+            raise HanseError(f"{self.folder}: holds the state of optimizer.kind={self.kind}, this configuration says "
+                             f"{engine.kind}; begin a run with its weights (init_from=...)")  # fmt: skip
+        spans = {part: self.slices(part) for part in PARTS}
         for fragment in engine.fragments():
-            self.read(model[fragment.name], fragment.start, fragment.stop, fragment.master)
-            for key in MOMENTS:
-                spans = optimizer[f"{fragment.name}.{key}"]
-                self.read(spans, fragment.start, fragment.stop, fragment.moments[key])
+            for part, ending, values in fragment.tensors():
+                found = spans[part].get(fragment.name + ending)
+                if found is not None:
+                    self.read(found, fragment.start, fragment.stop, values)
+                elif part != "ema":  # an average may begin later than the run
+                    raise self._bad(part, f"holds no {fragment.name}{ending}")
         engine.set_state(self.state["step"], self.state.get("engine", {}))

@@ -30,9 +30,10 @@ from common.errors import HanseError
 from common.files import PARTIAL, fsync_folder, read_json, sha256_file, write_json
 from train.checkpoint import FORMAT, root_of
 from train.config import CheckpointConfig
-from train.engine import Engine, Fragment
+from train.engine import Engine
 from train.ranks import Place, together
 from train.run_folder import complete_steps, folder_of
+from train.shares import Fragment
 
 Parts = Mapping[str, Mapping[str, Tensor]]  # {part of the checkpoint: {key: values}}
 

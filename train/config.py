@@ -11,12 +11,12 @@ from typing import Any
 
 from omegaconf import MISSING
 
+from train.config_rules import at_least, one_of
 from train.energy.config import EnergyConfig
+from train.engine_config import AverageConfig, EngineConfig, OptimizerConfig
 from train.init_config import EMBEDDINGS, InitConfig
 from train.track_config import ProfilingConfig, TrackConfig
 
-ZERO_STAGES = (1, 2, 3)
-PRECISIONS = ("auto", "bf16", "fp32")
 DETERMINISM = ("D0", "D1", "D2")
 ATTENTIONS = ("sdpa", "eager")
 MIXTURE_RULES = ("proportional", "temperature", "unimax")
@@ -79,17 +79,6 @@ class BatchConfig:
 
 
 @dataclass
-class OptimizerConfig:
-    """AdamW (Loshchilov and Hutter, arXiv 1711.05101)."""
-
-    learning_rate: float = MISSING
-    betas: list[float] = field(default_factory=lambda: [0.9, 0.95])
-    epsilon: float = 1e-8
-    weight_decay: float = 0.1
-    gradient_clipping: float = 1.0
-
-
-@dataclass
 class ScheduleConfig:
     """Warmup, middle, decay; the shapes and their sources stand in :mod:`train.schedule`."""
 
@@ -98,15 +87,6 @@ class ScheduleConfig:
     decay: str = "1-sqrt"
     final_fraction: float = 0.0
     fall: float = 0.0
-
-
-@dataclass
-class EngineConfig:
-    """DeepSpeed ZeRO (Rajbhandari et al., arXiv 1910.02054)."""
-
-    zero_stage: int = 1
-    precision: str = "auto"
-    recompute_every_layers: int = 0
 
 
 @dataclass
@@ -176,6 +156,7 @@ class TrainConfig:
     batch: BatchConfig = field(default_factory=BatchConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    ema: AverageConfig = field(default_factory=AverageConfig)
     engine: EngineConfig = field(default_factory=EngineConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
@@ -216,18 +197,14 @@ class TrainConfig:
                        "evaluate.every_steps", "evaluate.tokens_per_language",
                        "model.vocabulary_size", "model.vocabulary_multiple"),
             *at_least(self, 0, "seed", "threads_per_rank", "state_hash_every_steps",
-                       "schedule.warmup_steps", "schedule.final_fraction",
-                       "engine.recompute_every_layers", "checkpoint.keep_every_steps", "checkpoint.every_minutes",
-                       "checkpoint.keep_best", "optimizer.weight_decay", "optimizer.gradient_clipping",
-                       "schedule.fall",
+                       "schedule.warmup_steps", "schedule.final_fraction", "schedule.fall",
+                       "checkpoint.keep_every_steps", "checkpoint.every_minutes", "checkpoint.keep_best",
                        "guards.watchdog_seconds", "guards.watchdog_slow_seconds", "guards.times_every_steps",
                        "guards.weights_every_steps", "guards.layer_norms_every_steps", "guards.spikes.sigma",
                        "guards.spikes.rewind_after", "guards.spikes.rewind_margin", "guards.spikes.max_rewinds"),
             *at_least(self, 1, "guards.slow_ratio", "guards.spikes.rewind_within"),
             *at_least(self, 8, "guards.spikes.window"),
             *one_of(self, "determinism", DETERMINISM),
-            *one_of(self, "engine.zero_stage", ZERO_STAGES),
-            *one_of(self, "engine.precision", PRECISIONS),
             *one_of(self, "model.attention", ATTENTIONS),
             *one_of(self, "schedule.decay", DECAYS),
             *one_of(self, "data.mixture_rule", MIXTURE_RULES),
@@ -237,11 +214,10 @@ class TrainConfig:
             *self.energy.problems(),
             *one_of(self, "init_embeddings", EMBEDDINGS),
             *self.model.init.problems(),
+            *self.optimizer.problems(),
+            *self.ema.problems(),
+            *self.engine.problems(self),
         ]  # fmt: skip
-        if not self.optimizer.learning_rate > 0:
-            found.append(f"optimizer.learning_rate={self.optimizer.learning_rate}: must be above 0")
-        if len(self.optimizer.betas) != 2 or not all(0 <= beta < 1 for beta in self.optimizer.betas):
-            found.append(f"optimizer.betas={self.optimizer.betas}: two numbers in [0, 1), e.g. [0.9, 0.95]")
         if not 0 <= self.schedule.decay_fraction <= 1:
             found.append(f"schedule.decay_fraction={self.schedule.decay_fraction}: a share of the steps, in [0, 1]")
         if self.init_tokenizer and not self.init_from:
@@ -251,9 +227,6 @@ class TrainConfig:
         if self.determinism == "D2" and self.threads_per_rank == 0:
             found.append("threads_per_rank=0: with determinism=D2 it must be set (threads_per_rank=1), or it would "
                          "change with the number of ranks, and sums inside a rank with it")  # fmt: skip
-        if self.determinism != "D0" and self.engine.precision == "auto":
-            found.append(f"engine.precision=auto: with determinism={self.determinism} it must be set (bf16 or fp32), "
-                         "not measured")  # fmt: skip
         if self.guards.spikes.rewind_after and not self.guards.spikes.sigma:
             found.append("guards.spikes.rewind_after: counts spikes, and guards.spikes.sigma=0 looks for none; set "
                          "e.g. guards.spikes.sigma=6")  # fmt: skip
@@ -289,20 +262,3 @@ def run_problems(run: str, key: str = "run") -> list[str]:
     if not (Path(run) / "config.yaml").is_file():
         return [f"{key}={run}: no run folder of 'hanse train' (no config.yaml in it)"]
     return []
-
-
-def _value(config: Any, key: str) -> Any:
-    for part in key.split("."):
-        config = getattr(config, part)
-    return config
-
-
-def at_least(config: Any, least: int, *keys: str) -> list[str]:
-    """One line for each key whose value is less than ``least``."""
-    return [f"{key}={_value(config, key)}: must be {least} or more" for key in keys if not _value(config, key) >= least]
-
-
-def one_of(config: Any, key: str, allowed: tuple[Any, ...]) -> list[str]:
-    """A line if the value of ``key`` is none of those allowed."""
-    value = _value(config, key)
-    return [] if value in allowed else [f"{key}={value}: one of {', '.join(map(str, allowed))}"]

@@ -16,8 +16,8 @@ from common.folders import replaced_folder
 from data_pipelines.shards import ShardsManifest
 from train.checkpoint import FORMAT
 from train.checkpoint_writer import write_papers, write_stream
-from train.engine import MOMENTS
 from train.model import shape_of_model
+from train.optimizers import MOMENTS
 from train.universal import Universal
 from train.verb_config import CheckpointVerbConfig
 

@@ -12,7 +12,6 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout, suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,45 +22,23 @@ from torch.utils.cpp_extension import _get_build_directory
 from transformers import PreTrainedModel
 
 from train.config import TrainConfig
-from train.invariant import ExactAdamW, ExactSum, Owned, isolate
+from train.invariant import ExactSum, Owned, isolate
 from train.model import PackedLanguageModel, model_inputs
-from train.parametrisation import rate_factors, split_by_rate
+from train.muon import Matrices, Piece
+from train.optimizers import Stepper, build, moments_of
 from train.ranks import Place
+from train.shares import Fragment, Shares
 from train.stream import MicroBatch
+from train.zero_config import bucket_elements, deepspeed_config
 
 os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
 logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
 import deepspeed  # noqa: E402  (its accelerator is chosen by the variable above)
 from deepspeed.accelerator import get_accelerator  # noqa: E402
+from deepspeed.runtime.constants import BFLOAT16  # noqa: E402
+from deepspeed.runtime.engine import DeepSpeedEngine  # noqa: E402
 from deepspeed.runtime.utils import combine_grad_norm_groups  # noqa: E402
-
-MOMENTS = ("exp_avg", "exp_avg_sq")
-
-
-@dataclass(frozen=True)
-class Fragment:
-    """One rank's share of one parameter: flat views into ZeRO's own tensors, so reading and writing are copies.
-
-    Attributes:
-        name: the parameter's name in the ``transformers`` model.
-        start, stop: the range of its elements, flattened, that this rank owns.
-        group, offset: where that range lies: in which flat tensor of ZeRO's, from which element on.
-        master: fp32 weights; ``moments``: Adam's ``exp_avg`` and ``exp_avg_sq``; each of shape (stop - start,).
-    """
-
-    name: str
-    start: int
-    stop: int
-    group: int
-    offset: int
-    master: Tensor
-    moments: dict[str, Tensor]
-
-    def tensors(self) -> Iterator[tuple[str, str, Tensor]]:
-        """(part of a checkpoint, ending of the name there, values) of everything in this share."""
-        yield "model", "", self.master
-        for key, values in self.moments.items():
-            yield "optimizer", f".{key}", values
+from deepspeed.runtime.zero.config import ZERO_OPTIMIZATION  # noqa: E402
 
 
 def initialise_ranks(place: Place) -> torch.device:
@@ -102,69 +79,33 @@ def _compile_communication() -> None:
         builder.load(verbose=False)
 
 
-def deepspeed_config(config: TrainConfig, ranks: int, precision: str, parameters: int) -> dict[str, Any]:
-    """DeepSpeed's configuration.
-
-    Buckets are sized from the model: the default of 5e8 elements is allocated whole and makes a small model 20 times
-    slower on a CPU.
-    """
-    bucket = bucket_elements(parameters)
-    zero: dict[str, Any] = {
-        "stage": config.engine.zero_stage,
-        "reduce_bucket_size": bucket,
-        "allgather_bucket_size": bucket,
-        "overlap_comm": torch.cuda.is_available(),
-        "contiguous_gradients": True,
-    }
-    if config.engine.zero_stage == 3:
-        zero |= {"stage3_prefetch_bucket_size": bucket // 4, "stage3_param_persistence_threshold": 10_000,
-                 "stage3_max_live_parameters": bucket, "stage3_max_reuse_distance": bucket}  # fmt: skip
-    micro_batch, accumulation, clipping = (
-        config.batch.micro_batch_size, config.accumulation(ranks), config.optimizer.gradient_clipping)  # fmt: skip
-    if config.determinism == "D2":  # accumulation and clipping are ours: DeepSpeed sees one backward a step
-        micro_batch, accumulation, clipping = micro_batch * accumulation, 1, 0.0
-        zero["memory_efficient_linear"] = False  # ZeRO-3's: a product of its own, which may round otherwise
-    return {
-        "train_batch_size": config.batch.global_batch_size,
-        "train_micro_batch_size_per_gpu": micro_batch,
-        "gradient_accumulation_steps": accumulation,
-        "gradient_clipping": clipping,
-        "zero_optimization": zero,
-        # A step whose gradient is not finite leaves weights and moments as they are; in fp32 it always does.
-        "bf16": {"enabled": precision == "bf16", "check_grad_overflow": True},
-        "zero_allow_untested_optimizer": True,
-        "steps_per_print": 10**12,
-        "wall_clock_breakdown": False,
-    }
-
-
-def bucket_elements(parameters: int) -> int:
-    """Elements of a communication bucket: the whole model at most, 1M at least."""
-    return int(min(5e8, max(parameters, 1_000_000)))
-
-
 class Engine:
     """A model under ZeRO. Every method is collective: all ranks call it, in the same order."""
 
     def __init__(self, config: TrainConfig, model: PreTrainedModel, ranks: int, precision: str):
-        self.config, self.ranks, self.precision = config, ranks, precision
+        self.config, self.ranks, self.precision, self.kind = config, ranks, precision, config.optimizer.kind
         module = PackedLanguageModel(model)
         if config.determinism == "D2":
             isolate(module)
         self.names = {id(parameter): name for name, parameter in model.named_parameters()}
         self.shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
         parameters = sum(parameter.numel() for parameter in model.parameters())
-        self.engine, *_ = deepspeed.initialize(
-            model=module,
-            optimizer=_adamw(config, module, rate_factors(config.model.init, model)),
-            config=deepspeed_config(config, ranks, precision, parameters),
-        )
+        with _one_class_of_optimizer():
+            self.engine, *_ = deepspeed.initialize(
+                model=module,
+                optimizer=build(config, model),
+                config=deepspeed_config(config, ranks, precision, parameters),
+            )
         self.zero: Any = self.engine.optimizer
         self.stage = config.engine.zero_stage
-        self._prepare_optimizer_state()
+        named = {self.names[id(one)]: one for one in self.engine.module.parameters()}
+        self.shares = Shares(self.zero, self.stage, named, averaged=config.ema.decay > 0)
+        self.moments = moments_of(model, self.kind)
+        self._let_muon_exchange()
         self._ask_before_updates()
         self.exact = self._exact_sum(parameters) if config.determinism == "D2" else None
-        self.skipped_updates = 0  # of all the run's steps
+        self.updates = self.skipped_updates = 0  # of all the run's steps
+        self.averages = 0  # of the weights, that were taken into their average
         self.layer_norms: dict[str, float] | None = None  # of the last step, where they were asked for
         self._norm, self._largest_norm, self._wants_layers = math.inf, math.inf, False
         self._turn = 0  # micro-batches of the current step that were run
@@ -175,7 +116,7 @@ class Engine:
         parameters = list(self.engine.module.parameters())
         return ExactSum(
             self.engine, parameters, [math.prod(self.shapes[self.names[id(one)]]) for one in parameters],
-            {key: owned[name] for key, name in self.names.items() if name in owned}, self._flats(),
+            {key: owned[name] for key, name in self.names.items() if name in owned}, self.shares.flats,
             sharded=self.stage >= 2,
             micro_batches=self.config.batch.global_batch_size // self.config.batch.micro_batch_size,
             bucket_elements=bucket_elements(elements),
@@ -227,6 +168,10 @@ class Engine:
         self.engine.step()
         made = not self.zero.overflow
         self.skipped_updates += not made
+        self.updates += made
+        if made and self.config.ema.decay and self.updates % self.config.ema.every_steps == 0:
+            self.shares.average(self.config.ema.decay_after(self.averages))
+            self.averages += 1
         return made
 
     def _ask_before_updates(self) -> None:
@@ -286,16 +231,29 @@ class Engine:
 
     def state(self) -> dict[str, Any]:
         """What a later start must know beside weights and moments; for :meth:`set_state`."""
-        skipped = {"skipped_updates": self.skipped_updates} if self.skipped_updates else {}
-        return {**({"exponent": self.exact.exponent} if self.exact else {}), **skipped}
+        told: dict[str, Any] = {"exponent": self.exact.exponent} if self.exact else {}
+        if self.skipped_updates:
+            told["skipped_updates"] = self.skipped_updates
+        if self.kind != "adamw":
+            keys = dict.fromkeys(key for kept in self.moments.values() for key in kept)
+            told["optimizer"] = {"kind": self.kind, "moments": {
+                key: [name for name, kept in self.moments.items() if key in kept] for key in keys}}  # fmt: skip
+        if self.config.ema.decay:
+            told["averages"] = self.averages
+        return told
 
     def set_state(self, step: int, state: Mapping[str, Any]) -> None:
         """Go on after ``step`` steps: Adam's bias correction depends on the number of updates."""
         self.skipped_updates = int(state.get("skipped_updates", 0))
-        for flat in self._flats():
-            self.zero.optimizer.state[flat]["step"].fill_(step - self.skipped_updates)
+        self.updates, self.averages = step - self.skipped_updates, int(state.get("averages", 0))
+        self.shares.set_step(self.updates)
         if self.exact:
             self.exact.exponent = int(state.get("exponent", self.exact.exponent))
+
+    def endings(self, name: str) -> tuple[str, ...]:
+        """What is kept of a parameter, as its names in a checkpoint end: weights, moments, average."""
+        average = (".ema",) if self.config.ema.decay else ()
+        return ("", *(f".{key}" for key in self.moments[name]), *average)
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:
@@ -309,72 +267,52 @@ class Engine:
 
     def fragments(self) -> Iterator[Fragment]:
         """This rank's share of every parameter, in the model's order; a rank may own nothing of some."""
-        for parameter in self.engine.module.parameters():
-            name = self.names[id(parameter)]
-            found = self._sharded(parameter, name) if self.stage == 3 else self._partitioned(parameter, name)
-            if found is not None:
-                yield found
+        return iter(self.shares)
 
-    def _partitioned(self, parameter: Any, name: str) -> Fragment | None:
-        """Stages 1 and 2: all parameters of a group lie in one flat tensor, cut evenly between the ranks."""
-        mapping = parameter._hp_mapping
-        if mapping is None:
-            return None
-        here, start = mapping.hp_fragment_address, mapping.lp_fragment_address.start
-        return self._fragment(name, start, start + here.numel, mapping.param_group_index, here.start)
+    def _let_muon_exchange(self) -> None:
+        """Tell Muon, if it is the optimizer, which rank owns what of each matrix."""
+        optimizer = self.zero.optimizer
+        if self.kind != "muon":
+            return
+        assert isinstance(optimizer, Stepper)
+        mine = {part.name: (part.group, Piece(part.start, part.stop, part.offset)) for part in self.shares
+                if len(self.moments[part.name]) == 1}  # fmt: skip
+        shares: list[dict[str, tuple[int, Piece]]] = [{}] * self.ranks
+        dist.all_gather_object(shares, mine)
+        dtype = torch.bfloat16 if self.precision == "bf16" else torch.float32
+        groups = {name: group for share in shares for name, (group, _) in share.items()}
+        matrices = {
+            id(flat): Matrices(
+                {name: shape for name, shape in self.shapes.items() if groups.get(name) == number},
+                [{name: piece for name, (group, piece) in share.items() if group == number} for share in shares],
+                dist.get_rank(), dtype,
+            )
+            for number, flat in enumerate(self.shares.flats)
+        }  # fmt: skip
+        optimizer.muon = lambda flat, update: matrices[id(flat)](update)
 
-    def _sharded(self, parameter: Any, name: str) -> Fragment | None:
-        """Stage 3: every parameter is cut into ceil(numel / ranks) elements a rank; the last share is padded."""
-        group, offset, share = self.zero.grad_position[self.zero.get_param_id(parameter)]
-        start = min(dist.get_rank() * share, parameter.ds_numel)
-        stop = min(start + share, parameter.ds_numel)
-        if start == stop:
-            return None
-        return self._fragment(name, start, stop, group, offset)
 
-    def _flat(self, group: int) -> Tensor:
-        flats = self.zero.fp32_partitioned_groups_flat if self.stage == 3 else self.zero.single_partition_of_fp32_groups
-        flat: Tensor = flats[group]
-        return flat
+@contextmanager
+def _one_class_of_optimizer() -> Iterator[None]:
+    """Let ZeRO 1 with bf16 weights and gradients summed in fp32 be what it is with any other types.
 
-    def _fragment(self, name: str, start: int, stop: int, group: int, offset: int) -> Fragment:
-        flat, length = self._flat(group), stop - start
-        state = self.zero.optimizer.state[flat]
-        moments = {key: state[key].narrow(0, offset, length) for key in MOMENTS}
-        return Fragment(name, start, stop, group, offset, flat.data.narrow(0, offset, length), moments)
+    For this one case DeepSpeed 0.19 takes its ``BF16_Optimizer``, which keeps its shares in another form and judges the
+    gradient at another place. ZeRO's usual class has all that is needed; a test holds it to plain PyTorch.
+    """
+    check = DeepSpeedEngine._do_optimizer_sanity_check
 
-    def _flats(self) -> list[Tensor]:
-        count = len(
-            self.zero.fp32_partitioned_groups_flat if self.stage == 3 else self.zero.single_partition_of_fp32_groups
-        )
-        return [self._flat(group) for group in range(count)]
+    def checked(self: Any, optimizer: Any) -> Any:
+        found = check(self, optimizer)
+        return ZERO_OPTIMIZATION if found == BFLOAT16 else found
 
-    def _prepare_optimizer_state(self) -> None:
-        """Create Adam's state now, as its first step would: so that there is something to restore into.
-
-        The public way is a first step with a learning rate of zero, which costs a step and leaves gradients behind.
-        """
-        for flat in self._flats():
-            self.zero.optimizer.state[flat] = {
-                "step": torch.zeros((), dtype=torch.float32, device=flat.device),
-                **{key: torch.zeros_like(flat.data) for key in MOMENTS},
-            }
+    DeepSpeedEngine._do_optimizer_sanity_check = checked
+    try:
+        yield
+    finally:
+        DeepSpeedEngine._do_optimizer_sanity_check = check
 
 
 def layer_of(name: str) -> str:
     """The layer of a parameter: ``model.layers.3`` of ``model.layers.3.mlp.up_proj.weight``, else its module."""
     match = re.match(r"(.+?\.\d+)\.", name)
     return match[1] if match else name.rpartition(".")[0] or name
-
-
-def _adamw(config: TrainConfig, module: torch.nn.Module, factors: Mapping[int, float]) -> torch.optim.Optimizer:
-    """AdamW without weight decay for vectors (norms, biases); ``factors``: of train/parametrisation.py."""
-    settings = config.optimizer
-    matrices = [parameter for parameter in module.parameters() if parameter.dim() >= 2]
-    vectors = [parameter for parameter in module.parameters() if parameter.dim() < 2]
-    groups = [{"params": matrices, "weight_decay": settings.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
-    groups = split_by_rate(groups, factors)
-    betas = (settings.betas[0], settings.betas[1])
-    if config.determinism == "D2":
-        return ExactAdamW(groups, lr=settings.learning_rate, betas=betas, eps=settings.epsilon)
-    return torch.optim.AdamW(groups, lr=settings.learning_rate, betas=betas, eps=settings.epsilon, fused=True)

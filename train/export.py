@@ -69,7 +69,7 @@ def run(config: ExportConfig) -> None:
                          "else; set another output=...")  # fmt: skip
     restore(folder)
     disable_progress_bar()
-    trained = open_trained(config.run, config.step, config.shards, config.tokenizer)
+    trained = open_trained(config.run, config.step, config.shards, config.tokenizer, weights=config.weights)
     with replaced_folder(folder, FORMAT, MANIFEST) as partial:
         differences = export(trained, config.dtype, partial, lambda provenance: card(trained, provenance))
         size = sum(path.stat().st_size for path in partial.iterdir())
@@ -81,9 +81,13 @@ def run(config: ExportConfig) -> None:
     ]
     table(f"largest difference of a logit, exported ({config.dtype}) to trained model",
           ["language", "tokens", "document alone", "packed as in training", "largest logit"], rows)  # fmt: skip
-    say(f"wrote {folder}/ (step {trained.step}, {config.dtype}, {count(size, 'B')}): "
+    say(f"wrote {folder}/ (step {trained.step}, {config.dtype}{_which(trained)}, {count(size, 'B')}): "
         f"transformers.AutoModelForCausalLM.from_pretrained({str(folder)!r})")  # fmt: skip
     next_step(f"hanse generate run={config.run}", f"hanse report run={config.run}")
+
+
+def _which(trained: Trained) -> str:
+    return ", average of the weights" if trained.weights == "ema" else ""
 
 
 def export(
@@ -210,6 +214,7 @@ def _provenance(
         "format": FORMAT,
         "run": trained.config.name,
         "checkpoint": trained.checkpoint.folder.name,
+        **({"weights": trained.weights} if trained.weights != "master" else {}),
         "checkpoint_merkle_root": trained.checkpoint.manifest["merkle_root"],
         "step": trained.step,
         "consumed_samples": state["consumed_samples"],

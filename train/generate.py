@@ -27,7 +27,7 @@ class Prompt:
 
 def run(config: GenerateConfig) -> None:
     """Continue every prompt and print it."""
-    trained = open_trained(config.run, config.step, config.shards, config.tokenizer)
+    trained = open_trained(config.run, config.step, config.shards, config.tokenizer, weights=config.weights)
     prompts = find_prompts(config, trained)
     ids = [encode(prompt, trained) for prompt in prompts]
     model = trained.model()

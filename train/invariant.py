@@ -15,7 +15,7 @@ rank owns, and one bucket.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
@@ -210,35 +210,3 @@ def isolate(module: nn.Module) -> None:
 
     for submodule in module.modules():
         submodule.register_forward_pre_hook(separated, with_kwargs=True)
-
-
-class ExactAdamW(torch.optim.Optimizer):
-    """AdamW (arXiv 1711.05101) of operations that round once.
-
-    torch's own multiply and add in one go; whether that rounds once or twice depends on whether an element lies in
-    a vector register or in the remainder of a loop, and so on where the layout cuts. Plain products, sums, quotients
-    and roots are exact to the last bit by IEEE 754, wherever they are computed.
-    """
-
-    def __init__(self, groups: list[dict[str, Any]], lr: float, betas: tuple[float, float], eps: float):
-        super().__init__(groups, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": 0.0})
-
-    @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> None:  # type: ignore[override]
-        assert closure is None
-        for group in self.param_groups:
-            for parameter in group["params"]:
-                if parameter.grad is not None:
-                    _adamw_step(parameter, parameter.grad, self.state[parameter], group)
-
-
-def _adamw_step(weights: Tensor, gradient: Tensor, state: dict[str, Tensor], group: dict[str, Any]) -> None:
-    rate, (first, second) = group["lr"], group["betas"]
-    state["step"] += 1
-    count = int(state["step"])
-    mean, square = state["exp_avg"], state["exp_avg_sq"]
-    mean.mul_(first).add_(gradient * (1 - first))
-    square.mul_(second).add_(gradient.square().mul_(1 - second))
-    scale = square.sqrt().div_(math.sqrt(1 - second**count)).add_(group["eps"])
-    weights.mul_(1 - rate * group["weight_decay"])
-    weights.sub_((mean / scale).mul_(rate / (1 - first**count)))

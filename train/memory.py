@@ -15,9 +15,9 @@ from torch import Tensor
 from transformers import AttentionInterface, PretrainedConfig
 
 from common import zero
-from train.engine import bucket_elements
 from train.loss import ROWS_ELEMENTS
 from train.model import PackedLanguageModel, recompute_activations, shape_of_model
+from train.zero_config import bucket_elements
 
 VALUE_BYTES = {"fp32": 4, "bf16": 2}
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}

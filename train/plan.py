@@ -16,7 +16,8 @@ from common.zero import ADAM_BYTES
 from data_pipelines.shards import ShardsManifest
 from launch.site import Queue
 from launch.verb import configuration_of
-from train.config import ZERO_STAGES, TrainConfig
+from train.config import TrainConfig
+from train.engine_config import ZERO_STAGES
 from train.hardware import GPUS, Gpu, find_gpu
 from train.memory import VALUE_BYTES, Activations, Layout, Memory, activations, memory
 from train.mixture import Share, repeated, shares, weights_of

@@ -78,7 +78,8 @@ def _evaluate(config: EvaluateVerbConfig) -> int:
     from accelerate import PartialState
 
     state = PartialState(cpu=not torch.cuda.is_available())
-    trained = open_trained(config.run, config.step, config.shards, config.tokenizer, config.corpus)
+    trained = open_trained(config.run, config.step, config.shards, config.tokenizer, corpus=config.corpus,
+                           weights=config.weights)  # fmt: skip
     model = trained.model()
     nn.Module.to(model, state.device)
     scores = losses(config, trained, model, state)
@@ -90,7 +91,8 @@ def _evaluate(config: EvaluateVerbConfig) -> int:
     }
     if state.is_main_process:
         value = as_json(config, trained, scores, found)
-        path = Path(config.output or trained.folder.path / f"evaluations/step-{trained.step:08d}.json")
+        name = f"{'ema-' if config.weights == 'ema' else ''}step-{trained.step:08d}.json"
+        path = Path(config.output or trained.folder.path / "evaluations" / name)
         write_json(path, value)
         _show(value)
         say(f"written: {path}")
@@ -231,6 +233,7 @@ def as_json(
         "format": FORMAT,
         "step": trained.step,
         "checkpoint_merkle_root": trained.checkpoint.manifest["merkle_root"],
+        **({"weights": trained.weights} if trained.weights != "master" else {}),
         "checkpoint_manifest_sha256": sha256_file(trained.checkpoint.folder / "manifest.json"),
         "data_merkle_root": trained.shards.merkle_root,
         "tokenizer_sha256": trained.shards.tokenizer_sha256,

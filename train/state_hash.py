@@ -25,12 +25,12 @@ import torch.distributed as dist
 from torch import Tensor
 
 from common.files import merkle_root, room_for
-from train.checkpoint import Checkpoint
-from train.engine import MOMENTS, Engine, Fragment
+from train.checkpoint import PARTS, Checkpoint
+from train.engine import Engine
 from train.ranks import Place
+from train.shares import Fragment
 
 BLOCK = 1 << 16  # elements, 256 KiB: a rank sends at most that much a tensor, and SHA-256 runs at full speed
-ENDINGS = ("", *(f".{key}" for key in MOMENTS))
 READ = 64  # blocks of a checkpoint in memory at once
 
 Shares = Mapping[str, tuple[int, int]]  # {parameter: the range of its elements that a rank owns}
@@ -126,7 +126,7 @@ class StateHasher:
                                  for piece in batch for _, _, values in parts[piece.name].tensors()])  # fmt: skip
             operations.append(dist.P2POp(dist.isend, message, target))
         for source, batch in self._in.items():
-            size = len(ENDINGS) * sum(piece.stop - piece.start for piece in batch)
+            size = sum(len(self.engine.endings(piece.name)) * (piece.stop - piece.start) for piece in batch)
             received[source] = torch.empty(size, dtype=torch.float32, device=self.engine.engine.device)
             operations.append(dist.P2POp(dist.irecv, received[source], source))
         return received, dist.batch_isend_irecv(operations) if operations else []
@@ -137,7 +137,7 @@ class StateHasher:
         for source, batch in self._in.items():
             message, at = received[source].cpu(), 0
             for piece in batch:
-                for ending in ENDINGS:
+                for ending in self.engine.endings(piece.name):
                     values = message[at : at + piece.stop - piece.start]
                     found.setdefault(piece.name + ending, []).append((piece.start, values))
                     at += piece.stop - piece.start
@@ -158,8 +158,14 @@ class StateHasher:
         return state_of({
             name + ending: b"".join(hashes for _, hashes in sorted(share[name + ending] for share in shares
                                                                    if name + ending in share))
-            for ending in ENDINGS for name in self.engine.shapes
+            for name, ending in self._tensors()
         })  # fmt: skip
+
+    def _tensors(self) -> list[tuple[str, str]]:
+        """(parameter, ending of what is kept of it): all weights, then all of the first moment, and so on."""
+        kept = [(number, name, ending) for name in self.engine.shapes
+                for number, ending in enumerate(self.engine.endings(name))]  # fmt: skip
+        return [(name, ending) for _, name, ending in sorted(kept, key=lambda one: one[0])]
 
 
 def state_of(blocks: Mapping[str, bytes]) -> State:
@@ -171,7 +177,7 @@ def state_of(blocks: Mapping[str, bytes]) -> State:
 def state_of_checkpoint(checkpoint: Checkpoint) -> State:
     """The same hash from a checkpoint's files, a few blocks at a time."""
     blocks = {}
-    for part in ("model", "optimizer"):
+    for part in PARTS:
         for name, spans in checkpoint.slices(part).items():
             size, found = max((span.stop for span in spans), default=0), []
             for start in range(0, size, READ * BLOCK):

@@ -25,7 +25,8 @@ from train.run_folder import RunFolder
 class Trained:
     """A checkpoint whose hashes were checked, with the shards and the tokenizer that belong to it.
 
-    ``corpus`` is where the corpus of the shards is, if not beside them.
+    ``corpus`` is where the corpus of the shards is, if not beside them. ``weights``: which of its are asked for:
+    ``master``, those that are trained, or ``ema``, their average.
     """
 
     folder: RunFolder
@@ -34,6 +35,7 @@ class Trained:
     shards: ShardsManifest
     tokenizer_folder: Path
     corpus: str | None = None
+    weights: str = "master"
 
     @property
     def step(self) -> int:
@@ -53,9 +55,10 @@ class Trained:
         """The model with its fp32 weights, ready to be asked.
 
         Raises:
-            HanseError: the checkpoint's tensors are not those of its model.
+            HanseError: the checkpoint's tensors are not those of its model, or it holds no average and should.
         """
-        return model_of(self.checkpoint, self.config.model.attention)
+        part = "model" if self.weights == "master" else self.weights
+        return model_of(self.checkpoint, self.config.model.attention, part)
 
     def validation_document(self, language: str, number: int = 0) -> np.ndarray:
         """The ids of a validation document of a language, 1-D int64, without the one that ends it."""
@@ -97,21 +100,22 @@ def configuration_of(checkpoint: Checkpoint) -> PretrainedConfig:
         ) from None
 
 
-def model_of(checkpoint: Checkpoint, attention: str = "sdpa") -> PreTrainedModel:
-    """The model with a checkpoint's fp32 weights, ready to be asked.
+def model_of(checkpoint: Checkpoint, attention: str = "sdpa", part: str = "model") -> PreTrainedModel:
+    """The model with a checkpoint's fp32 weights (``part="ema"``: their average), ready to be asked.
 
     Raises:
         HanseError: the checkpoint's tensors are not those of its model.
     """
     model = build_model(configuration_of(checkpoint), seed=0, attention=attention)
     checkpoint.check_model({name: tuple(parameter.shape) for name, parameter in model.named_parameters()})
-    model.load_state_dict(checkpoint.weights(), strict=False)  # tied weights have one name
+    model.load_state_dict(checkpoint.weights(part), strict=False)  # tied weights have one name
     return model.eval()
 
 
 def open_trained(
-    run: str, step: int | None, shards: str | None, tokenizer: str | None, corpus: str | None = None
-) -> Trained:
+    run: str, step: int | None, shards: str | None, tokenizer: str | None, *,
+    corpus: str | None = None, weights: str = "master",
+) -> Trained:  # fmt: skip
     """Open a run's checkpoint of ``step`` (None: the latest) with its data; ``shards``, ``tokenizer`` and ``corpus``
     say where those are now, if they were moved.
 
@@ -137,7 +141,7 @@ def open_trained(
     if tokenizer_sha256(tokenizer_folder / "tokenizer.json") != checkpoint.state["tokenizer_sha256"]:
         raise HanseError(f"{tokenizer_folder}: not the tokenizer of {checkpoint.folder} (its sha256 differs); set "
                          "tokenizer=... to that one")  # fmt: skip
-    return Trained(folder, config, checkpoint, manifest, tokenizer_folder, corpus)
+    return Trained(folder, config, checkpoint, manifest, tokenizer_folder, corpus, weights)
 
 
 def _there(folder: str, key: str) -> Path:

@@ -29,7 +29,7 @@ from torch import Tensor
 from common.errors import HanseError
 from common.files import inside, is_plain, read_json, sha256_file, write_json, write_text
 from train.checkpoint import Checkpoint
-from train.engine import MOMENTS
+from train.optimizers import MOMENTS
 
 FORMAT = "hanse.universal/1"
 MANIFEST = "hanse.json"

@@ -17,6 +17,7 @@ from train.hardware import GPUS, find_gpu
 
 EXPORT_DTYPES = ("fp32", "bf16")
 TASKS = ("next_sentence", "description", "last_word")
+WEIGHTS = ("master", "ema")
 CHECKPOINT_ACTIONS = ("inspect", "check", "convert")
 
 
@@ -52,6 +53,7 @@ class ExportConfig:
 
     run: str = MISSING
     step: int | None = None
+    weights: str = "master"
     output: str = MISSING
     dtype: str = "fp32"
     shards: str | None = None
@@ -59,7 +61,8 @@ class ExportConfig:
 
     def problems(self) -> list[str]:
         """Everything wrong with the values, one line each."""
-        return [*run_problems(self.run), *_step_problems(self.step), *one_of(self, "dtype", EXPORT_DTYPES)]
+        return [*run_problems(self.run), *_step_problems(self.step), *one_of(self, "weights", WEIGHTS),
+                *one_of(self, "dtype", EXPORT_DTYPES)]  # fmt: skip
 
 
 @dataclass
@@ -68,6 +71,7 @@ class GenerateConfig:
 
     run: str = MISSING
     step: int | None = None
+    weights: str = "master"
     prompts: list[str] = field(default_factory=list)
     prompt_words: int = 8
     max_new_tokens: int = 48
@@ -82,6 +86,7 @@ class GenerateConfig:
         found = [
             *run_problems(self.run),
             *_step_problems(self.step),
+            *one_of(self, "weights", WEIGHTS),
             *at_least(self, 1, "prompt_words", "max_new_tokens"),
             *at_least(self, 0, "temperature", "seed"),
         ]
@@ -98,6 +103,7 @@ class EvaluateVerbConfig:
 
     run: str = MISSING
     step: int | None = None
+    weights: str = "master"
     ranks: int = 1
     tokens_per_language: int = 0
     micro_batch_size: int = 4
@@ -119,6 +125,7 @@ class EvaluateVerbConfig:
         found = [
             *run_problems(self.run),
             *_step_problems(self.step),
+            *one_of(self, "weights", WEIGHTS),
             *at_least(self, 1, "ranks", "micro_batch_size", "items_per_language", "sample_tokens"),
             *at_least(self, 0, "tokens_per_language", "samples", "seed"),
         ]

@@ -131,7 +131,7 @@ def _training(evidence: Evidence, lineage: Lineage) -> None:
     config, at = head.config, head.configuration.at
     evidence.know("training.objective", "Cross-entropy of the next token (negative log-likelihood), averaged over the "
                   "tokens of each step; a document's first token is nobody's next token", at("model"))  # fmt: skip
-    evidence.know("training.optimizer", {"name": "AdamW", **vars(config.optimizer)}, at("optimizer"))
+    evidence.know("training.optimizer", config.optimizer.facts(), at("optimizer"))
     evidence.know("training.schedule", dict(vars(config.schedule)), at("schedule"))
     evidence.know("training.mixture", dict(config.data.mixture), at("data.mixture"))
     evidence.know("training.sequence_length", config.data.sequence_length, at("data.sequence_length"))
@@ -149,8 +149,9 @@ def _recipe(segment: Segment) -> list[str]:
     return [
         f"Sequences of {config.data.sequence_length:,} tokens, {config.batch.global_batch_size:,} sequences "
         f"({config.tokens_per_step:,} tokens) an optimizer step; {segment.step:,} steps",
-        f"AdamW: peak learning rate {optimizer.learning_rate:g}, betas {' and '.join(map(str, optimizer.betas))}, "
-        f"weight decay {optimizer.weight_decay:g}, gradients clipped at norm {optimizer.gradient_clipping:g}",
+        f"{optimizer.title}: peak learning rate {optimizer.learning_rate:g}, "
+        f"betas {' and '.join(map(str, optimizer.betas))}, weight decay {optimizer.weight_decay:g}, "
+        f"gradients clipped at norm {optimizer.gradient_clipping:g}",
         f"Schedule: {schedule.warmup_steps} steps of warmup, decay ({schedule.decay}) over the last "
         f"{schedule.decay_fraction:.0%} of {config.steps:,} steps",
         f"Data mixture: {_mixture(config)}",

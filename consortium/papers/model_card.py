@@ -39,6 +39,7 @@ def model_card(facts: Facts) -> str:
         scores=card.scores(head.folder, head.step),
         engine=f"DeepSpeed ZeRO-{head.config.engine.zero_stage}, {facts.get('training.precision')}, "
                f"{head.checkpoint.state['ranks']} ranks",
+        optimizer=facts.get("training.optimizer")["name"],
         learning_rate=facts.get("training.optimizer")["learning_rate"],
         tokens_per_step=head.config.tokens_per_step,
         sequence_length=facts.get("training.sequence_length"),

@@ -26,9 +26,10 @@ from train import checkpoint
 from train.checkpoint import Checkpoint, Damaged
 from train.checkpoint_writer import Writer, Written, best_steps, finish, prune, write_share
 from train.config import CheckpointConfig
-from train.engine import MOMENTS, Fragment
+from train.optimizers import MOMENTS
 from train.ranks import Place
 from train.run_folder import complete_steps, folder_of
+from train.shares import Fragment
 
 STATE = {
     "step": 12, "consumed_samples": 96, "data_merkle_root": "d", "tokenizer_sha256": "t", "model": {"layers": 2},
@@ -94,6 +95,8 @@ HALVES: Cuts = {name: [(0, size := math.prod(shape) // 2, 0), (size, math.prod(s
 
 class Share:
     """Of an engine, what reading and writing a checkpoint needs: one rank's fragments under some cut."""
+
+    kind = "adamw"
 
     def __init__(self, values, cuts: Cuts, rank: int, shapes=None):
         self.owned, self.shapes, self.step = fragments(values, cuts, rank), shapes, 0

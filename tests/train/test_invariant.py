@@ -16,7 +16,7 @@ from common.errors import HanseError
 from tests.train.multirank import train_cases
 from train import ledger
 from train.checkpoint import Checkpoint
-from train.invariant import ExactAdamW, ExactSum, Owned
+from train.invariant import ExactSum, Owned
 from train.run_folder import complete_steps, folder_of, read_metrics
 from train.state_hash import state_of_checkpoint, tensors_under
 
@@ -157,17 +157,3 @@ def test_what_is_not_finite_is_handed_over_as_such_for_the_guard_to_see(one_rank
 def test_a_gradient_too_large_to_be_summed_exactly_is_refused_before_the_update(one_rank):
     with pytest.raises(HanseError, match="lower learning rate"):
         summed([([1e9, 0, 0, 0], [0.0, 0, 0])])
-
-
-def test_adamw_of_single_roundings_is_torchs_within_rounding():
-    torch.manual_seed(0)
-    mine, theirs = (torch.nn.Parameter(torch.linspace(-1, 1, 999)) for _ in range(2))
-    ours = ExactAdamW([{"params": [mine], "weight_decay": 0.1}], lr=1e-2, betas=(0.9, 0.95), eps=1e-8)
-    ours.state[mine] = {"step": torch.zeros(()), "exp_avg": torch.zeros(999), "exp_avg_sq": torch.zeros(999)}
-    torchs = torch.optim.AdamW([theirs], lr=1e-2, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.1)
-    for _ in range(20):
-        mine.grad = torch.randn(999)
-        theirs.grad = mine.grad.clone()
-        ours.step()
-        torchs.step()
-    torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-6)

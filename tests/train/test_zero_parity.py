@@ -1,9 +1,10 @@
-"""ZeRO 1, 2 and 3 on two ranks compute what plain PyTorch computes on the same global batches.
+"""ZeRO 1, 2 and 3 on two ranks compute what plain PyTorch computes on the same global batches, with every optimizer.
 
 DeepSpeed has had silent gradient errors (0.18.3 to 0.19.3 at stage 2, issue #8224): this is the guard against the next.
 """
 
 import math
+import shutil
 
 import numpy as np
 import pytest
@@ -13,18 +14,19 @@ from hydra.core.config_store import ConfigStore
 from torch.nn.functional import cross_entropy
 
 from common.configuration import instantiate
-from tests.train.multirank import train_cases
+from tests.train.multirank import losses, train_cases
 from train.checkpoint import Checkpoint
 from train.config import TrainConfig
 from train.model import PackedLanguageModel, build_model, model_inputs
 from train.run_folder import complete_steps, folder_of, read_metrics
 from train.setup import open_data
+from train.state_hash import state_of_checkpoint
 from train.stream import IGNORED
 
-STEPS = 20
-# Relative errors: the largest of a loss, the largest of a gradient norm, the root mean square of the final weights.
-# Measured: fp32 1e-7, 1e-6, 4e-7; bf16 4e-5, 9e-3, 3e-3 (sums of gradients are rounded to 8 bits).
-TOLERANCE = {"fp32": (1e-5, 1e-4, 1e-4), "bf16": (1e-3, 5e-2, 5e-2)}
+STEPS, SAVED = 20, 10
+# Relative errors: the largest of a loss, the largest of a gradient norm, the root mean square of the final weights, and
+# of their average.
+TOLERANCE = {"fp32": (1e-5, 1e-4, 1e-4, 1e-4), "bf16": (1e-3, 5e-2, 5e-2, 5e-2)}
 
 
 def configuration(settings: list[str]) -> TrainConfig:
@@ -33,8 +35,65 @@ def configuration(settings: list[str]) -> TrainConfig:
         return instantiate(compose("train", overrides=settings))
 
 
-def plain_pytorch(config: TrainConfig, precision: str) -> tuple[list[float], list[float], dict[str, torch.Tensor]]:
-    """Losses, gradient norms and final fp32 weights; shares only model, data and configuration with our loop."""
+class AdEMAMix(torch.optim.Optimizer):
+    """Algorithm 1 of arXiv 2409.03137, as it stands there."""
+
+    def __init__(self, groups, settings, steps):
+        super().__init__(groups, {"lr": 1.0, "weight_decay": 0.0})
+        self.settings, self.steps, self.count = settings, steps, 0
+
+    @torch.no_grad()
+    def step(self):
+        self.count += 1
+        (b1, b2), b3, t = self.settings.betas, self.settings.slow_beta, self.count
+        share = min(1.0, t / self.steps)
+        log1, log3 = math.log(b1), math.log(b3)
+        b3 = min(math.exp(log1 * log3 / ((1 - share) * log3 + share * log1)), b3)
+        for group in self.param_groups:
+            for p in group["params"]:
+                m1, m2, nu = self.state[p].get("all", [torch.zeros_like(p)] * 3)
+                m1, m2, nu = b1 * m1 + (1 - b1) * p.grad, b3 * m2 + (1 - b3) * p.grad, b2 * nu + (1 - b2) * p.grad**2
+                self.state[p]["all"] = [m1, m2, nu]
+                update = m1 / (1 - b1**t) + share * self.settings.slow_weight * m2
+                update = update / ((nu / (1 - b2**t)).sqrt() + self.settings.epsilon)
+                p -= group["lr"] * (update + group["weight_decay"] * p)
+
+
+def newton_schulz(gradient, coefficients, steps, eps):
+    """torch's in fp32, which the run computes in."""
+    a, b, c = coefficients
+    x = gradient.T if gradient.size(0) > gradient.size(1) else gradient
+    x = x / x.norm().clamp(min=eps)
+    for _ in range(steps):
+        gram = x @ x.T
+        x = a * x + (b * gram + c * gram @ gram) @ x
+    return x.T if gradient.size(0) > gradient.size(1) else x
+
+
+def plain_optimizers(config: TrainConfig, names: dict[str, torch.nn.Parameter]) -> list[torch.optim.Optimizer]:
+    settings, decay = config.optimizer, config.optimizer.weight_decay
+    matrices = {name: p for name, p in names.items() if p.dim() >= 2}
+    vectors = {"params": [p for p in names.values() if p.dim() < 2], "weight_decay": 0.0}
+    if settings.kind == "ademamix":
+        return [AdEMAMix([{"params": list(matrices.values()), "weight_decay": decay}, vectors], settings, config.steps)]
+    hidden = {name: p for name, p in matrices.items() if "proj" in name and settings.kind == "muon"}
+    rest = [p for name, p in matrices.items() if name not in hidden]
+    found: list[torch.optim.Optimizer] = [torch.optim.AdamW(
+        [{"params": rest, "weight_decay": decay}, vectors], lr=1.0, betas=tuple(settings.betas), eps=settings.epsilon
+    )]  # fmt: skip
+    if hidden:
+        found.append(torch.optim.Muon(hidden.values(), lr=1.0, weight_decay=decay, momentum=settings.momentum,
+                                      adjust_lr_fn="match_rms_adamw"))  # fmt: skip
+    return found
+
+
+def plain_pytorch(
+    config: TrainConfig, precision: str
+) -> tuple[list[float], list[float], dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    """Losses, gradient norms, final fp32 weights and their average; shares only model, data and configuration with us.
+
+    The gradient of each micro-batch is taken alone, and they are summed in fp32.
+    """
     data = open_data(config)
     low = {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
     master = build_model(data.model, config.seed)
@@ -42,34 +101,42 @@ def plain_pytorch(config: TrainConfig, precision: str) -> tuple[list[float], lis
     module = build_model(data.model, config.seed).to(low)
     packed = PackedLanguageModel(module)
     names = dict(master.named_parameters())
-    groups = [
-        {"params": [p for p in names.values() if p.dim() >= 2], "weight_decay": config.optimizer.weight_decay},
-        {"params": [p for p in names.values() if p.dim() < 2], "weight_decay": 0.0},
-    ]
-    optimizer = torch.optim.AdamW(groups, lr=1.0, betas=tuple(config.optimizer.betas), eps=config.optimizer.epsilon)
+    optimizers, average = plain_optimizers(config, names), {}
     found, norms, size = [], [], config.batch.global_batch_size
     decay = round(config.steps * config.schedule.decay_fraction)
     for step in range(config.steps):
-        batch = data.stream.micro_batch(range(step * size, (step + 1) * size))
-        module.zero_grad()
-        inputs = model_inputs(batch, torch.device("cpu"))
-        logits = packed.logits(inputs["input_ids"], inputs["positions"], inputs["documents"]).float()
-        loss = cross_entropy(logits.flatten(0, 1), inputs["labels"].flatten(), ignore_index=IGNORED)
-        loss.backward()
-        for parameter, low_parameter in zip(names.values(), module.parameters(), strict=True):
-            parameter.grad = low_parameter.grad.float()
+        samples, sums, total = range(step * size, (step + 1) * size), [torch.zeros_like(p) for p in names.values()], 0.0
+        targets = data.stream.targets(samples)
+        for first in range(samples.start, samples.stop, config.batch.micro_batch_size):
+            batch = data.stream.micro_batch(range(first, first + config.batch.micro_batch_size))
+            module.zero_grad()
+            inputs = model_inputs(batch, torch.device("cpu"))
+            logits = packed.logits(inputs["input_ids"], inputs["positions"], inputs["documents"]).float()
+            loss = cross_entropy(
+                logits.flatten(0, 1), inputs["labels"].flatten(), ignore_index=IGNORED, reduction="sum"
+            )
+            (loss / targets).backward()
+            total += float(loss.detach()) / targets
+            for whole, low_parameter in zip(sums, module.parameters(), strict=True):
+                whole += low_parameter.grad.float()
+        for parameter, whole in zip(names.values(), sums, strict=True):
+            parameter.grad = whole
         norms.append(float(torch.nn.utils.clip_grad_norm_(names.values(), config.optimizer.gradient_clipping)))
         into_decay = step - (config.steps - decay)
         scale = 1.0 if into_decay < 0 else 1 - math.sqrt((into_decay + 1) / decay)
         warm = min(1.0, (step + 1) / config.schedule.warmup_steps)
-        for group in optimizer.param_groups:
-            group["lr"] = config.optimizer.learning_rate * scale * warm
-        optimizer.step()
+        for optimizer in optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = config.optimizer.learning_rate * scale * warm
+            optimizer.step()
+        kept = config.ema.decay_after(step)
+        for name, parameter in names.items():
+            average[name] = kept * average.get(name, 0) + (1 - kept) * parameter.detach()
         with torch.no_grad():
             for parameter, low_parameter in zip(names.values(), module.parameters(), strict=True):
                 low_parameter.copy_(parameter)
-        found.append(float(loss.detach()))
-    return found, norms, {name: value.detach() for name, value in names.items()}
+        found.append(total)
+    return found, norms, {name: value.detach() for name, value in names.items()}, average
 
 
 def worst(found: list[float], expected: list[float]) -> float:
@@ -77,33 +144,73 @@ def worst(found: list[float], expected: list[float]) -> float:
     return float(np.abs(np.array(found) / np.array(expected) - 1).max())
 
 
+def apart(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> float:
+    """Root mean square of the differences, over that of what is expected."""
+    assert found.keys() == expected.keys()
+    size = math.sqrt(sum(float(weight.square().sum()) for weight in expected.values()))
+    return math.sqrt(sum(float((found[name] - expected[name]).square().sum()) for name in expected)) / size
+
+
+KINDS = [("adamw", "fp32"), ("adamw", "bf16"), ("muon", "fp32"), ("ademamix", "fp32")]
+
+
 @pytest.mark.slow
-def test_stages_1_2_3_on_two_ranks_equal_plain_pytorch(tiny_settings, tmp_path):
+def test_every_optimizer_at_stages_1_2_3_on_two_ranks_equals_plain_pytorch(tiny_settings, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.optim._muon, "_zeropower_via_newtonschulz", newton_schulz)
     common = [
         *tiny_settings,
         f"tokens={STEPS * 8 * 64}",
         f"evaluate.every_steps={STEPS}",
+        f"checkpoint.every_steps={SAVED}",
         "optimizer.learning_rate=3e-3",
+        "ema.decay=0.8",
     ]
-    runs = {f"{precision}-{stage}": tmp_path / f"{precision}-{stage}" for precision in TOLERANCE for stage in (1, 2, 3)}
-    cases = {
-        name: [*common, f"run={run}", f"engine.precision={name[:4]}", f"engine.zero_stage={name[-1]}"]
-        for name, run in runs.items()
-    }
+
+    def case(run, kind, precision, stage):
+        return [*common, f"run={run}", f"optimizer.kind={kind}", f"engine.precision={precision}",
+                f"engine.zero_stage={stage}"]  # fmt: skip
+
+    runs = {(*kind, stage): tmp_path / "-".join((*kind, str(stage))) for kind in KINDS for stage in (1, 2, 3)}
+    cases = {run.name: case(run, *key) for key, run in runs.items()}
     assert train_cases(tmp_path / "ranks", 2, cases) == dict.fromkeys(cases, 0)
-    for precision, tolerance in TOLERANCE.items():
-        expected, norms, weights = plain_pytorch(configuration([*common, "run=unused"]), precision)
+    for kind, precision in KINDS:
+        config = configuration(case("unused", kind, precision, 1))
+        expected, norms, weights, average = plain_pytorch(config, precision)
         assert expected[-1] < 0.95 * expected[0]  # it learns: the comparison is of more than noise
-        size = math.sqrt(sum(float(weight.square().sum()) for weight in weights.values()))
+        assert apart(average, weights) > 1e-3
         for stage in (1, 2, 3):
-            run = runs[f"{precision}-{stage}"]
+            run = runs[kind, precision, stage]
             steps = [record for record in read_metrics(run / "metrics.jsonl") if "loss" in record]
-            saved = Checkpoint(folder_of(run / "checkpoints", complete_steps(run / "checkpoints")[-1])).weights()
-            assert saved.keys() == weights.keys()
+            saved = Checkpoint(folder_of(run / "checkpoints", complete_steps(run / "checkpoints")[-1]))
             errors = (
                 worst([record["loss"] for record in steps], expected),
                 worst([record["gradient_norm"] for record in steps], norms),
-                math.sqrt(sum(float((saved[name] - weights[name]).square().sum()) for name in weights)) / size,
+                apart(saved.weights(), weights),
+                apart(saved.weights("ema"), average),
             )
-            print(f"{precision} ZeRO-{stage}: losses {errors[0]:.1e}, norms {errors[1]:.1e}, weights {errors[2]:.1e}")
-            assert all(error < allowed for error, allowed in zip(errors, tolerance, strict=True)), errors
+            print(f"{kind} {precision} ZeRO-{stage}: losses {errors[0]:.1e}, norms {errors[1]:.1e}, "
+                  f"weights {errors[2]:.1e}, average {errors[3]:.1e}")  # fmt: skip
+            assert all(error < allowed for error, allowed in zip(errors, TOLERANCE[precision], strict=True)), errors
+
+    # And on: from two ranks to one, at another stage, from the middle.
+    other = {("muon", "fp32", 1): 3, ("muon", "fp32", 3): 2, ("ademamix", "fp32", 3): 1}
+    again = {key: tmp_path / f"{runs[key].name}-on-{stage}" for key, stage in other.items()}
+    for key, run in again.items():
+        up_to(SAVED, runs[key], run)
+    cases = {run.name: case(run, *key[:2], other[key]) for key, run in again.items()}
+    assert train_cases(tmp_path / "one", 1, cases) == dict.fromkeys(cases, 0)
+    for key, run in again.items():
+        before, after = losses(runs[key]), losses(run)
+        assert max(abs(after[step] / before[step] - 1) for step in before) < 1e-5
+        ends = [Checkpoint(folder_of(one / "checkpoints", STEPS)) for one in (runs[key], run)]
+        assert apart(ends[1].weights("ema"), ends[0].weights("ema")) < 1e-4
+        assert state_of_checkpoint(ends[1]).tensors.keys() == state_of_checkpoint(ends[0]).tensors.keys()
+        assert ends[1].state["engine"]["averages"] == STEPS
+
+
+def up_to(step, run, copy):
+    """A copy of a run as it was when it had just saved a step."""
+    shutil.copytree(run, copy)
+    for folder in (copy / "checkpoints").iterdir():
+        if folder != folder_of(copy / "checkpoints", step):
+            shutil.rmtree(folder)

@@ -1,0 +1,129 @@
+"""Engine, optimizer, loss and average of weights: what may be configured, and what does not go together.
+
+Imports nothing heavy. Meanings, units and defaults stand in ``configs/train.yaml``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from omegaconf import MISSING
+
+from train.config_rules import at_least, one_of
+
+if TYPE_CHECKING:
+    from train.config import TrainConfig
+
+ZERO_STAGES = (1, 2, 3)
+PRECISIONS = ("auto", "bf16", "fp32")
+SUM_TYPES = ("auto", "fp32", "bf16")
+OPTIMIZERS = {"adamw": "AdamW", "muon": "Muon (AdamW for embeddings and vectors)", "ademamix": "AdEMAMix"}
+OF_ALL = ("learning_rate", "betas", "epsilon", "weight_decay", "gradient_clipping")
+OF_KIND = {"adamw": (), "muon": ("momentum",), "ademamix": ("slow_beta", "slow_weight", "slow_warmup_steps")}
+
+
+@dataclass
+class OptimizerConfig:
+    """Which optimizer, and its numbers (:mod:`train.optimizers` has the sources)."""
+
+    kind: str = "adamw"
+    learning_rate: float = MISSING
+    betas: list[float] = field(default_factory=lambda: [0.9, 0.95])
+    epsilon: float = 1e-8
+    weight_decay: float = 0.1
+    gradient_clipping: float = 1.0
+    momentum: float = 0.95
+    slow_beta: float = 0.9999
+    slow_weight: float = 5.0
+    slow_warmup_steps: int = 0
+
+    @property
+    def title(self) -> str:
+        """Its name for people."""
+        return OPTIMIZERS[self.kind]
+
+    def facts(self) -> dict[str, Any]:
+        """Its name and the numbers that it uses."""
+        return {"name": self.title, **{key: getattr(self, key) for key in (*OF_ALL, *OF_KIND[self.kind])}}
+
+    def problems(self) -> list[str]:
+        """Everything wrong with the values, one line each."""
+        keys = ("weight_decay", "gradient_clipping", "epsilon", "slow_weight", "slow_warmup_steps")
+        found = [f"optimizer.{line}" for line in (*one_of(self, "kind", tuple(OPTIMIZERS)), *at_least(self, 0, *keys))]
+        if not self.learning_rate > 0:
+            found.append(f"optimizer.learning_rate={self.learning_rate}: must be above 0")
+        if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
+            found.append(f"optimizer.betas={self.betas}: two numbers in [0, 1), e.g. [0.9, 0.95]")
+        for key in ("momentum", "slow_beta"):
+            if not 0 <= getattr(self, key) < 1:
+                found.append(f"optimizer.{key}={getattr(self, key)}: must be in [0, 1)")
+        if self.kind == "ademamix" and len(self.betas) == 2 and not 0 < self.betas[0] <= self.slow_beta:
+            found.append(f"optimizer.slow_beta={self.slow_beta}: must not be below betas[0]={self.betas[0]}, and that "
+                         "must be above 0: the slow mean starts as the fast one")  # fmt: skip
+        return found
+
+
+@dataclass
+class AverageConfig:
+    """An exponential moving average of the weights, of which ``1 - decay`` is renewed every ``every_steps``."""
+
+    decay: float = 0.0
+    warmup: bool = True
+    every_steps: int = 1
+
+    def problems(self) -> list[str]:
+        """Everything wrong with the values, one line each."""
+        found = [f"ema.{line}" for line in at_least(self, 1, "every_steps")]
+        if not 0 <= self.decay < 1:
+            found.append(f"ema.decay={self.decay}: must be in [0, 1), e.g. 0.999; 0: no average is kept")
+        return found
+
+    def decay_after(self, taken: int) -> float:
+        """The share of the average that stays when weights are taken in after ``taken`` others: none at first.
+
+        With ``warmup`` a short run's average is of its own length: ``(1 + n) / (10 + n)`` until that reaches ``decay``
+        (TensorFlow's ``ExponentialMovingAverage`` has this formula for ``num_updates``).
+        """
+        if taken == 0:
+            return 0.0
+        return min(self.decay, (1 + taken) / (10 + taken)) if self.warmup else self.decay
+
+
+@dataclass
+class EngineConfig:
+    """DeepSpeed ZeRO (Rajbhandari et al., arXiv 1910.02054)."""
+
+    zero_stage: int = 1
+    precision: str = "auto"
+    gradient_accumulation: str = "auto"
+    communication: str = "auto"
+    recompute_every_layers: int = 0
+
+    def problems(self, config: TrainConfig) -> list[str]:
+        """Everything wrong with the values, alone and beside the rest of the configuration, one line each."""
+        found = [f"engine.{line}" for line in (
+            *one_of(self, "zero_stage", ZERO_STAGES), *one_of(self, "precision", PRECISIONS),
+            *one_of(self, "gradient_accumulation", SUM_TYPES), *one_of(self, "communication", SUM_TYPES),
+            *at_least(self, 0, "recompute_every_layers"),
+        )]  # fmt: skip
+        if config.determinism != "D0" and self.precision == "auto":
+            found.append(f"engine.precision=auto: with determinism={config.determinism} it must be set (bf16 or fp32), "
+                         "not measured")  # fmt: skip
+        for key in ("gradient_accumulation", "communication"):
+            if self.precision == "fp32" and getattr(self, key) == "bf16":
+                found.append(f"engine.{key}=bf16: gradients of engine.precision=fp32 are summed in fp32; leave it auto")
+            if config.determinism == "D2" and getattr(self, key) != "auto":
+                found.append(f"engine.{key}={getattr(self, key)}: with determinism=D2 gradients are summed as integers; "
+                             "leave it auto")  # fmt: skip
+        return found
+
+    def sums(self, precision: str, determinism: str) -> tuple[str, str]:
+        """(type that gradients are accumulated in, type that they travel in) of a run in ``precision``.
+
+        ``auto`` is fp32, and what travels is as what is accumulated. At D2 the engine has nothing to sum.
+        """
+        if determinism == "D2" or precision == "fp32":
+            return precision, precision
+        accumulated = "fp32" if self.gradient_accumulation == "auto" else self.gradient_accumulation
+        return accumulated, accumulated if self.communication == "auto" else self.communication

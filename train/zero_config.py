@@ -1,0 +1,53 @@
+"""DeepSpeed's configuration, from ours."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from train.config import TrainConfig
+
+
+def deepspeed_config(config: TrainConfig, ranks: int, precision: str, parameters: int) -> dict[str, Any]:
+    """DeepSpeed's configuration.
+
+    Buckets are sized from the model: the default of 5e8 elements is allocated whole and makes a small model 20 times
+    slower on a CPU.
+    """
+    bucket = bucket_elements(parameters)
+    zero: dict[str, Any] = {
+        "stage": config.engine.zero_stage,
+        "reduce_bucket_size": bucket,
+        "allgather_bucket_size": bucket,
+        "overlap_comm": torch.cuda.is_available(),
+        "contiguous_gradients": True,
+    }
+    if config.engine.zero_stage == 3:
+        zero |= {"stage3_prefetch_bucket_size": bucket // 4, "stage3_param_persistence_threshold": 10_000,
+                 "stage3_max_live_parameters": bucket, "stage3_max_reuse_distance": bucket}  # fmt: skip
+    micro_batch, accumulation, clipping = (
+        config.batch.micro_batch_size, config.accumulation(ranks), config.optimizer.gradient_clipping)  # fmt: skip
+    if config.determinism == "D2":  # accumulation and clipping are ours: DeepSpeed sees one backward a step
+        micro_batch, accumulation, clipping = micro_batch * accumulation, 1, 0.0
+        zero["memory_efficient_linear"] = False  # ZeRO-3's: a product of its own, which may round otherwise
+    accumulated, travelling = config.engine.sums(precision, config.determinism)
+    return {
+        "train_batch_size": config.batch.global_batch_size,
+        "train_micro_batch_size_per_gpu": micro_batch,
+        "gradient_accumulation_steps": accumulation,
+        "gradient_clipping": clipping,
+        "zero_optimization": zero,
+        # A step whose gradient is not finite leaves weights and moments as they are; in fp32 it always does.
+        "bf16": {"enabled": precision == "bf16", "check_grad_overflow": True},
+        "data_types": {"grad_accum_dtype": accumulated},
+        "communication_data_type": travelling,
+        "zero_allow_untested_optimizer": True,
+        "steps_per_print": 10**12,
+        "wall_clock_breakdown": False,
+    }
+
+
+def bucket_elements(parameters: int) -> int:
+    """Elements of a communication bucket: the whole model at most, 1M at least."""
+    return int(min(5e8, max(parameters, 1_000_000)))
