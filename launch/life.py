@@ -21,7 +21,7 @@ from typing import Any
 import yaml
 
 from common.errors import EXIT_CRASH, EXIT_DONE, EXIT_FLAKY, EXIT_GO_ON, EXIT_HUNG, EXIT_USER_ERROR, HanseError
-from common.files import read_json, write_text
+from common.files import read_json, room_for, write_text
 
 LONGEST_WAIT_SECONDS = 3600.0
 OUR_STOP = "hanse:"  # begins a stop file that the batch script made; people touch an empty one
@@ -304,10 +304,14 @@ def main(words: Sequence[str]) -> int:
     parser.add_argument("--log", type=Path, default=Path("/nonexistent"))
     arguments = parser.parse_args(words)
     record, policy = Record(arguments.job), Policy.read(arguments.job)
-    if arguments.when == "start":
-        decision = begin(record, policy, arguments.life, arguments.nodes)
-    else:
-        decision = finish(record, policy, arguments)
+    try:
+        with room_for(record.path):
+            if arguments.when == "start":
+                decision = begin(record, policy, arguments.life, arguments.nodes)
+            else:
+                decision = finish(record, policy, arguments)
+    except HanseError as error:  # nothing can be noted, so nothing may follow from it
+        decision = Decision("end", str(error), EXIT_USER_ERROR)
     if decision.action != "train":
         details: dict[str, Any] = {"wait": f"{decision.wait_seconds:.0f} s" if decision.wait_seconds else "",
                                    "without": ",".join(decision.exclude)}  # fmt: skip

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -26,6 +28,7 @@ from launch.life import (
     main,
     stuck_node,
 )
+from tests.disk import fill, small_disk
 
 POLICY = Policy(max_starts=50, max_failures=3, backoff_seconds=100, exclude_after=2, exclude=["bad9"])
 
@@ -167,6 +170,22 @@ def test_a_job_is_led_from_its_first_start_to_its_end(job, capsys):
     assert ask(capsys, "start", *common, "--life", 3, "--nodes", "n[1,3]") == "end 0"
     assert (job.parent.parent / "stop").exists(), "what a person made stays"
     assert [one.kind for one in Record(job).starts()] == ["limit", "crash", "vanished"]
+
+
+def test_where_nothing_can_be_noted_the_job_ends_and_says_so(job, tmp_path, capsys):
+    with small_disk(tmp_path / "disk"):
+        full = tmp_path / "disk/jobs/0001"
+        shutil.copytree(job, full)
+        common = ["--job", full, "--end-time", 4_000_000_000, "--life", 0]
+        assert ask(capsys, "start", *common, "--nodes", "n[1-2]") == "train"
+        fill(tmp_path / "disk")
+        with (full / "starts.jsonl").open("ab", buffering=0) as file, suppress(OSError):
+            while True:  # what is left of its last page
+                file.write(b" ")
+        assert main([str(word) for word in ("end", *common, "--code", 1)]) == 0
+        told = capsys.readouterr()
+        assert told.out == "end 2\n"
+        assert "No space left on device; make room and run the same command again: end (2)" in told.err
 
 
 def leave_word(job: Path, code: int, *nodes: str) -> None:
