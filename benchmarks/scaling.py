@@ -157,7 +157,7 @@ def predict():
 def draw(path, rows):
     import matplotlib
 
-    matplotlib.use("svg")
+    matplotlib.use("agg")
     import matplotlib.pyplot as plt
 
     plt.rcParams.update({"font.size": 9, "svg.hashsalt": "hanse"})
