@@ -1,7 +1,8 @@
-"""Tokens per second of ``hanse train`` beside a plain PyTorch loop and Hugging Face's ``Trainer``.
+"""Tokens per second of ``hanse train`` beside a plain PyTorch loop, Hugging Face's ``Trainer``, OLMo-core and litgpt.
 
     python -m benchmarks.train_throughput [--data data/demo] [--ranks 2] [--threads 1] [--precision auto] [--rounds 3]
-                                          [--steps 24] [hanse train overrides ...]
+                                          [--steps 24] [--shapes demo 8m long] [--olmo-python P] [--litgpt-python P]
+                                          [hanse train overrides ...]
 
 Same model and initial weights, same windows in the same order, same ranks, threads, batch and precision. The three take
 turns, ``--rounds`` times. The clock runs from the end of step 4 to the end of the last step, on rank 0: batches,
@@ -10,6 +11,14 @@ metrics and wandb offline. The plain loop is DistributedDataParallel, ``cross_en
 clipping and fused AdamW; in bf16 it autocasts. The Trainer gets the same data set, fused AdamW, ``bf16=True`` for bf16,
 no logging and no checkpoints. Both peers are told the document boundaries, too: the plain loop by the same mask, the
 Trainer by positions.
+
+OLMo-core and litgpt need virtual environments of their own (pip install ai2-olmo-core==3.0.0 or litgpt==0.5.13, with
+the same torch), whose Pythons are named; benchmarks/throughput_peers.py says what they are told. They do not tie
+embeddings, so neither does any of them where one of the two takes part. litgpt shards over CUDA only: it is one process
+with the threads of all ranks.
+
+MFU is of the peak that hanse measured at the start of the round, on all ranks at once. hanse also says what its loop
+takes a step beside forward, backward, update and communication, and how long it waited for data.
 """
 
 import argparse
@@ -24,6 +33,12 @@ from pathlib import Path
 
 SETTLED = 4  # steps before the clock starts: allocation, first touches
 NAMES = ("hanse", "plain PyTorch", "HF Trainer")
+FOREIGN = ("OLMo-core", "litgpt")  # which have a Python of their own
+SHAPES = {
+    "demo": [],  # 2.7M parameters, 4 x 256 tokens a step
+    "8m": ["model=llama-8m", "data.sequence_length=512"],
+    "long": ["data.sequence_length=1024", "batch.global_batch_size=2", "batch.micro_batch_size=1"],
+}
 
 
 def training_config(overrides):
@@ -52,6 +67,8 @@ def overrides_of(arguments, folder):
 
 def run(name, overrides, arguments, folder):
     """Wall-clock times at which steps ended."""
+    if name in FOREIGN:
+        return run_foreign(name, overrides, arguments, folder)
     if name == "hanse":
         command = [sys.executable, "-m", "hanse", "train", *overrides]
     else:
@@ -65,6 +82,46 @@ def run(name, overrides, arguments, folder):
     from train.run_folder import read_metrics
 
     return [record["time"] for record in read_metrics(folder / "run" / "metrics.jsonl") if "loss" in record]
+
+
+def run_foreign(name, overrides, arguments, folder):
+    """The same of a peer that does not know hanse: the windows are written for it."""
+    import os
+
+    import numpy as np
+
+    from launch.local import run_ranks
+    from train.setup import open_data
+
+    config = training_config(overrides)
+    data, settings = open_data(config), config.model.settings
+    samples = config.steps * config.batch.global_batch_size
+    windows = [data.stream.micro_batch(range(number, number + 1)).input_ids[0] for number in range(samples)]
+    np.save(folder / "windows.npy", np.stack(windows))
+    (folder / "work.json").write_text(json.dumps({
+        "model": {key: settings[key] for key in ("hidden_size", "intermediate_size", "num_hidden_layers",
+                                                 "num_attention_heads", "num_key_value_heads")},
+        "vocabulary_size": data.model.vocab_size, "end_of_document_id": data.manifest.end_of_document_id,
+        "sequence_length": config.data.sequence_length, "steps": config.steps, "precision": config.engine.precision,
+        "global_batch_size": config.batch.global_batch_size, "micro_batch_size": config.batch.micro_batch_size,
+        "learning_rate": config.optimizer.learning_rate, "gradient_clipping": config.optimizer.gradient_clipping,
+    }))  # fmt: skip
+    python, script = arguments.foreign[name], Path(__file__).with_name("throughput_peers.py")
+    alone = name == "litgpt"
+    ranks, threads = (1, arguments.ranks * arguments.threads) if alone else (arguments.ranks, arguments.threads)
+    os.environ["NUM_NODES"] = "1"  # OLMo-core's
+    with Path(folder / "said.txt").open("w") as said:
+        before = os.dup(1), os.dup(2)
+        os.dup2(said.fileno(), 1)
+        os.dup2(said.fileno(), 2)
+        try:
+            code = run_ranks([str(python), str(script), name, str(folder)], ranks, threads, folder / "logs")
+        finally:
+            os.dup2(before[0], 1)
+            os.dup2(before[1], 2)
+    if code:
+        sys.exit(f"{name} failed:\n{(folder / 'said.txt').read_text()[-3000:]}")
+    return json.loads((folder / "times.json").read_text())
 
 
 def start_peer(arguments):
@@ -184,28 +241,47 @@ def measured_precision():
     return choose("auto", measured_peaks(torch.device("cpu")))
 
 
-def compare(arguments):
-    if arguments.precision == "auto":
-        arguments.precision = measured_precision()
-    rates = {name: [] for name in NAMES}
+def compare(arguments, shape, names):
+    arguments.overrides = [*SHAPES[shape], *arguments.given]
+    if set(names) & set(FOREIGN):
+        arguments.overrides.append("model.settings.tie_word_embeddings=false")
+    rates, shares = {name: [] for name in names}, {name: [] for name in names}
     with tempfile.TemporaryDirectory() as scratch:
         overrides = overrides_of(arguments, Path(scratch) / "none")
         config = training_config(overrides)
-        print(f"{config.model.settings}\n{arguments.ranks} ranks x {arguments.threads} threads, {arguments.precision}, "
-              f"{config.tokens_per_step:,} tokens a step, {arguments.steps} steps\n")  # fmt: skip
+        layout = f"{arguments.ranks} ranks x {arguments.threads} threads, {arguments.precision}"
+        print(f"{shape}: {config.model.settings}\n{layout}, {config.tokens_per_step:,} tokens a step, "
+              f"{arguments.steps} steps\n")  # fmt: skip
         for turn in range(arguments.rounds):
-            for name in NAMES:
+            for name in names:
                 folder = Path(scratch) / f"{turn}-{name.replace(' ', '-')}"
                 folder.mkdir()
                 times = run(name, overrides_of(arguments, folder), arguments, folder)
                 assert len(times) == arguments.steps, f"{name} took {len(times)} steps"
                 tokens = (len(times) - SETTLED) * config.tokens_per_step
                 rates[name].append(tokens / (times[-1] - times[SETTLED - 1]))
-                print(f"round {turn + 1}  {name:14s} {rates[name][-1]:8,.0f} tokens/s", flush=True)
-    print(f"\n{'':14s} {'median tokens/s':>16s} {'hanse is':>10s}")
+                if name == "hanse":
+                    flops, said = flops_and_peak(folder / "run")
+                shares[name].append(rates[name][-1] * flops)
+                print(f"round {turn + 1}  {name:14s} {rates[name][-1]:8,.0f} tokens/s  MFU {shares[name][-1]:.1%}"
+                      + (said if name == "hanse" else ""), flush=True)  # fmt: skip
+    print(f"\n{'':14s} {'median tokens/s':>16s} {'MFU':>7s} {'hanse is':>10s}")
     for name, found in rates.items():
         ratio = statistics.median(ours / theirs for ours, theirs in zip(rates["hanse"], found, strict=True))
-        print(f"{name:14s} {statistics.median(found):16,.0f} {ratio:9.2f}x")
+        print(f"{name:14s} {statistics.median(found):16,.0f} {statistics.median(shares[name]):7.1%} {ratio:9.2f}x")
+    print()
+
+
+def flops_and_peak(run_folder):
+    """(MFU for a token a second, what hanse's loop took and lost)."""
+    from train.run_folder import read_metrics
+
+    start = read_metrics(run_folder / "metrics.jsonl")[0]
+    summary = json.loads((run_folder / "summary.json").read_text())
+    shares = summary["time_shares"]
+    lost = (f"  loop {1000 * summary['overhead_seconds']:.1f} ms a step, data {shares['data wait']:.2%}, "
+            f"communication {shares['communication']:.1%}")  # fmt: skip
+    return summary["flops_per_token"] / start["peak_of_all_ranks"], lost
 
 
 def main():
@@ -216,13 +292,27 @@ def main():
     parser.add_argument("--precision", choices=("auto", "bf16", "fp32"), default="auto")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=24)
+    parser.add_argument("--shapes", nargs="+", choices=tuple(SHAPES), default=["demo"])
+    parser.add_argument("--olmo-python", type=Path)
+    parser.add_argument("--litgpt-python", type=Path)
+    parser.add_argument("--only", nargs="+", choices=NAMES + FOREIGN, help="beside hanse, these only")
     parser.add_argument("--peer", choices=NAMES[1:], help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--rank", action="store_true", help=argparse.SUPPRESS)
     arguments, arguments.overrides = parser.parse_known_args()
     if arguments.rank:
         return be_a_rank(arguments)
-    return start_peer(arguments) if arguments.peer else compare(arguments)
+    if arguments.peer:
+        return start_peer(arguments)
+    arguments.given = arguments.overrides
+    arguments.foreign = {"OLMo-core": arguments.olmo_python, "litgpt": arguments.litgpt_python}
+    names = [name for name in (*NAMES, *FOREIGN) if name in NAMES or arguments.foreign[name]]
+    names = [name for name in names if not arguments.only or name == "hanse" or name in arguments.only]
+    if arguments.precision == "auto":
+        arguments.precision = measured_precision()
+    for shape in arguments.shapes:
+        compare(arguments, shape, names)
+    return None
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ import os
 import struct
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -35,6 +36,7 @@ from common.files import (
     write_json,
 )
 from data_pipelines.manifest import COUNTS, fingerprint
+from data_pipelines.mapped_index import MappedStarts, allow_open_files
 
 MAGIC = b"MMIDIDX\x00\x00"
 HEADER = struct.Struct("<9sQBQQ")
@@ -44,6 +46,7 @@ DTYPES: dict[int, np.dtype] = {
 CODES = {dtype: code for code, dtype in DTYPES.items()}
 FORMAT = "hanse.shards/1"
 SPLITS = ("train", "validation")
+MAPPED_FROM = 50_000_000  # documents in a folder: their places in memory would be 400 MB, read and hashed at each start
 BIN, INDEX, SIDECAR = ENDINGS = (".bin", ".idx", ".docs.parquet")
 
 
@@ -120,20 +123,26 @@ class TokenShard:
 
     Attributes:
         tokens: all token ids, 1-D, read-only.
-        document_starts: int64 of shape (documents + 1,), offsets into ``tokens``; the last is ``len(tokens)``.
+        document_starts: int64 of shape (documents + 1,), offsets into ``tokens``; the last is ``len(tokens)``. Of a
+            ``mapped`` shard, a sequence that is looked up in the file: of its index only the sizes are checked.
 
     Raises:
         HanseError: a file is missing, is not in Megatron's format, or the two do not belong together.
     """
 
-    def __init__(self, prefix: Path):
+    def __init__(self, prefix: Path, *, mapped: bool = False):
         self.prefix = prefix
         index_path, bin_path = beside(prefix, INDEX), beside(prefix, BIN)
         for path in (index_path, bin_path):
             if not path.is_file():
                 raise HanseError(f"{path}: missing; write the shards again with 'hanse tokenize'")
-        dtype, self.document_starts = _read_index(index_path)
-        found, expected = bin_path.stat().st_size, int(self.document_starts[-1]) * dtype.itemsize
+        found = bin_path.stat().st_size
+        self.document_starts: np.ndarray | MappedStarts
+        if mapped:
+            dtype, self.document_starts = _map_index(index_path, found)
+        else:
+            dtype, self.document_starts = _read_index(index_path)
+        expected = int(self.document_starts[-1]) * dtype.itemsize
         if found != expected:
             raise HanseError(
                 f"{bin_path}: {found} bytes, but {index_path.name} describes {expected}; the file was truncated or "
@@ -152,17 +161,34 @@ class TokenShard:
         return self.tokens[self.document_starts[number] : self.document_starts[number + 1]]
 
 
-def _read_index(path: Path) -> tuple[np.dtype, np.ndarray]:
-    data = path.read_bytes()
-    broken = HanseError(f"{path}: not an intact Megatron index; write the shards again with 'hanse tokenize'")
+def _broken(path: Path) -> HanseError:
+    return HanseError(f"{path}: not an intact Megatron index; write the shards again with 'hanse tokenize'")
+
+
+def _read_header(path: Path, data: bytes, size: int) -> tuple[int, int, int]:
+    """(dtype code, sequences, entries) out of the beginning of an index of ``size`` bytes."""
     if len(data) < HEADER.size:
-        raise broken
+        raise _broken(path)
     magic, version, code, sequences, entries = HEADER.unpack_from(data)
     if magic != MAGIC or version != 1 or code not in DTYPES or entries < 1:
-        raise broken
-    body = len(data) - HEADER.size - 12 * sequences - 8 * entries
+        raise _broken(path)
+    body = size - HEADER.size - 12 * sequences - 8 * entries
     if body not in (0, sequences):  # an optional int8 mode a sequence ends the file
-        raise broken
+        raise _broken(path)
+    return code, sequences, entries
+
+
+def _map_index(path: Path, bin_bytes: int) -> tuple[np.dtype, MappedStarts]:
+    with path.open("rb") as file:
+        code, sequences, entries = _read_header(path, file.read(HEADER.size), path.stat().st_size)
+    offsets, size = HEADER.size + 4 * sequences, DTYPES[code].itemsize
+    return DTYPES[code], MappedStarts(path, offsets=offsets, documents=offsets + 8 * sequences, entries=entries,
+                                       token_bytes=size, tokens=bin_bytes // size)  # fmt: skip
+
+
+def _read_index(path: Path) -> tuple[np.dtype, np.ndarray]:
+    data = path.read_bytes()
+    code, sequences, entries = _read_header(path, data, len(data))
     sizes = np.frombuffer(data, "<i4", sequences, HEADER.size)
     offsets = np.frombuffer(data, "<i8", sequences, HEADER.size + 4 * sequences)
     documents = np.frombuffer(data, "<i8", entries, HEADER.size + 12 * sequences)
@@ -175,7 +201,7 @@ def _read_index(path: Path) -> tuple[np.dtype, np.ndarray]:
         or documents[-1] != sequences
         or (np.diff(documents) < 0).any()
     ):
-        raise broken
+        raise _broken(path)
     return DTYPES[code], starts[documents]
 
 
@@ -215,6 +241,11 @@ class ShardsManifest:
         """{path in the folder: sha256} of all files of all shards."""
         return {f"{s.name}{ending}": digest for s in self.shards for ending, digest in s.files.items()}
 
+    @cached_property
+    def documents(self) -> int:
+        """Of all shards."""
+        return sum(shard.documents for shard in self.shards)
+
     def of(self, split: str) -> list[ShardEntry]:
         """The shards of one split (``train``, ``validation``), in the manifest's order."""
         return [shard for shard in self.shards if shard.split == split]
@@ -222,12 +253,17 @@ class ShardsManifest:
     def open(self, entry: ShardEntry, *, hashes: bool = False) -> TokenShard:
         """Open a shard after checking it against the manifest; ``hashes`` also reads and hashes all of its files.
 
+        Where the folder has so many documents that their places (8 bytes each) would fill the memory of every rank,
+        they are left in the files, and without ``hashes`` only sizes and counts are compared.
+
         Raises:
             HanseError: the files are not those the manifest describes.
         """
-        prefix = self.folder / entry.name
-        shard = TokenShard(prefix)
-        for ending in ENDINGS if hashes else (INDEX,):
+        prefix, mapped = self.folder / entry.name, self.documents > MAPPED_FROM
+        if mapped:
+            allow_open_files(2 * len(self.shards))
+        shard = TokenShard(prefix, mapped=mapped)
+        for ending in ENDINGS if hashes else () if mapped else (INDEX,):
             path = beside(prefix, ending)
             if not path.is_file() or sha256_file(path) != entry.files.get(ending):
                 raise HanseError(

@@ -46,6 +46,7 @@ class Node:
     gpu_memory_gb: float | None = None
     cpus_per_gpu: int | None = None  # what --cpus-per-task asks for, one task a GPU
     memory_gb: float | None = None
+    network_gbit: float | None = None  # a second, all network cards of a node together, one way
     healthy_free_memory_gb: float | None = None  # less than this free before a job starts: a bad node
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from train.hardware import GPUS, Gpu, find_gpu
 from train.memory import VALUE_BYTES, Activations, Layout, Memory, activations, memory
 from train.mixture import Share, repeated, shares, weights_of
 from train.model import flops_per_token, model_config, parameter_counts, shape_of_model
+from train.scaling import TURN_SECONDS, Work, efficiency, network
 from train.stream import drawn_in, windows_by_language
 from train.verb_config import PlanConfig
 
@@ -38,6 +40,7 @@ class Machine:
     memory_gb: float
     gpus_per_node: int
     site: str
+    network_gbit: float | None  # of a node
 
 
 @dataclass(frozen=True)
@@ -47,6 +50,7 @@ class Subject:
     config: TrainConfig
     vocabulary: int
     parameters: int
+    layers: int
     flops_per_token: int
     activations: Activations
     precision: str
@@ -65,10 +69,14 @@ class Choice:
 
 @dataclass(frozen=True)
 class Timing:
-    """A whole training on ``nodes``; energy in MWh, of GPUs and the rest of the nodes, without PUE and with it."""
+    """A whole training on ``nodes``; energy in MWh, of GPUs and the rest of the nodes, without PUE and with it.
+
+    ``efficiency``: share of the time that is not spent on communication, predicted, and its range; None: not known.
+    """
 
     nodes: int
     ranks: int
+    efficiency: tuple[float, float, float] | None
     tokens_per_second: float
     seconds: float
     gpu_hours: float
@@ -99,7 +107,8 @@ def run(config: PlanConfig) -> None:
     mfu, why = share_of_peak(config, machine)
     ranks, available = {nodes: nodes * machine.gpus_per_node for nodes in config.nodes}, room(config, machine.memory_gb)
     choices = {nodes: choose(subject, ranks[nodes], available) for nodes in config.nodes}
-    times = [timing(config, subject, machine, mfu, nodes) for nodes in config.nodes]
+    shares = {nodes: predicted(subject, machine, mfu, choice) for nodes, choice in choices.items()}
+    times = [timing(config, subject, machine, mfu, nodes, share=share) for nodes, share in shares.items()]
     plan = Plan(config, subject, machine, mfu, why, choices, times)
     _show(plan)
     if config.output:
@@ -129,7 +138,8 @@ def describe(config: PlanConfig) -> Subject:
     model = shape_of_model(shape)
     precision = "fp32" if train.engine.precision == "fp32" else "bf16"
     return Subject(
-        train, shape.vocab_size, parameter_counts(model)[0], flops_per_token(model, train.data.sequence_length),
+        train, shape.vocab_size, parameter_counts(model)[0], shape.num_hidden_layers,
+        flops_per_token(model, train.data.sequence_length),
         activations(shape, train.data.sequence_length, precision, train.engine.recompute_every_layers), precision,
         mixture(train, manifest) if manifest else {},
     )  # fmt: skip
@@ -161,7 +171,8 @@ def find_machine(config: PlanConfig) -> Machine:
                          f"({', '.join(GPUS)})")  # fmt: skip
     of_site = None if config.gpu else queue.gpu_memory_gb or site.node.gpu_memory_gb
     return Machine(found[0], found[1], config.gpu_memory_gb or of_site or found[1].memory_gb[0],
-                   config.gpus_per_node or queue.gpus or site.node.gpus or 4, site.name)  # fmt: skip
+                   config.gpus_per_node or queue.gpus or site.node.gpus or 4, site.name,
+                   config.network_gbit or site.node.network_gbit)  # fmt: skip
 
 
 def share_of_peak(config: PlanConfig, machine: Machine) -> tuple[float, str]:
@@ -201,13 +212,35 @@ def needs(subject: Subject, ranks: int, stage: int, micro_batch: int) -> Memory:
     return memory(subject.parameters, subject.activations, Layout(ranks, stage, subject.precision), micro_batch)
 
 
-def timing(config: PlanConfig, subject: Subject, machine: Machine, mfu: float, nodes: int) -> Timing:
-    """Time and energy, as if more nodes lost nothing: what communication costs has to be measured."""
+def predicted(
+    subject: Subject, machine: Machine, mfu: float, choice: Choice | None
+) -> tuple[float, float, float] | None:
+    """Share of the time that is not spent on communication: expected, at worst, at best (train/scaling.py)."""
+    if machine.network_gbit is None or choice is None:
+        return None
+    train = subject.config
+    flops = subject.flops_per_token * train.data.sequence_length * choice.micro_batch
+    work = Work(
+        subject.parameters, subject.layers, choice.stage,
+        train.batch.global_batch_size // (choice.micro_batch * choice.ranks),
+        flops / (machine.gpu.bf16_flops * mfu), bool(train.engine.recompute_every_layers),
+        VALUE_BYTES[subject.precision],
+    )  # fmt: skip
+    found = [efficiency(work, choice.ranks, network(machine.name, machine.gpus_per_node, machine.network_gbit, turn))
+             for turn in (math.sqrt(math.prod(TURN_SECONDS)), max(TURN_SECONDS), min(TURN_SECONDS))]  # fmt: skip
+    return found[0], found[1], found[2]
+
+
+def timing(
+    config: PlanConfig, subject: Subject, machine: Machine, mfu: float, nodes: int, *,
+    share: tuple[float, float, float] | None,
+) -> Timing:  # fmt: skip
+    """Time and energy; where the network is not known, as if more nodes lost nothing."""
     ranks = nodes * machine.gpus_per_node
-    rate = ranks * machine.gpu.bf16_flops * mfu / subject.flops_per_token
+    rate = ranks * machine.gpu.bf16_flops * mfu / subject.flops_per_token * (share[0] if share else 1)
     seconds = subject.config.tokens / rate
     mwh = seconds / 3600 * (ranks * machine.gpu.watts + nodes * config.node_watts) / 1e6
-    return Timing(nodes, ranks, rate, seconds, ranks * seconds / 3600, mwh, config.pue and mwh * config.pue)
+    return Timing(nodes, ranks, share, rate, seconds, ranks * seconds / 3600, mwh, config.pue and mwh * config.pue)
 
 
 MEMORY = ("weights", "gradients", "optimizer", "buffers", "activations", "head")
@@ -274,14 +307,28 @@ def _show_fits(plan: Plan) -> None:
 
 def _show_times(plan: Plan) -> None:
     config, gpu = plan.config, plan.machine.gpu
-    columns = ["nodes", "GPUs", "tokens/s", "time", "GPU-hours", "MWh", *(["MWh with PUE"] if config.pue else [])]
+    known = any(one.efficiency for one in plan.times)
+    columns = [
+        "nodes",
+        "GPUs",
+        *(["efficiency", "from", "to"] if known else []),
+        "tokens/s",
+        "time",
+        "GPU-hours",
+        "MWh",
+        *(["MWh with PUE"] if config.pue else []),
+    ]
     rows = [
-        [one.nodes, one.ranks, count(one.tokens_per_second), duration(one.seconds), f"{one.gpu_hours:,.0f}",
+        [one.nodes, one.ranks,
+         *([f"{share:.0%}" for share in one.efficiency] if one.efficiency else ["-"] * 3 if known else []),
+         count(one.tokens_per_second), duration(one.seconds), f"{one.gpu_hours:,.0f}",
          f"{one.mwh:,.3g}", *([f"{one.facility_mwh:,.3g}"] if one.facility_mwh else [])]
         for one in plan.times
     ]  # fmt: skip
-    table(f"\nthe whole training at {plan.mfu:.0%} ({plan.mfu_is}) of {gpu.bf16_flops / 1e12:g} TFLOP/s a GPU; what "
-          "communication costs is not in it", columns, rows)  # fmt: skip
+    said = (f"what communication costs is predicted from {plan.machine.network_gbit:g} Gbit/s a node" if known else
+            "what communication costs is not in it")  # fmt: skip
+    table(f"\nthe whole training at {plan.mfu:.0%} ({plan.mfu_is}) of {gpu.bf16_flops / 1e12:g} TFLOP/s a GPU; {said}",
+          columns, rows)  # fmt: skip
     rest = f" and {config.node_watts:g} W a node" if config.node_watts else ", the rest of the nodes not counted"
     pue = f"; PUE {config.pue:g}" if config.pue else "; without the site's PUE"
     say(f"MWh: {gpu.watts:g} W a GPU ({gpu.source}){rest}{pue}")
@@ -294,7 +341,8 @@ def as_json(plan: Plan) -> dict[str, Any]:
         "parameters": subject.parameters, "vocabulary_size": subject.vocabulary, "precision": subject.precision,
         "flops_per_token": subject.flops_per_token, "tokens": subject.config.tokens,
         "gpu": {"name": machine.name, **dataclasses.asdict(machine.gpu), "memory_gb": machine.memory_gb},
-        "gpus_per_node": machine.gpus_per_node, "mfu": plan.mfu, "mfu_is": plan.mfu_is, "pue": plan.config.pue,
+        "gpus_per_node": machine.gpus_per_node, "network_gbit": machine.network_gbit,
+        "mfu": plan.mfu, "mfu_is": plan.mfu_is, "pue": plan.config.pue,
         "mixture": {name: dataclasses.asdict(one) for name, one in subject.shares.items()},
         "checkpoint_bytes": CHECKPOINT_BYTES * subject.parameters,
         "fits": {str(nodes): choice and dataclasses.asdict(choice) for nodes, choice in plan.choices.items()},

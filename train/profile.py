@@ -55,6 +55,7 @@ class Tracer:
         with self.run.watchdog.slowly("writing a trace"):
             self._profiler.stop()
             self._write(step)
+        self.watch.lap()  # the tracer's own time is no part of the loop's
         self._profiler = None
 
     def close(self) -> None:

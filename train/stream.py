@@ -23,6 +23,7 @@ from train.mixture import Mixture, weights_of
 IGNORED = -100  # label of a position whose next token belongs to another document (torch's ignore_index)
 ROUNDS = 6
 CONCATENATE = "concatenate"  # data.packing; the other one is best_fit (train/packed.py)
+MIX, ALL_BITS = (0xBF58476D1CE4E5B9, 0x94D049BB133111EB), 2**64 - 1
 
 
 class Permutation:
@@ -34,6 +35,7 @@ class Permutation:
         self.half_bits = max(1, (max(size - 1, 1).bit_length() + 1) // 2)
         digest = hashlib.sha256(key.encode()).digest() + hashlib.sha256(b"more" + key.encode()).digest()
         self.keys = np.frombuffer(digest, "<u8")[:ROUNDS]
+        self._keys: list[int] = self.keys.tolist()
         self.mask = np.uint64((1 << self.half_bits) - 1)
 
     def __call__(self, index: np.ndarray | int) -> np.ndarray:
@@ -43,6 +45,21 @@ class Permutation:
     def inverse(self, index: np.ndarray | int) -> np.ndarray:
         """The index that each value is the image of."""
         return self._walk(index, range(ROUNDS - 1, -1, -1), forward=False)
+
+    def one(self, index: int) -> int:
+        """Image of one index: the same in plain integers, which for a single one is many times faster than arrays."""
+        assert 0 <= index < self.size, "outside the permutation's domain: its cycle might never lead back"
+        bits, mask, keys = self.half_bits, int(self.mask), self._keys
+        while True:
+            left, right = index >> bits, index & mask
+            for key in keys:
+                value = (right + key) & ALL_BITS
+                value = ((value ^ (value >> 30)) * MIX[0]) & ALL_BITS
+                value = ((value ^ (value >> 27)) * MIX[1]) & ALL_BITS
+                left, right = right, left ^ ((value ^ (value >> 31)) & mask)
+            index = (left << bits) | right
+            if index < self.size:
+                return index
 
     def _walk(self, index: np.ndarray | int, rounds: range, *, forward: bool) -> np.ndarray:
         value = np.atleast_1d(np.asarray(index, dtype=np.uint64)).copy()
@@ -68,8 +85,8 @@ def _mix(value: np.ndarray, key: np.uint64) -> np.ndarray:
     """SplitMix64's finaliser (Steele, Lea and Flood, OOPSLA 2014)."""
     with np.errstate(over="ignore"):
         value = value + key
-        value = (value ^ (value >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        value = (value ^ (value >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        value = (value ^ (value >> np.uint64(30))) * np.uint64(MIX[0])
+        value = (value ^ (value >> np.uint64(27))) * np.uint64(MIX[1])
     return value ^ (value >> np.uint64(31))
 
 
@@ -117,7 +134,7 @@ class Source:
     def drawn(self, k: int) -> int:
         """Window number of the k-th draw."""
         epoch, place = divmod(k, self.windows)
-        return int(self.order(epoch)(place)[0])
+        return self.order(epoch).one(place)
 
     def window(self, number: int) -> tuple[np.ndarray, np.ndarray]:
         """(ids, documents): int64 arrays of ``length + 1`` ids, and of the document (counted in the shard) of each."""

@@ -146,6 +146,7 @@ class PlanConfig:
     gpu: str | None = None
     gpu_memory_gb: float | None = None
     gpus_per_node: int | None = None
+    network_gbit: float | None = None
     nodes: list[int] = field(default_factory=lambda: [1])
     mfu: float = 0.4
     measured_in: str | None = None
@@ -169,7 +170,7 @@ class PlanConfig:
             found.append(f"spare_memory={self.spare_memory}: a share of the GPU's memory, in [0, 1)")
         if self.pue is not None and not self.pue >= 1:
             found.append(f"pue={self.pue}: 1 or more (all the site uses / what its machines use); null: unknown")
-        for key in ("gpu_memory_gb", "gpus_per_node", "storage_gb_per_second"):
+        for key in ("gpu_memory_gb", "gpus_per_node", "network_gbit", "storage_gb_per_second"):
             if (value := getattr(self, key)) is not None and not value > 0:
                 found.append(f"{key}={value}: must be above 0; null: the site's, or unknown")
         return found + ([] if self.node_watts >= 0 else [f"node_watts={self.node_watts}: must be 0 or more"])

@@ -98,10 +98,13 @@ def test_flops_formula_counts_matrix_parameters_and_attention():
     assert flops_per_token(model, LENGTH) == 6 * in_products + 12 * 2 * 32 * LENGTH
 
 
-def test_flops_formula_agrees_with_what_torch_counts():
+@pytest.mark.parametrize("architecture", ["llama", "qwen3", "mistral", "apertus", "olmo2"])
+def test_flops_formula_agrees_with_what_torch_counts(architecture):
     from torch.utils.flop_counter import FlopCounterMode
 
-    model = MODELS["llama", "eager"]
+    shape = {**SETTINGS, "hidden_size": 64, "intermediate_size": 160, "num_attention_heads": 4}
+    config = model_config(ModelConfig(architecture, shape), VOCABULARY, LENGTH, pad_token_id=0)
+    model = PackedLanguageModel(build_model(config, 0, "eager"))
     batch = packed([np.arange(LENGTH)])
     with FlopCounterMode(display=False) as counter:
         inputs = model_inputs(batch, torch.device("cpu"))

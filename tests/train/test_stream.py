@@ -51,6 +51,7 @@ def test_permutation_is_a_bijection_and_inverts(size, key):
     image = permutation(np.arange(size))
     assert np.array_equal(np.sort(image), np.arange(size))
     assert np.array_equal(permutation.inverse(image), np.arange(size))
+    assert [permutation.one(index) for index in range(min(size, 40))] == image[:40].tolist()
 
 
 @given(st.integers(2**32, 2**55), st.lists(st.integers(0, 2**32 - 1), min_size=1, max_size=50))
@@ -58,6 +59,7 @@ def test_permutation_is_a_bijection_and_inverts(size, key):
 def test_permutation_needs_no_table_at_any_size(size, places):
     permutation = Permutation(size, "trillions")
     assert np.array_equal(permutation.inverse(permutation(np.array(places))), places)
+    assert [permutation.one(place) for place in places] == permutation(np.array(places)).tolist()
 
 
 @st.composite
