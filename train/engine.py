@@ -84,7 +84,7 @@ class Engine:
 
     def __init__(self, config: TrainConfig, model: PreTrainedModel, ranks: int, precision: str):
         self.config, self.ranks, self.precision, self.kind = config, ranks, precision, config.optimizer.kind
-        module = PackedLanguageModel(model)
+        module = PackedLanguageModel(model, config.loss.z_weight)
         if config.determinism == "D2":
             isolate(module)
         self.names = {id(parameter): name for name, parameter in model.named_parameters()}

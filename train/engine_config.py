@@ -65,6 +65,17 @@ class OptimizerConfig:
 
 
 @dataclass
+class LossConfig:
+    """What is minimised besides the cross-entropy."""
+
+    z_weight: float = 0.0
+
+    def problems(self) -> list[str]:
+        """Everything wrong with the values, one line each."""
+        return [f"loss.{line}" for line in at_least(self, 0, "z_weight")]
+
+
+@dataclass
 class AverageConfig:
     """An exponential moving average of the weights, of which ``1 - decay`` is renewed every ``every_steps``."""
 
@@ -114,8 +125,8 @@ class EngineConfig:
             if self.precision == "fp32" and getattr(self, key) == "bf16":
                 found.append(f"engine.{key}=bf16: gradients of engine.precision=fp32 are summed in fp32; leave it auto")
             if config.determinism == "D2" and getattr(self, key) != "auto":
-                found.append(f"engine.{key}={getattr(self, key)}: with determinism=D2 gradients are summed as integers; "
-                             "leave it auto")  # fmt: skip
+                found.append(f"engine.{key}={getattr(self, key)}: with determinism=D2 gradients are summed as "
+                             "integers; leave it auto")  # fmt: skip
         return found
 
     def sums(self, precision: str, determinism: str) -> tuple[str, str]:

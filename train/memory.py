@@ -65,18 +65,30 @@ class Activations:
 
 @dataclass(frozen=True)
 class Layout:
-    """How the states are shared out, and where; ``overlap``: communication beside computation, as on GPUs."""
+    """How the states are shared out, and where; ``overlap``: communication beside computation, as on GPUs.
+
+    ``accumulated``: type of gradients that are summed; ``optimizer_bytes`` a parameter.
+    """
 
     ranks: int
     stage: int
     precision: str
     overlap: bool = True
     device: str = "cuda"
+    accumulated: str = ""
+    optimizer_bytes: float = zero.ADAM_BYTES
+
+    @property
+    def apart(self) -> bool:
+        """Whether gradients are summed in another type than that of the weights."""
+        return self.accumulated not in ("", self.precision)
 
 
 def states(parameters: int, layout: Layout) -> tuple[float, float, float]:
     """Bytes of weights, gradients and optimizer on one rank."""
-    return zero.states(parameters, layout.ranks, layout.stage, VALUE_BYTES[layout.precision])
+    value, summed = VALUE_BYTES[layout.precision], VALUE_BYTES[layout.accumulated or layout.precision]
+    return zero.states(parameters, layout.ranks, layout.stage, value, gradient_bytes=summed,
+                       optimizer_bytes=layout.optimizer_bytes)  # fmt: skip
 
 
 def buffers(parameters: int, layout: Layout) -> float:
@@ -84,10 +96,12 @@ def buffers(parameters: int, layout: Layout) -> float:
     value = VALUE_BYTES[layout.precision]
     bucket = value * min(bucket_elements(parameters), parameters)
     reducing = bucket * (2 if layout.overlap else 1)  # one is filled while another is sent
-    stepping = (4 if layout.precision != "fp32" else 0) * parameters / layout.ranks
+    stepping = (4 if layout.precision != "fp32" and not layout.apart else 0) * parameters / layout.ranks
     if layout.stage == 3:
         return 2 * bucket + max(reducing - bucket, stepping)  # one for gradients stays; gathered weights fill another
-    return max(reducing, stepping + value * parameters / layout.ranks)
+    if layout.apart and layout.stage == 1:  # sums travel in fp32, and the own share is put together beside them
+        return reducing * VALUE_BYTES[layout.accumulated] / value + 4 * parameters / layout.ranks
+    return max(reducing, stepping + (0 if layout.apart else value * parameters / layout.ranks))
 
 
 def memory(parameters: int, kept: Activations, layout: Layout, micro_batch: int) -> Memory:
@@ -161,10 +175,10 @@ class _Attention(torch.autograd.Function):
 def _attention(module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor, **_: Any) -> tuple[Tensor, None]:
     """In place of ``sdpa``, which has no kernel for tensors without values. Shapes (B, heads, L, head size).
 
-    As in ``sdpa``, keys and values are repeated for grouped queries, and each layer makes a bias of the mask.
+    As in ``sdpa``, keys and values are repeated for grouped queries; all layers keep the same mask.
     """
     groups = module.num_key_value_groups
     if groups > 1:
         key, value = (one.repeat_interleave(groups, dim=1) for one in (key, value))
-    out = _Attention.apply(query, key, value, mask.to(query.dtype))
+    out = _Attention.apply(query, key, value, mask)
     return out.transpose(1, 2).contiguous(), None

@@ -56,7 +56,7 @@ class AdEMAMix(torch.optim.Optimizer):
                 self.state[p]["all"] = [m1, m2, nu]
                 update = m1 / (1 - b1**t) + share * self.settings.slow_weight * m2
                 update = update / ((nu / (1 - b2**t)).sqrt() + self.settings.epsilon)
-                p -= group["lr"] * (update + group["weight_decay"] * p)
+                p.sub_(group["lr"] * (update + group["weight_decay"] * p))
 
 
 def newton_schulz(gradient, coefficients, steps, eps):
@@ -118,7 +118,7 @@ def plain_pytorch(
             (loss / targets).backward()
             total += float(loss.detach()) / targets
             for whole, low_parameter in zip(sums, module.parameters(), strict=True):
-                whole += low_parameter.grad.float()
+                whole.add_(low_parameter.grad.float())
         for parameter, whole in zip(names.values(), sums, strict=True):
             parameter.grad = whole
         norms.append(float(torch.nn.utils.clip_grad_norm_(names.values(), config.optimizer.gradient_clipping)))
