@@ -70,9 +70,9 @@ def shape_of_model(config: PretrainedConfig) -> PreTrainedModel:
 def attention_mask(documents: Tensor, attention: str, dtype: torch.dtype) -> Tensor:
     """Mask of shape (B, 1, L, L): position i sees j <= i of its own document.
 
-    What is added to scores: 0, or minus infinity (``eager``: the lowest of ``dtype``). ``sdpa`` would take booleans too,
-    and make these numbers of them in every layer, to be kept for the backward pass. Resetting positions alone does not
-    separate documents: rotary embeddings are relative, so tokens would still attend across.
+    What is added to scores: 0, or minus infinity (``eager``: the lowest of ``dtype``). ``sdpa`` would take booleans
+    too, and make these numbers of them in every layer, to be kept for the backward pass. Resetting positions alone does
+    not separate documents: rotary embeddings are relative, so tokens would still attend across.
     """
     same = documents[:, None, :, None] == documents[:, None, None, :]
     lowest = -torch.inf if attention == "sdpa" else torch.finfo(dtype).min

@@ -18,7 +18,7 @@ from launch.verb import configuration_of
 from train.config import TrainConfig
 from train.engine_config import ZERO_STAGES
 from train.hardware import GPUS, Gpu, find_gpu
-from train.memory import VALUE_BYTES, Activations, Layout, Memory, activations, memory
+from train.memory import VALUE_BYTES, Activations, Layout, Memory, activations, memory, on_host
 from train.mixture import Share, repeated, shares, weights_of
 from train.model import flops_per_token, model_config, parameter_counts, shape_of_model
 from train.optimizers import bytes_per_parameter
@@ -198,10 +198,15 @@ def choose(subject: Subject, ranks: int, available: float) -> Choice | None:
 
 def needs(subject: Subject, ranks: int, stage: int, micro_batch: int) -> Memory:
     """Memory of one GPU."""
-    train = subject.config
-    accumulated, _ = train.engine.sums(subject.precision, train.determinism)
-    layout = Layout(ranks, stage, subject.precision, accumulated=accumulated, optimizer_bytes=subject.optimizer_bytes)
-    return memory(subject.parameters, subject.activations, layout, micro_batch)
+    return memory(subject.parameters, subject.activations, layout_of(subject, ranks, stage), micro_batch)
+
+
+def layout_of(subject: Subject, ranks: int, stage: int) -> Layout:
+    """How the states of what is to be trained would be shared out."""
+    engine = subject.config.engine
+    accumulated, _ = engine.sums(subject.precision, subject.config.determinism)
+    return Layout(ranks, stage, subject.precision, accumulated=accumulated, optimizer_bytes=subject.optimizer_bytes,
+                  offloaded=tuple(what for what in engine.offloaded if what == "optimizer" or stage == 3))  # fmt: skip
 
 
 def timing(config: PlanConfig, subject: Subject, machine: Machine, mfu: float, nodes: int) -> Timing:
@@ -255,11 +260,15 @@ def _show_memory(plan: Plan) -> None:
         rows.append([stage, *parts, f"{need.total / GB:,.1f}", "yes" if need.total <= available else "no"])
     table(f"\nGB on each of {ranks} GPUs, micro-batch {size}", ["ZeRO", *MEMORY, "sum", "fits"], rows)
     value = VALUE_BYTES[subject.precision]
-    summed = VALUE_BYTES[subject.config.engine.sums(subject.precision, subject.config.determinism)[0]]
+    layout = layout_of(subject, ranks, chosen.stage if chosen else ZERO_STAGES[-1])
+    summed = VALUE_BYTES[layout.accumulated]
     say(
         f"weights {value} N, gradients {summed} N, optimizer {subject.optimizer_bytes:.3g} N bytes; / {ranks}: "
         f"optimizer from stage 1, gradients from 2, weights at 3; fits: in {1 - plan.config.spare_memory:.0%} of a GPU"
     )
+    if layout.offloaded:
+        say(f"host memory a GPU: {on_host(subject.parameters, layout) / GB:,.1f} GB ({', '.join(layout.offloaded)}; at "
+            f"ZeRO-{layout.stage})")  # fmt: skip
 
 
 def _show_fits(plan: Plan) -> None:
