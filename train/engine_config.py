@@ -111,6 +111,7 @@ class EngineConfig:
     gradient_accumulation: str = "auto"
     communication: str = "auto"
     recompute_every_layers: int = 0
+    compile: bool = False
     offload_optimizer: str = "none"
     offload_parameters: str = "none"
     nvme_path: str | None = None
@@ -129,6 +130,11 @@ class EngineConfig:
         if config.determinism != "D0" and self.precision == "auto":
             found.append(f"engine.precision=auto: with determinism={config.determinism} it must be set (bf16 or fp32), "
                          "not measured")  # fmt: skip
+        if self.compile and config.determinism == "D2":
+            found.append("engine.compile=true: fuses operations as the layout suggests, which determinism=D2 excludes")
+        if self.compile and self.zero_stage == 3:
+            found.append("engine.compile=true: ZeRO 3 gathers weights in between what would be compiled; set "
+                         "engine.zero_stage=2")  # fmt: skip
         for key in ("gradient_accumulation", "communication"):
             if self.precision == "fp32" and getattr(self, key) == "bf16":
                 found.append(f"engine.{key}=bf16: gradients of engine.precision=fp32 are summed in fp32; leave it auto")

@@ -59,6 +59,19 @@ def recompute_activations(model: PreTrainedModel, every_layers: int) -> None:
         raise HanseError(f"engine.recompute_every_layers={every_layers}: {' '.join(str(error).split())}") from None
 
 
+def compile_layers(model: PreTrainedModel) -> None:
+    """Compile every layer by itself: all have one shape, so one is compiled and the others find it done.
+
+    Raises:
+        HanseError: the architecture has no list of layers.
+    """
+    layers = getattr(model.base_model, "layers", None)
+    if layers is None:
+        raise HanseError(f"engine.compile=true: {type(model).__name__} has no layers that could be compiled alone")
+    for layer in layers:
+        layer.compile(dynamic=False)
+
+
 def shape_of_model(config: PretrainedConfig) -> PreTrainedModel:
     """The model without memory: every parameter has its shape and lies on the meta device. 70B take a second."""
     with init_empty_weights(include_buffers=True):

@@ -26,6 +26,7 @@ from train.determinism import FROZEN
 FREE = ("run", "lock", "init_from", "until_step", "ranks", "threads_per_rank", "experiment", "state_hash_every_steps",
         "engine.zero_stage", "engine.precision", "engine.recompute_every_layers", "model.attention",
         "engine.gradient_accumulation", "engine.communication", "engine.offload_optimizer", "engine.offload_parameters",
+        "engine.compile",
         "engine.nvme_path", "engine.hpz_partition_size", "engine.quantized_weights", "engine.quantized_gradients",
         "batch.micro_batch_size", "data.shards", "data.tokenizer", "data.verify_hashes", "checkpoint", "evaluate",
         "track", "energy", "guards.watchdog_seconds", "guards.watchdog_slow_seconds", "guards.times_every_steps",

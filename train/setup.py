@@ -30,7 +30,14 @@ from train.guards.watchdog import Watchdog
 from train.initial import open_initial
 from train.ledger import Ledger
 from train.metrics import Metrics
-from train.model import build_model, flops_per_token, model_config, parameter_counts, recompute_activations
+from train.model import (
+    build_model,
+    compile_layers,
+    flops_per_token,
+    model_config,
+    parameter_counts,
+    recompute_activations,
+)
 from train.precision import choose, measured_peaks
 from train.ranks import Place, together
 from train.run_folder import RunFolder, complete_steps, folder_of
@@ -97,6 +104,8 @@ def set_up(
         model = build_model(data.model, config.seed, config.model.attention)
         if config.engine.recompute_every_layers:
             recompute_activations(model, config.engine.recompute_every_layers)
+        if config.engine.compile:
+            compile_layers(model)
         if resumed:
             resumed.check_model({name: tuple(parameter.shape) for name, parameter in model.named_parameters()})
             model.load_state_dict(resumed.weights(), strict=False)  # tied weights have one name
