@@ -13,7 +13,7 @@ from omegaconf import MISSING
 
 from train.config_rules import at_least, one_of
 from train.energy.config import EnergyConfig
-from train.engine_config import AverageConfig, EngineConfig, OptimizerConfig
+from train.engine_config import AverageConfig, EngineConfig, LossConfig, OptimizerConfig
 from train.init_config import EMBEDDINGS, InitConfig
 from train.track_config import ProfilingConfig, TrackConfig
 
@@ -156,6 +156,7 @@ class TrainConfig:
     batch: BatchConfig = field(default_factory=BatchConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
     ema: AverageConfig = field(default_factory=AverageConfig)
     engine: EngineConfig = field(default_factory=EngineConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
@@ -215,6 +216,7 @@ class TrainConfig:
             *one_of(self, "init_embeddings", EMBEDDINGS),
             *self.model.init.problems(),
             *self.optimizer.problems(),
+            *self.loss.problems(),
             *self.ema.problems(),
             *self.engine.problems(self),
         ]  # fmt: skip

@@ -84,11 +84,12 @@ class Engine:
 
     def __init__(self, config: TrainConfig, model: PreTrainedModel, ranks: int, precision: str):
         self.config, self.ranks, self.precision, self.kind = config, ranks, precision, config.optimizer.kind
-        module = PackedLanguageModel(model)
+        module = PackedLanguageModel(model, config.loss.z_weight)
         if config.determinism == "D2":
             isolate(module)
         self.names = {id(parameter): name for name, parameter in model.named_parameters()}
         self.shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+        self.moments = moments_of(model, self.kind)  # now: ZeRO-3 leaves parameters without a shape
         parameters = sum(parameter.numel() for parameter in model.parameters())
         with _one_class_of_optimizer():
             self.engine, *_ = deepspeed.initialize(
@@ -100,7 +101,6 @@ class Engine:
         self.stage = config.engine.zero_stage
         named = {self.names[id(one)]: one for one in self.engine.module.parameters()}
         self.shares = Shares(self.zero, self.stage, named, averaged=config.ema.decay > 0)
-        self.moments = moments_of(model, self.kind)
         self._let_muon_exchange()
         self._ask_before_updates()
         self.exact = self._exact_sum(parameters) if config.determinism == "D2" else None
@@ -289,6 +289,10 @@ class Engine:
             )
             for number, flat in enumerate(self.shares.flats)
         }  # fmt: skip
+        matrix = {
+            number for number, _ in enumerate(self.shares.flats) if self.shares.group_of(number)["method"] == "muon"
+        }
+        assert matrix == set(groups.values()), "all of Muon's parameters are known as matrices, and no others"
         optimizer.muon = lambda flat, update: matrices[id(flat)](update)
 
 

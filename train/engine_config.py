@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 ZERO_STAGES = (1, 2, 3)
 PRECISIONS = ("auto", "bf16", "fp32")
 SUM_TYPES = ("auto", "fp32", "bf16")
+OPTIMIZER_PLACES, PARAMETER_PLACES = ("none", "cpu"), ("none", "cpu", "nvme")
 OPTIMIZERS = {"adamw": "AdamW", "muon": "Muon (AdamW for embeddings and vectors)", "ademamix": "AdEMAMix"}
 OF_ALL = ("learning_rate", "betas", "epsilon", "weight_decay", "gradient_clipping")
 OF_KIND = {"adamw": (), "muon": ("momentum",), "ademamix": ("slow_beta", "slow_weight", "slow_warmup_steps")}
@@ -65,6 +66,17 @@ class OptimizerConfig:
 
 
 @dataclass
+class LossConfig:
+    """What is minimised besides the cross-entropy."""
+
+    z_weight: float = 0.0
+
+    def problems(self) -> list[str]:
+        """Everything wrong with the values, one line each."""
+        return [f"loss.{line}" for line in at_least(self, 0, "z_weight")]
+
+
+@dataclass
 class AverageConfig:
     """An exponential moving average of the weights, of which ``1 - decay`` is renewed every ``every_steps``."""
 
@@ -99,24 +111,87 @@ class EngineConfig:
     gradient_accumulation: str = "auto"
     communication: str = "auto"
     recompute_every_layers: int = 0
+    compile: bool = False
+    offload_optimizer: str = "none"
+    offload_parameters: str = "none"
+    nvme_path: str | None = None
+    hpz_partition_size: int = 1
+    quantized_weights: bool = False
+    quantized_gradients: bool = False
 
     def problems(self, config: TrainConfig) -> list[str]:
         """Everything wrong with the values, alone and beside the rest of the configuration, one line each."""
         found = [f"engine.{line}" for line in (
             *one_of(self, "zero_stage", ZERO_STAGES), *one_of(self, "precision", PRECISIONS),
             *one_of(self, "gradient_accumulation", SUM_TYPES), *one_of(self, "communication", SUM_TYPES),
-            *at_least(self, 0, "recompute_every_layers"),
+            *one_of(self, "offload_optimizer", OPTIMIZER_PLACES), *one_of(self, "offload_parameters", PARAMETER_PLACES),
+            *at_least(self, 0, "recompute_every_layers"), *at_least(self, 1, "hpz_partition_size"),
         )]  # fmt: skip
         if config.determinism != "D0" and self.precision == "auto":
             found.append(f"engine.precision=auto: with determinism={config.determinism} it must be set (bf16 or fp32), "
                          "not measured")  # fmt: skip
+        if self.compile and config.determinism == "D2":
+            found.append("engine.compile=true: fuses operations as the layout suggests, which determinism=D2 excludes")
+        if self.compile and self.zero_stage == 3:
+            found.append("engine.compile=true: ZeRO 3 gathers weights in between what would be compiled; set "
+                         "engine.zero_stage=2")  # fmt: skip
         for key in ("gradient_accumulation", "communication"):
             if self.precision == "fp32" and getattr(self, key) == "bf16":
                 found.append(f"engine.{key}=bf16: gradients of engine.precision=fp32 are summed in fp32; leave it auto")
             if config.determinism == "D2" and getattr(self, key) != "auto":
-                found.append(f"engine.{key}={getattr(self, key)}: with determinism=D2 gradients are summed as integers; "
-                             "leave it auto")  # fmt: skip
+                found.append(f"engine.{key}={getattr(self, key)}: with determinism=D2 gradients are summed as "
+                             "integers; leave it auto")  # fmt: skip
+        return [*found, *self._offload_problems(config), *self._zeropp_problems(config)]
+
+    def _offload_problems(self, config: TrainConfig) -> list[str]:
+        found = []
+        if self.offload_optimizer != "none":
+            here = f"engine.offload_optimizer={self.offload_optimizer}"
+            if config.determinism == "D2":
+                found.append(
+                    f"{here}: not with determinism=D2, which hands its sums to an optimizer beside the weights"
+                )
+            if config.optimizer.kind == "muon":
+                found.append(
+                    f"{here}: not with optimizer.kind=muon, whose products want the GPU; take adamw or ademamix"
+                )
+            if config.guards.layer_norms_every_steps:
+                found.append(
+                    f"{here}: not with guards.layer_norms_every_steps, which reads gradients beside the weights"
+                )
+        if self.offload_parameters != "none":
+            here = f"engine.offload_parameters={self.offload_parameters}"
+            if self.zero_stage != 3:
+                found.append(f"{here}: only ZeRO 3 shares out parameters; set engine.zero_stage=3")
+            if self.offload_optimizer == "none":
+                found.append(f"{here}: wants the optimizer there too; set engine.offload_optimizer=cpu")
+        if (self.offload_parameters == "nvme") != (self.nvme_path is not None):
+            found.append(f"engine.nvme_path={self.nvme_path}: a folder on a local disk, where "
+                         "engine.offload_parameters=nvme, and null otherwise")  # fmt: skip
         return found
+
+    def _zeropp_problems(self, config: TrainConfig) -> list[str]:
+        asked = {"hpz_partition_size": self.hpz_partition_size > 1, "quantized_weights": self.quantized_weights,
+                 "quantized_gradients": self.quantized_gradients}  # fmt: skip
+        found = []
+        for key in (key for key, wanted in asked.items() if wanted):
+            here = f"engine.{key}={getattr(self, key)}"
+            if self.zero_stage != 3:
+                found.append(f"{here}: part of ZeRO++, which is for engine.zero_stage=3")
+            if key != "hpz_partition_size" and config.determinism == "D2":
+                found.append(f"{here}: rounds what travels, which determinism=D2 excludes")
+            if self.offload_parameters != "none":
+                found.append(f"{here}: not with engine.offload_parameters={self.offload_parameters}")
+        if config.ranks % max(1, self.hpz_partition_size) and asked["hpz_partition_size"]:
+            found.append(f"engine.hpz_partition_size={self.hpz_partition_size}: must divide ranks={config.ranks}; it "
+                         "is the number of GPUs of a node")  # fmt: skip
+        return found
+
+    @property
+    def offloaded(self) -> tuple[str, ...]:
+        """Which states lie beside no GPU: ``optimizer``, ``weights``."""
+        places = {"optimizer": self.offload_optimizer, "weights": self.offload_parameters}
+        return tuple(what for what, place in places.items() if place != "none")
 
     def sums(self, precision: str, determinism: str) -> tuple[str, str]:
         """(type that gradients are accumulated in, type that they travel in) of a run in ``precision``.

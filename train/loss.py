@@ -27,7 +27,9 @@ class LinearCrossEntropy(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, labels: Tensor, z_weight: float = 0.0
+    ) -> tuple[Tensor, Tensor]:
         """Sum of the losses and the losses themselves.
 
         Args:
@@ -35,6 +37,8 @@ class LinearCrossEntropy(torch.autograd.Function):
             hidden: (N, H).
             weight: (V, H), of the same type.
             labels: (N,) int64, IGNORED where none counts.
+            z_weight: of the square of the softmax' log-denominator, which goes into the gradient and not into the
+                losses (z-loss: Chowdhery et al., PaLM, arXiv 2204.02311, section 5).
 
         Returns:
             () and (N,), both fp32; only the sum carries a gradient.
@@ -53,10 +57,14 @@ class LinearCrossEntropy(torch.autograd.Function):
             of_label = logits.gather(1, places)[:, 0]
             highest = logits.amax(1, keepdim=True)
             sums = logits.sub_(highest).exp_().sum(1, keepdim=True)
-            losses[start : start + rows] = (sums.log()[:, 0] + highest[:, 0] - of_label) * counts
+            denominator = sums.log()[:, 0] + highest[:, 0]
+            losses[start : start + rows] = (denominator - of_label) * counts
             if by_hidden is None or by_weight is None:
                 continue
-            gradient = logits.mul_(counts[:, None] / sums).scatter_add_(1, places, -counts[:, None].float())
+            shares = counts[:, None] / sums  # the softmax; with z-loss, more of it: its gradient is 2 z softmax
+            if z_weight:
+                shares *= 1 + 2 * z_weight * denominator[:, None]
+            gradient = logits.mul_(shares).scatter_add_(1, places, -counts[:, None].float())
             gradient = gradient.to(hidden.dtype)
             by_hidden[start : start + rows] = torch.mm(gradient, weight)
             if by_weight.dtype == gradient.dtype:
@@ -70,10 +78,11 @@ class LinearCrossEntropy(torch.autograd.Function):
         return losses.sum(), losses
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         """The kept gradients times that of the sum."""
         by_hidden, by_weight = ctx.saved_tensors
-        return by_hidden * gradients[0].to(by_hidden.dtype), (by_weight * gradients[0]).to(ctx.weight_dtype), None
+        by_weight = (by_weight * gradients[0]).to(ctx.weight_dtype)
+        return by_hidden * gradients[0].to(by_hidden.dtype), by_weight, None, None
 
 
 class FusedHead(nn.Linear):
@@ -82,14 +91,34 @@ class FusedHead(nn.Linear):
     A module, so that ZeRO-3 gathers its weight when it is called.
     """
 
+    z_weight = 0.0
+
     def forward(self, hidden: Tensor, labels: Tensor | None = None) -> Any:
         """hidden (B, L, H); without labels logits (B, L, V), with labels (B, L) the pair of LinearCrossEntropy."""
         if labels is None:
             return super().forward(hidden)
-        return LinearCrossEntropy.apply(hidden.flatten(0, 1), self.weight, labels.flatten())
+        return LinearCrossEntropy.apply(hidden.flatten(0, 1), self.weight, labels.flatten(), self.z_weight)
 
 
-def losses_of_logits(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+class AddToGradient(torch.autograd.Function):
+    """A sum whose gradient is that of itself and of something more, which is not in it."""
+
+    @staticmethod
+    def forward(ctx: Any, total: Tensor, more: Tensor) -> Tensor:
+        """() and (); the first."""
+        return total.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor]:
+        return gradients[0], gradients[0]
+
+
+def losses_of_logits(logits: Tensor, labels: Tensor, z_weight: float = 0.0) -> tuple[Tensor, Tensor]:
     """The same pair from logits (B, L, V): for models whose logits are more than a product."""
-    losses = F.cross_entropy(logits.flatten(0, 1).float(), labels.flatten(), ignore_index=IGNORED, reduction="none")
-    return losses.sum(), losses.detach()
+    flat, wanted = logits.flatten(0, 1).float(), labels.flatten()
+    losses = F.cross_entropy(flat, wanted, ignore_index=IGNORED, reduction="none")
+    total = losses.sum()
+    if z_weight:
+        squares = flat.logsumexp(1).square() * (wanted != IGNORED)
+        total = AddToGradient.apply(total, z_weight * squares.sum())
+    return total, losses.detach()

@@ -65,18 +65,39 @@ class Activations:
 
 @dataclass(frozen=True)
 class Layout:
-    """How the states are shared out, and where; ``overlap``: communication beside computation, as on GPUs."""
+    """How the states are shared out, and where; ``overlap``: communication beside computation, as on GPUs.
+
+    ``accumulated``: type of gradients that are summed; ``optimizer_bytes`` a parameter; ``offloaded``: what lies in
+    host memory or on a disk instead (``optimizer``, ``weights``).
+    """
 
     ranks: int
     stage: int
     precision: str
     overlap: bool = True
     device: str = "cuda"
+    accumulated: str = ""
+    optimizer_bytes: float = zero.ADAM_BYTES
+    offloaded: tuple[str, ...] = ()
+
+    @property
+    def apart(self) -> bool:
+        """Whether gradients are summed in another type than that of the weights."""
+        return self.accumulated not in ("", self.precision)
 
 
 def states(parameters: int, layout: Layout) -> tuple[float, float, float]:
-    """Bytes of weights, gradients and optimizer on one rank."""
-    return zero.states(parameters, layout.ranks, layout.stage, VALUE_BYTES[layout.precision])
+    """Bytes of weights, gradients and optimizer of one rank, wherever they lie."""
+    value, summed = VALUE_BYTES[layout.precision], VALUE_BYTES[layout.accumulated or layout.precision]
+    return zero.states(parameters, layout.ranks, layout.stage, value, gradient_bytes=summed,
+                       optimizer_bytes=layout.optimizer_bytes)  # fmt: skip
+
+
+def on_host(parameters: int, layout: Layout) -> float:
+    """Bytes of one rank that lie in host memory or on a disk, with the gradient that the optimizer there needs."""
+    weights, gradients, optimizer = states(parameters, layout)
+    own = gradients / (layout.ranks if layout.stage == 1 else 1)
+    return ("weights" in layout.offloaded) * weights + ("optimizer" in layout.offloaded) * (optimizer + own)
 
 
 def buffers(parameters: int, layout: Layout) -> float:
@@ -84,17 +105,23 @@ def buffers(parameters: int, layout: Layout) -> float:
     value = VALUE_BYTES[layout.precision]
     bucket = value * min(bucket_elements(parameters), parameters)
     reducing = bucket * (2 if layout.overlap else 1)  # one is filled while another is sent
-    stepping = (4 if layout.precision != "fp32" else 0) * parameters / layout.ranks
+    copied = layout.precision != "fp32" and not layout.apart and "optimizer" not in layout.offloaded
+    stepping = (4 if copied else 0) * parameters / layout.ranks
     if layout.stage == 3:
         return 2 * bucket + max(reducing - bucket, stepping)  # one for gradients stays; gathered weights fill another
-    return max(reducing, stepping + value * parameters / layout.ranks)
+    if layout.apart and layout.stage == 1:  # sums travel in fp32, and the own share is put together beside them
+        return reducing * VALUE_BYTES[layout.accumulated] / value + 4 * parameters / layout.ranks
+    return max(reducing, stepping + (0 if layout.apart else value * parameters / layout.ranks))
 
 
 def memory(parameters: int, kept: Activations, layout: Layout, micro_batch: int) -> Memory:
     """Everything on one rank of a model with so many ``parameters``."""
     rows = min(ROWS_ELEMENTS[layout.device], micro_batch * kept.logits)
+    weights, gradients, optimizer = states(parameters, layout)
     return Memory(
-        *states(parameters, layout),
+        0 if "weights" in layout.offloaded else weights,
+        gradients,
+        0 if "optimizer" in layout.offloaded else optimizer,
         buffers=buffers(parameters, layout),
         activations=kept.fixed + micro_batch * kept.a_sequence,
         head=rows * (2 * VALUE_BYTES[layout.precision] + 4 if kept.fused else 12),  # as stored, in fp32, its gradient
@@ -161,10 +188,10 @@ class _Attention(torch.autograd.Function):
 def _attention(module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor, **_: Any) -> tuple[Tensor, None]:
     """In place of ``sdpa``, which has no kernel for tensors without values. Shapes (B, heads, L, head size).
 
-    As in ``sdpa``, keys and values are repeated for grouped queries, and each layer makes a bias of the mask.
+    As in ``sdpa``, keys and values are repeated for grouped queries; all layers keep the same mask.
     """
     groups = module.num_key_value_groups
     if groups > 1:
         key, value = (one.repeat_interleave(groups, dim=1) for one in (key, value))
-    out = _Attention.apply(query, key, value, mask.to(query.dtype))
+    out = _Attention.apply(query, key, value, mask)
     return out.transpose(1, 2).contiguous(), None

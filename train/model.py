@@ -59,6 +59,19 @@ def recompute_activations(model: PreTrainedModel, every_layers: int) -> None:
         raise HanseError(f"engine.recompute_every_layers={every_layers}: {' '.join(str(error).split())}") from None
 
 
+def compile_layers(model: PreTrainedModel) -> None:
+    """Compile every layer by itself: all have one shape, so one is compiled and the others find it done.
+
+    Raises:
+        HanseError: the architecture has no list of layers.
+    """
+    layers = getattr(model.base_model, "layers", None)
+    if layers is None:
+        raise HanseError(f"engine.compile=true: {type(model).__name__} has no layers that could be compiled alone")
+    for layer in layers:
+        layer.compile(dynamic=False)
+
+
 def shape_of_model(config: PretrainedConfig) -> PreTrainedModel:
     """The model without memory: every parameter has its shape and lies on the meta device. 70B take a second."""
     with init_empty_weights(include_buffers=True):
@@ -70,29 +83,26 @@ def shape_of_model(config: PretrainedConfig) -> PreTrainedModel:
 def attention_mask(documents: Tensor, attention: str, dtype: torch.dtype) -> Tensor:
     """Mask of shape (B, 1, L, L): position i sees j <= i of its own document.
 
-    ``sdpa`` takes booleans (True: may see), ``eager`` adds numbers (0 or the lowest of ``dtype``). Resetting positions
-    alone does not separate documents: rotary embeddings are relative, so tokens would still attend across.
+    What is added to scores: 0, or minus infinity (``eager``: the lowest of ``dtype``). ``sdpa`` would take booleans
+    too, and make these numbers of them in every layer, to be kept for the backward pass. Resetting positions alone does
+    not separate documents: rotary embeddings are relative, so tokens would still attend across.
     """
     same = documents[:, None, :, None] == documents[:, None, None, :]
-    allowed = same.tril()
-    if attention == "sdpa":
-        return allowed
-    return torch.zeros(allowed.shape, dtype=dtype, device=documents.device).masked_fill_(
-        ~allowed, torch.finfo(dtype).min
-    )
+    lowest = -torch.inf if attention == "sdpa" else torch.finfo(dtype).min
+    return torch.zeros(same.shape, dtype=dtype, device=documents.device).masked_fill_(~same.tril_(), lowest)
 
 
 class PackedLanguageModel(nn.Module):
     """The module that is trained: packed sequences in, negative log-likelihoods out."""
 
-    def __init__(self, model: PreTrainedModel):
+    def __init__(self, model: PreTrainedModel, z_weight: float = 0.0):
         super().__init__()
-        self.model = model
+        self.model, self.z_weight = model, z_weight
         self.attention = model.config._attn_implementation
         self.fused = model.config.model_type in PLAIN_HEADS
         if self.fused:
             head = FusedHead(1, 1, bias=False, device="meta")
-            head.weight = cast(Any, model.get_output_embeddings()).weight
+            head.weight, head.z_weight = cast(Any, model.get_output_embeddings()).weight, z_weight
             model.set_output_embeddings(head)
 
     def forward(
@@ -109,7 +119,7 @@ class PackedLanguageModel(nn.Module):
             hidden = self.model.base_model(**inputs).last_hidden_state
             total, losses = cast(Any, self.model.get_output_embeddings())(hidden, labels)
         else:
-            total, losses = losses_of_logits(self.model(**inputs).logits, labels)
+            total, losses = losses_of_logits(self.model(**inputs).logits, labels, self.z_weight)
         return total, losses.view_as(labels).sum(1)
 
     def logits(self, input_ids: Tensor, positions: Tensor, documents: Tensor | None) -> Tensor:

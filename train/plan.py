@@ -13,22 +13,21 @@ from omegaconf import OmegaConf
 from common.errors import ConfigError, HanseError
 from common.files import read_json, write_json
 from common.terminal import count, duration, next_step, say, table
-from common.zero import ADAM_BYTES
 from data_pipelines.shards import ShardsManifest
 from launch.site import Queue
 from launch.verb import configuration_of
 from train.config import TrainConfig
 from train.engine_config import ZERO_STAGES
 from train.hardware import GPUS, Gpu, find_gpu
-from train.memory import VALUE_BYTES, Activations, Layout, Memory, activations, memory
+from train.memory import VALUE_BYTES, Activations, Layout, Memory, activations, memory, on_host
 from train.mixture import Share, repeated, shares, weights_of
 from train.model import flops_per_token, model_config, parameter_counts, shape_of_model
+from train.optimizers import bytes_per_parameter
 from train.scaling import TURN_SECONDS, Work, efficiency, network
 from train.stream import drawn_in, windows_by_language
 from train.verb_config import PlanConfig
 
 GB = 1e9
-CHECKPOINT_BYTES = ADAM_BYTES  # the same three are saved
 
 
 @dataclass(frozen=True)
@@ -54,6 +53,7 @@ class Subject:
     flops_per_token: int
     activations: Activations
     precision: str
+    optimizer_bytes: float  # a parameter: master, moments, average; what a checkpoint holds
     shares: dict[str, Share]  # of each language; empty where there are no shards yet
 
 
@@ -141,7 +141,7 @@ def describe(config: PlanConfig) -> Subject:
         train, shape.vocab_size, parameter_counts(model)[0], shape.num_hidden_layers,
         flops_per_token(model, train.data.sequence_length),
         activations(shape, train.data.sequence_length, precision, train.engine.recompute_every_layers), precision,
-        mixture(train, manifest) if manifest else {},
+        bytes_per_parameter(model, train), mixture(train, manifest) if manifest else {},
     )  # fmt: skip
 
 
@@ -209,7 +209,15 @@ def choose(subject: Subject, ranks: int, available: float) -> Choice | None:
 
 def needs(subject: Subject, ranks: int, stage: int, micro_batch: int) -> Memory:
     """Memory of one GPU."""
-    return memory(subject.parameters, subject.activations, Layout(ranks, stage, subject.precision), micro_batch)
+    return memory(subject.parameters, subject.activations, layout_of(subject, ranks, stage), micro_batch)
+
+
+def layout_of(subject: Subject, ranks: int, stage: int) -> Layout:
+    """How the states of what is to be trained would be shared out."""
+    engine = subject.config.engine
+    accumulated, _ = engine.sums(subject.precision, subject.config.determinism)
+    return Layout(ranks, stage, subject.precision, accumulated=accumulated, optimizer_bytes=subject.optimizer_bytes,
+                  offloaded=tuple(what for what in engine.offloaded if what == "optimizer" or stage == 3))  # fmt: skip
 
 
 def predicted(
@@ -256,7 +264,7 @@ def _show(plan: Plan) -> None:
     _show_memory(plan)
     _show_fits(plan)
     _show_times(plan)
-    size, speed = CHECKPOINT_BYTES * subject.parameters, plan.config.storage_gb_per_second
+    size, speed = subject.optimizer_bytes * subject.parameters, plan.config.storage_gb_per_second
     write = f", {duration(size / GB / speed)} to write" if speed else ""
     say(f"checkpoint {count(size, 'B')}{write}; exported in bf16 {count(2 * subject.parameters, 'B')}\n")
 
@@ -285,10 +293,15 @@ def _show_memory(plan: Plan) -> None:
         rows.append([stage, *parts, f"{need.total / GB:,.1f}", "yes" if need.total <= available else "no"])
     table(f"\nGB on each of {ranks} GPUs, micro-batch {size}", ["ZeRO", *MEMORY, "sum", "fits"], rows)
     value = VALUE_BYTES[subject.precision]
+    layout = layout_of(subject, ranks, chosen.stage if chosen else ZERO_STAGES[-1])
+    summed = VALUE_BYTES[layout.accumulated]
     say(
-        f"weights {value} N, gradients {value} N, optimizer {ADAM_BYTES} N bytes; / {ranks}: "
+        f"weights {value} N, gradients {summed} N, optimizer {subject.optimizer_bytes:.3g} N bytes; / {ranks}: "
         f"optimizer from stage 1, gradients from 2, weights at 3; fits: in {1 - plan.config.spare_memory:.0%} of a GPU"
     )
+    if layout.offloaded:
+        say(f"host memory a GPU: {on_host(subject.parameters, layout) / GB:,.1f} GB ({', '.join(layout.offloaded)}; at "
+            f"ZeRO-{layout.stage})")  # fmt: skip
 
 
 def _show_fits(plan: Plan) -> None:
@@ -344,7 +357,7 @@ def as_json(plan: Plan) -> dict[str, Any]:
         "gpus_per_node": machine.gpus_per_node, "network_gbit": machine.network_gbit,
         "mfu": plan.mfu, "mfu_is": plan.mfu_is, "pue": plan.config.pue,
         "mixture": {name: dataclasses.asdict(one) for name, one in subject.shares.items()},
-        "checkpoint_bytes": CHECKPOINT_BYTES * subject.parameters,
+        "checkpoint_bytes": subject.optimizer_bytes * subject.parameters,
         "fits": {str(nodes): choice and dataclasses.asdict(choice) for nodes, choice in plan.choices.items()},
         "times": [dataclasses.asdict(one) for one in plan.times],
     }  # fmt: skip

@@ -30,7 +30,14 @@ from train.guards.watchdog import Watchdog
 from train.initial import open_initial
 from train.ledger import Ledger
 from train.metrics import Metrics
-from train.model import build_model, flops_per_token, model_config, parameter_counts, recompute_activations
+from train.model import (
+    build_model,
+    compile_layers,
+    flops_per_token,
+    model_config,
+    parameter_counts,
+    recompute_activations,
+)
 from train.parametrisation import scale_fresh
 from train.precision import choose, measured_peaks
 from train.ranks import Place, together
@@ -102,6 +109,8 @@ def set_up(
         if config.engine.recompute_every_layers:
             recompute_activations(model, config.engine.recompute_every_layers)
         scale_fresh(model, config.model.init)
+        if config.engine.compile:
+            compile_layers(model)
         if resumed:
             resumed.check_model({name: tuple(parameter.shape) for name, parameter in model.named_parameters()})
             model.load_state_dict(resumed.weights(), strict=False)  # tied weights have one name

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from common.errors import HanseError
 from train.config import TrainConfig
 
 
@@ -24,8 +25,10 @@ def deepspeed_config(config: TrainConfig, ranks: int, precision: str, parameters
         "contiguous_gradients": True,
     }
     if config.engine.zero_stage == 3:
-        zero |= {"stage3_prefetch_bucket_size": bucket // 4, "stage3_param_persistence_threshold": 10_000,
+        zero |= zero_plus_plus(config) | {
+                 "stage3_prefetch_bucket_size": bucket // 4, "stage3_param_persistence_threshold": 10_000,
                  "stage3_max_live_parameters": bucket, "stage3_max_reuse_distance": bucket}  # fmt: skip
+    zero |= offload(config)
     micro_batch, accumulation, clipping = (
         config.batch.micro_batch_size, config.accumulation(ranks), config.optimizer.gradient_clipping)  # fmt: skip
     if config.determinism == "D2":  # accumulation and clipping are ours: DeepSpeed sees one backward a step
@@ -43,9 +46,41 @@ def deepspeed_config(config: TrainConfig, ranks: int, precision: str, parameters
         "data_types": {"grad_accum_dtype": accumulated},
         "communication_data_type": travelling,
         "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,  # torch's fused AdamW is as good on a host, and asks for no compiler
         "steps_per_print": 10**12,
         "wall_clock_breakdown": False,
     }
+
+
+def offload(config: TrainConfig) -> dict[str, Any]:
+    """Where states lie that are not beside the GPU's weights; page-locked where there is a GPU to copy them to."""
+    engine, pinned, found = config.engine, torch.cuda.is_available(), {}
+    if engine.offload_optimizer != "none":
+        found["offload_optimizer"] = {"device": engine.offload_optimizer, "pin_memory": pinned}
+    if engine.offload_parameters != "none":
+        found["offload_param"] = {"device": engine.offload_parameters, "pin_memory": pinned}
+    if engine.nvme_path:
+        found["offload_param"]["nvme_path"] = engine.nvme_path
+    return found
+
+
+def zero_plus_plus(config: TrainConfig) -> dict[str, Any]:
+    """Less communication between nodes at stage 3 (Wang et al., arXiv 2306.10209).
+
+    Raises:
+        HanseError: there is no GPU, whose kernels it is made of.
+    """
+    engine, found = config.engine, {}
+    if engine.hpz_partition_size > 1:
+        found["zero_hpz_partition_size"] = engine.hpz_partition_size
+    if engine.quantized_weights:
+        found["zero_quantized_weights"] = True
+    if engine.quantized_gradients:
+        found["zero_quantized_gradients"] = True
+    if found and not torch.cuda.is_available():
+        raise HanseError("engine.hpz_partition_size, quantized_weights, quantized_gradients: need GPUs; leave them out "
+                         "here")  # fmt: skip
+    return found
 
 
 def bucket_elements(parameters: int) -> int:

@@ -15,7 +15,7 @@ from hypothesis import strategies as some
 from common.errors import HanseError
 from tests.train.multirank import train_cases
 from train import ledger
-from train.checkpoint import Checkpoint
+from train.checkpoint import PARTS, Checkpoint
 from train.invariant import ExactSum, Owned
 from train.run_folder import complete_steps, folder_of, read_metrics
 from train.state_hash import state_of_checkpoint, tensors_under
@@ -27,7 +27,7 @@ def fingerprint(run) -> str:
     """One hash of the losses, the gradient norms and the state after the last step."""
     saved = Checkpoint(folder_of(run / "checkpoints", complete_steps(run / "checkpoints")[-1]))
     digest = hashlib.sha256()
-    for part in ("model", "optimizer"):
+    for part in PARTS:
         for name, spans in sorted(saved.slices(part).items()):
             values = torch.empty(spans[-1].stop if spans else 0)
             saved.read(spans, 0, len(values), values)
@@ -59,26 +59,29 @@ def settings(tiny_settings, *more):
 
 @pytest.mark.slow
 def test_every_number_of_ranks_and_every_stage_gives_one_hash(tiny_settings, tmp_path):
-    found, roots = {"fp32": {}, "bf16": {}}, {"fp32": {}, "bf16": {}}
+    others = ["engine.precision=fp32", "ema.decay=0.9", "optimizer.learning_rate=3e-3"]
+    kinds = {"fp32": ["engine.precision=fp32"], "bf16": ["engine.precision=bf16"],
+             "muon": [*others, "optimizer.kind=muon"], "ademamix": [*others, "optimizer.kind=ademamix"]}  # fmt: skip
+    once = {1: 2, 2: 3, 3: 1, 4: 2}  # the other optimizers: one stage at each number of ranks
+    found, roots = {kind: {} for kind in kinds}, {kind: {} for kind in kinds}
     for ranks in (1, 2, 3, 4):
         runs = {
-            (precision, stage): tmp_path / f"{precision}-{ranks}-{stage}" for precision in found for stage in (1, 2, 3)
-        }
+            (kind, stage): tmp_path / f"{kind}-{ranks}-{stage}" for kind in kinds for stage in (1, 2, 3)
+            if kind in ("fp32", "bf16") or stage == once[ranks]
+        }  # fmt: skip
         cases = {
-            run.name: settings(
-                tiny_settings, f"run={run}", f"engine.zero_stage={stage}", f"engine.precision={precision}"
-            )
-            for (precision, stage), run in runs.items()
+            run.name: settings(tiny_settings, f"run={run}", f"engine.zero_stage={stage}", *kinds[kind])
+            for (kind, stage), run in runs.items()
         }
         assert train_cases(tmp_path / f"ranks-{ranks}", ranks, cases) == dict.fromkeys(cases, 0)
-        for (precision, _), run in runs.items():
-            found[precision][run.name] = fingerprint(run)
-            roots[precision][run.name] = state_roots(run)
-    for precision, hashes in found.items():
-        assert len(hashes) == 12
+        for (kind, _), run in runs.items():
+            found[kind][run.name] = fingerprint(run)
+            roots[kind][run.name] = state_roots(run)
+    for kind, hashes in found.items():
+        assert len(hashes) == (12 if kind in ("fp32", "bf16") else 4)
         assert len(set(hashes.values())) == 1, hashes
-        assert len({tuple(sorted(one.items())) for one in roots[precision].values()}) == 1, roots
-        assert next(iter(roots[precision].values())).keys() == {4, 8}
+        assert len({tuple(sorted(one.items())) for one in roots[kind].values()}) == 1, roots
+        assert next(iter(roots[kind].values())).keys() == {4, 8}
 
 
 @pytest.mark.slow

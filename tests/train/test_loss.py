@@ -22,21 +22,26 @@ SMALL = {
 @given(
     rows=st.integers(1, 70), vocabulary=st.integers(2, 90), width=st.integers(1, 9), at_once=st.integers(1, 6000),
     ignored=st.floats(0, 1), scale=st.floats(0.01, 100), seed=st.integers(0, 2**31),
+    z_weight=st.sampled_from([0.0, 1e-4, 0.1]),
 )  # fmt: skip
 @settings(deadline=None)
-def test_losses_and_gradients_are_those_of_cross_entropy(rows, vocabulary, width, at_once, ignored, scale, seed):
+def test_losses_and_gradients_are_those_of_cross_entropy(
+    rows, vocabulary, width, at_once, ignored, scale, seed, z_weight
+):
     random = torch.Generator().manual_seed(seed)
     hidden = torch.randn(rows, width, generator=random, dtype=torch.float64).requires_grad_()
     weight = torch.randn(vocabulary, width, generator=random, dtype=torch.float64).requires_grad_()
     labels = torch.randint(vocabulary, (rows,), generator=random)
     labels[torch.rand(rows, generator=random) < ignored] = IGNORED
-    expected = cross_entropy(hidden @ weight.t(), labels, ignore_index=IGNORED, reduction="none")
-    (expected.sum() * scale).backward()
+    logits = hidden @ weight.t()
+    expected = cross_entropy(logits, labels, ignore_index=IGNORED, reduction="none")
+    squares = (logits.exp().sum(1).log() ** 2)[labels != IGNORED]
+    ((expected.sum() + z_weight * squares.sum()) * scale).backward()
 
     ours, ours_weight = (leaf.detach().float().requires_grad_() for leaf in (hidden, weight))
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(loss_module.ROWS_ELEMENTS, "cpu", at_once)
-        total, losses = LinearCrossEntropy.apply(ours, ours_weight, labels)
+        total, losses = LinearCrossEntropy.apply(ours, ours_weight, labels, z_weight)
     (total * scale).backward()
 
     torch.testing.assert_close(losses.double(), expected.detach(), rtol=1e-5, atol=1e-5)
@@ -58,13 +63,13 @@ def test_bf16_sums_blocks_in_fp32(monkeypatch):
 @pytest.mark.parametrize("architecture", sorted(PLAIN_HEADS))
 def test_every_architecture_with_a_fused_head_has_no_more_than_a_product(architecture):
     config = model_config(ModelConfig(architecture, SMALL), 97, 24)
-    model = PackedLanguageModel(build_model(config, 0))
+    model = PackedLanguageModel(build_model(config, 0), z_weight=0.01)
     assert model.fused
     ids = np.random.default_rng(0).integers(97, size=25)
     inputs = model_inputs(pack([(ids, np.repeat([0, 1], [10, 15]))], [0]), torch.device("cpu"))
     total, nll = model(**inputs)
     logits = model.logits(inputs["input_ids"], inputs["positions"], inputs["documents"])
-    expected, _ = losses_of_logits(logits, inputs["labels"])
+    expected, _ = losses_of_logits(logits, inputs["labels"], 0.01)
     torch.testing.assert_close(total, expected, rtol=1e-6, atol=1e-5)
     torch.testing.assert_close(nll.sum(), expected, rtol=1e-6, atol=1e-5)
     fused, plain = (torch.autograd.grad(value, list(model.parameters())) for value in (total, expected))

@@ -13,7 +13,7 @@ from benchmarks.memory import on_ranks
 from common.errors import EXIT_DONE, EXIT_USER_ERROR
 from train.config import ModelConfig
 from train.hardware import GPUS, find_gpu
-from train.memory import Layout, activations, memory, saved_bytes, states
+from train.memory import Layout, activations, memory, on_host, saved_bytes, states
 from train.model import PackedLanguageModel, build_model, model_config, recompute_activations
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -149,3 +149,27 @@ def test_states_are_planned_within_a_tenth_of_what_lies_in_real_ranks():
     cases = [(stage, precision) for precision in ("fp32", "bf16") for stage in (1, 2, 3)]
     for case, found in zip(cases, on_ranks(2, "llama-8m", cases), strict=True):
         assert found["found"] - found["bucket"] == pytest.approx(found["states_planned"], rel=0.1), case
+
+
+def test_what_is_offloaded_lies_in_host_memory_and_nowhere_else():
+    kept = activations(small("llama"), 48, "bf16")
+    here = Layout(4, 3, "bf16", accumulated="fp32")
+    there = Layout(4, 3, "bf16", accumulated="fp32", offloaded=("optimizer", "weights"))
+    before, after = (memory(10**6, kept, layout, 1) for layout in (here, there))
+    assert (before.optimizer, before.weights, before.gradients) == (3e6, 0.5e6, 1e6)
+    assert (after.optimizer, after.weights) == (0, 0)
+    assert on_host(10**6, there) == before.optimizer + before.weights + before.gradients
+    assert on_host(10**6, here) == 0
+
+
+def test_a_plan_knows_what_the_optimizer_and_the_average_keep(hanse, tmp_path):
+    found = {}
+    cases = {name: [f"train.optimizer.kind={name}"] for name in ("adamw", "muon", "ademamix")}
+    for name, more in {**cases, "averaged": ["train.ema.decay=0.999"]}.items():
+        output = tmp_path / f"{name}.json"
+        request = [*REQUEST[:1], "train.model=llama-20m", *REQUEST[2:], *more, f"output={output}"]
+        assert hanse("plan", *request) == EXIT_DONE
+        plan = json.loads(output.read_text())
+        found[name] = plan["checkpoint_bytes"] / plan["parameters"]
+    assert (found["adamw"], found["ademamix"], found["averaged"]) == (12, 16, 16)
+    assert 8 < found["muon"] < 12  # no second moment of the matrices between the embeddings

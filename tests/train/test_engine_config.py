@@ -1,0 +1,92 @@
+"""What engine, optimizer and determinism allow each other, and what DeepSpeed is told."""
+
+import pytest
+from hydra import compose, initialize_config_module
+from hydra.core.config_store import ConfigStore
+
+from common.configuration import instantiate
+from common.errors import ConfigError, HanseError
+from train.config import TrainConfig
+from train.zero_config import deepspeed_config, zero_plus_plus
+
+
+def configured(*overrides: str) -> TrainConfig:
+    ConfigStore.instance().store("train_schema", TrainConfig)
+    with initialize_config_module("configs", version_base="1.3"):
+        return instantiate(compose("train", overrides=["name=x", *overrides]))
+
+
+def problems_of(*overrides: str) -> list[str]:
+    with pytest.raises(ConfigError) as caught:
+        configured(*overrides)
+    return caught.value.problems
+
+
+def test_defaults_have_no_problem_and_ask_deepspeed_for_nothing_special():
+    config = configured()
+    told = deepspeed_config(config, 2, "fp32", 10**6)
+    assert told["data_types"] == {"grad_accum_dtype": "fp32"}
+    assert told["communication_data_type"] == "fp32"
+    assert not {"offload_optimizer", "offload_param", "zero_quantized_weights"} & told["zero_optimization"].keys()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "precision", "summed"),
+    [
+        ([], "bf16", ("fp32", "fp32")),
+        (["engine.gradient_accumulation=bf16"], "bf16", ("bf16", "bf16")),
+        (["engine.communication=bf16"], "bf16", ("fp32", "bf16")),
+        (["determinism=D2", "threads_per_rank=1", "engine.precision=bf16"], "bf16", ("bf16", "bf16")),
+    ],
+)
+def test_the_types_that_gradients_are_summed_in(overrides, precision, summed):
+    config = configured(*overrides)
+    told = deepspeed_config(config, 2, precision, 10**6)
+    assert (told["data_types"]["grad_accum_dtype"], told["communication_data_type"]) == summed
+
+
+def test_offload_is_told_to_deepspeed_at_the_stages_that_have_it():
+    config = configured("engine.offload_optimizer=cpu", "engine.zero_stage=3", "engine.offload_parameters=nvme",
+                        "engine.nvme_path=/scratch")  # fmt: skip
+    zero = deepspeed_config(config, 2, "bf16", 10**6)["zero_optimization"]
+    assert zero["offload_optimizer"]["device"] == "cpu"
+    assert (zero["offload_param"]["device"], zero["offload_param"]["nvme_path"]) == ("nvme", "/scratch")
+
+
+def test_zero_plus_plus_is_told_where_there_are_gpus(monkeypatch):
+    config = configured("engine.zero_stage=3", "ranks=8", "engine.hpz_partition_size=4",
+                        "engine.quantized_weights=true", "engine.quantized_gradients=true")  # fmt: skip
+    with pytest.raises(HanseError, match="need GPUs"):
+        zero_plus_plus(config)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    assert zero_plus_plus(config) == {"zero_hpz_partition_size": 4, "zero_quantized_weights": True,
+                                      "zero_quantized_gradients": True}  # fmt: skip
+
+
+def test_all_that_does_not_go_together_is_said_at_once():
+    found = problems_of(
+        "engine.offload_optimizer=cpu", "determinism=D2", "threads_per_rank=1", "optimizer.kind=muon",
+        "guards.layer_norms_every_steps=5", "engine.offload_parameters=cpu", "engine.hpz_partition_size=3",
+        "engine.quantized_gradients=true", "engine.precision=fp32", "engine.gradient_accumulation=bf16",
+        "engine.nvme_path=/x", "ema.decay=1", "ema.every_steps=0", "loss.z_weight=-1",
+    )  # fmt: skip
+    keys = [line.partition(":")[0] for line in found]
+    assert keys == [
+        "loss.z_weight=-1.0", "ema.every_steps=0", "ema.decay=1.0", "engine.gradient_accumulation=bf16",
+        "engine.gradient_accumulation=bf16", *["engine.offload_optimizer=cpu"] * 3, "engine.offload_parameters=cpu",
+        "engine.nvme_path=/x", *["engine.hpz_partition_size=3"] * 2, *["engine.quantized_gradients=True"] * 3,
+        "engine.hpz_partition_size=3",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("engine.zero_stage=0", "engine.zero_stage=0: one of 1, 2, 3"),
+        ("engine.precision=fp16", "engine.precision=fp16: one of auto, bf16, fp32"),
+        ("engine.communication=int8", "engine.communication=int8: one of auto, fp32, bf16"),
+        ("engine.offload_optimizer=nvme", "engine.offload_optimizer=nvme: one of none, cpu"),
+    ],
+)
+def test_what_is_not_offered_is_refused_with_what_is(override, message):
+    assert problems_of(override) == [message]
