@@ -1,9 +1,10 @@
-"""What a checkpoint costs the training: stall beside the synchronous way, and bandwidth beside the disk's.
+"""What a checkpoint costs the training, and how that grows with the model.
 
-    python -m benchmarks.checkpoint FOLDER [--megabytes 300] [--rounds 3]
+    python -m benchmarks.checkpoint FOLDER [--megabytes 100 300 900 2400] [--rounds 3]
 
-One rank; the state is that of an AdamW run: fp32 weights and two moments. The disk's limit is the same number of bytes
-written to one file and flushed, without hashing.
+One rank; the state is that of an AdamW run: fp32 weights and two moments, so 12 bytes a parameter. For every size two
+limits are measured beside it, in the same rounds: a plain copy of as many bytes in memory, which a stall cannot beat,
+and as many bytes written to one file and flushed, without hashing, which no checkpoint is written faster than.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from pathlib import Path
 
 import torch
 
+from common.terminal import table
 from train.checkpoint_writer import Writer
 from train.config import CheckpointConfig
 from train.optimizers import MOMENTS
@@ -52,30 +54,51 @@ def disk_seconds(folder: Path, size: int) -> float:
     return seconds / (size // len(block) * len(block)) * size
 
 
+def copy_seconds(state: State, room: list[torch.Tensor]) -> float:
+    """A copy of all values to memory that was touched before."""
+    begun = time.perf_counter()
+    for into, (_, _, values) in zip(room, (one for part in state.owned for one in part.tensors()), strict=True):
+        into.copy_(values)
+    return time.perf_counter() - begun
+
+
+def measure(folder: Path, megabytes: int, rounds: int) -> list[str]:
+    """A line of the table: medians over the rounds, the first one left out, which allocates."""
+    state = State(megabytes)
+    room = [torch.zeros_like(values) for part in state.owned for _, _, values in part.tensors()]
+    writer = Writer(folder, Place(0, 1), CheckpointConfig(every_steps=1, keep_last=1))
+    rows = []
+    for step in range(1, rounds + 2):
+        copied = copy_seconds(state, room)
+        writer.begin(state, {"step": step})  # type: ignore[arg-type]
+        written = writer.wait()
+        assert written
+        disk = disk_seconds(folder, written.bytes)
+        rows.append((written.stall_seconds, copied, written.write_seconds - written.stall_seconds, disk))
+    stall, copied, writing, disk = (statistics.median(column) for column in zip(*rows[1:], strict=True))
+    size = written.bytes / 1e6
+    return [f"{size / 12:,.0f} M", f"{size:,.0f}", f"{1000 * stall:,.0f}", f"{stall / copied:.2f}",
+            f"{1000 * rows[0][0]:,.0f}", f"{(stall + writing) / stall:.0f}",
+            f"{size / writing:,.0f}", f"{size / disk:,.0f}", f"{disk / writing:.2f}"]  # fmt: skip
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--megabytes", type=int, default=300)
+    parser.add_argument("--megabytes", type=int, nargs="+", default=[100, 300, 900, 2400])
     parser.add_argument("--rounds", type=int, default=3)
     arguments = parser.parse_args()
-    state = State(arguments.megabytes)
     folder = arguments.folder / "benchmark-checkpoints"
-    folder.mkdir(parents=True)
-    try:
-        writer = Writer(folder, Place(0, 1), CheckpointConfig(every_steps=1, keep_last=1))
-        rows = []
-        for step in range(1, arguments.rounds + 2):  # the first one allocates the buffers
-            writer.begin(state, {"step": step})  # type: ignore[arg-type]
-            written = writer.wait()
-            assert written
-            rows.append((written.stall_seconds, written.write_seconds, disk_seconds(folder, written.bytes)))
-        print(f"first stall, with the buffers' allocation: {1000 * rows[0][0]:.0f} ms")
-        stall, whole, limit = (statistics.median(column) for column in zip(*rows[1:], strict=True))
-        size = written.bytes / 1e6
-        print(f"{size:.0f} MB: stall {1000 * stall:.0f} ms; the synchronous way {1000 * whole:.0f} ms")
-        print(f"written and hashed at {size / (whole - stall):.0f} MB/s; the disk alone {size / limit:.0f} MB/s")
-    finally:
-        shutil.rmtree(folder)
+    rows = []
+    for megabytes in arguments.megabytes:
+        folder.mkdir(parents=True)
+        try:
+            rows.append(measure(folder, megabytes, arguments.rounds))
+        finally:
+            shutil.rmtree(folder)
+    columns = ["parameters", "MB", "stall ms", "of a copy", "first ms", "synchronous / stall",
+               "MB/s", "disk MB/s", "of the disk"]  # fmt: skip
+    table(f"medians of {arguments.rounds}, one rank", columns, rows)
 
 
 if __name__ == "__main__":

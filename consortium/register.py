@@ -18,7 +18,8 @@ from common.files import from_json
 from consortium.config import DAY, NAME, ROLES, Policy
 from consortium.keys import fingerprint, parse_public, public_pem
 
-PARENT_ROLES = ("init", "average", "base", "delta")
+PARENT_ROLES = ("init", "average", "base", "delta", "converted")
+PARENT_KEYS = {"manifest_sha256", "role", "weight", "embeddings", "tokenizer_sha256"}
 SHA256 = re.compile(r"[0-9a-f]{64}")
 TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ")
 
@@ -99,14 +100,17 @@ def folder_name(name: str, step: int, manifest_sha256: str) -> str:
 
 def parent_problem(parent: Any) -> str | None:
     """What is wrong with an entry of ``parents``, if anything is."""
-    if not isinstance(parent, dict) or not {"manifest_sha256", "role"} <= parent.keys() <= {
-        "manifest_sha256", "role", "weight"}:  # fmt: skip
-        return "has other keys than manifest_sha256, role and weight"
+    if not isinstance(parent, dict) or not {"manifest_sha256", "role"} <= parent.keys() <= PARENT_KEYS:
+        return f"has other keys than {', '.join(sorted(PARENT_KEYS))}"
     weight = parent.get("weight", 1.0)
     if not _sha256(parent["manifest_sha256"]) or parent["role"] not in PARENT_ROLES:
         return f"gives no sha256, or a role that is none of {', '.join(PARENT_ROLES)}"
     if not isinstance(weight, int | float) or isinstance(weight, bool) or not math.isfinite(weight):
         return "gives a weight that is no number"
+    if not _sha256(parent.get("tokenizer_sha256", parent["manifest_sha256"])) or not isinstance(
+        parent.get("embeddings", ""), str
+    ):
+        return "tells of another tokenizer's embeddings without its sha256"
     return None
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from torch import Tensor
-from transformers import AutoConfig, PretrainedConfig
+from transformers import PretrainedConfig
 
 from common.errors import ConfigError, HanseError
 from common.files import merkle_root, read_json, sha256_file
@@ -18,6 +18,7 @@ from train.checkpoint import FORMAT
 from train.checkpoint_writer import write_papers, write_stream
 from train.model import shape_of_model
 from train.optimizers import MOMENTS
+from train.trained import configuration_in
 from train.universal import Universal
 from train.verb_config import CheckpointVerbConfig
 
@@ -68,7 +69,7 @@ def _ours(source: Universal) -> tuple[dict[str, Any], dict[str, Any] | None, Pre
     try:
         assert source.ours is not None
         state, origin = dict(source.ours["state"]), dict(source.ours["origin"])
-        return state, origin or None, _configuration(state["model"], str(source.folder))
+        return state, origin or None, configuration_in(state["model"], source.folder)
     except (KeyError, TypeError, ValueError) as error:
         if isinstance(error, HanseError):
             raise
@@ -87,8 +88,8 @@ def _theirs(source: Universal, config: CheckpointVerbConfig) -> tuple[dict[str, 
     assert config.model is not None
     assert config.shards is not None
     assert config.sequence_length is not None
-    values = read_json(Path(config.model) / "config.json", "configuration of a model")
-    model = _configuration(values, config.model)
+    file = Path(config.model) / "config.json"
+    model = configuration_in(read_json(file, "configuration of a model"), file)
     shards = ShardsManifest.read(Path(config.shards))
     files = {f"{path.parent.name}/{path.name}": sha256_file(path) for path in sorted(source.folder.glob("zero/*/*.pt"))}
     state = {
@@ -103,12 +104,3 @@ def _theirs(source: Universal, config: CheckpointVerbConfig) -> tuple[dict[str, 
         "wall_seconds": 0.0,
     }
     return state, {"parents": [{"manifest_sha256": merkle_root(files), "role": "converted"}]}, model
-
-
-def _configuration(values: Any, folder: str) -> PretrainedConfig:
-    try:
-        settings = dict(values)
-        return AutoConfig.for_model(settings.pop("model_type"), **settings)
-    except Exception as error:  # transformers validates with exceptions of many types
-        raise HanseError(f"{folder}: no model configuration that transformers knows "
-                         f"({' '.join(str(error).split())})") from None  # fmt: skip

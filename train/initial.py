@@ -75,6 +75,10 @@ def check(weights: Weights, model: PretrainedConfig, tokenizer_sha256: str | Non
             told, asked = (list(shape) if shape else "absent" for shape in (there, here))
             raise HanseError(f"init_from={weights.folder}: weights of another model: {name} is {told} there and "
                              f"{asked} in this configuration; set model=... to the one they belong to")  # fmt: skip
+    unknown = weights.constants.keys() - dict(built.named_buffers()).keys()
+    if unknown:
+        raise HanseError(f"init_from={weights.folder}: weights of another model: {min(unknown)} is unknown in this "
+                         "configuration; set model=... to the one they belong to")  # fmt: skip
     _check_settings(weights, model.to_dict())
     if weights.tokenizer_sha256 not in (None, tokenizer_sha256):
         raise HanseError(f"init_from={weights.folder}: its weights belong to another tokenizer than data.tokenizer "

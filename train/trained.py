@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -90,11 +91,19 @@ def configuration_of(checkpoint: Checkpoint) -> PretrainedConfig:
     Raises:
         HanseError: it is none.
     """
-    values = dict(checkpoint.state["model"])
+    return configuration_in(checkpoint.state["model"], checkpoint.folder / "state.json")
+
+
+def configuration_in(values: Any, path: Path) -> PretrainedConfig:
+    """The ``transformers`` configuration that was read from ``path`` as JSON.
+
+    Raises:
+        HanseError: it is none.
+    """
     try:
-        return AutoConfig.for_model(values.pop("model_type"), **values)
+        settings = dict(values)
+        return AutoConfig.for_model(settings.pop("model_type"), **settings)
     except Exception as error:  # transformers validates with exceptions of many types
-        path = checkpoint.folder / "state.json"
         raise HanseError(
             f"{path}: no model configuration that transformers knows ({' '.join(str(error).split())})"
         ) from None

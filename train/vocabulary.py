@@ -9,7 +9,7 @@ embedding, where it is not tied, is treated alike.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -74,7 +74,7 @@ def compose(old_file: Path, new_file: Path, ends: tuple[int, int | None]) -> Com
     return Composition(pieces, copied, len(pieces) - copied, sorted(vocabulary.values()))
 
 
-def _cutter(old: Tokenizer, file: Path) -> Any:
+def _cutter(old: Tokenizer, file: Path) -> Callable[[bytes], list[int]]:
     """bytes -> old ids, [] where the old tokenizer has no way to write them."""
     spaced = any(piece.startswith(SPACE) for piece in old.get_vocab())
     try:
@@ -82,22 +82,21 @@ def _cutter(old: Tokenizer, file: Path) -> Any:
     except HanseError:
         raise HanseError(f"init_tokenizer={file}: neither a byte-level BPE nor one of SentencePiece's kind; tokens "
                          "cannot be compared with its own") from None  # fmt: skip
-    stand_ins = {piece[0]: old.id_to_token(number) for piece, number in whole.items() if len(piece) == 1}
+    stand_ins = {piece[0]: str(old.id_to_token(number)) for piece, number in whole.items() if len(piece) == 1}
 
     def cut(piece: bytes) -> list[int]:
         if not spaced:
             if piece in whole:
                 return [whole[piece]]
-            written = [stand_ins.get(byte) for byte in piece]
-            return [] if None in written else [token.id for token in old.model.tokenize("".join(written))]
+            written = [stand_ins[byte] for byte in piece if byte in stand_ins]
+            return [token.id for token in old.model.tokenize("".join(written))] if len(written) == len(piece) else []
         try:
             text = piece.decode("utf-8").replace(" ", SPACE)
         except UnicodeDecodeError:  # a part of a character: by SentencePiece's tokens for bytes
-            found = [old.token_to_id(f"<0x{byte:02X}>") for byte in piece]
-            return [] if None in found else cast(list[int], found)
+            found = [number for byte in piece if (number := old.token_to_id(f"<0x{byte:02X}>")) is not None]
+            return found if len(found) == len(piece) else []
         unknown = getattr(old.model, "unk_token", None)
-        found = [token.id for token in old.model.tokenize(text) if token.value != unknown]
-        return found
+        return [token.id for token in old.model.tokenize(text) if token.value != unknown]
 
     return cut
 
@@ -114,6 +113,7 @@ class Adapted(Weights):
     def __init__(self, weights: Weights, model: PretrainedConfig, composition: Composition | None):
         self.weights, self.folder, self.composition = weights, weights.folder, composition
         self.settings, self.facts, self.tokenizer_sha256 = weights.settings, weights.facts, None
+        self.constants = weights.constants
         built = shape_of_model(model)
         ends = {id(cast(Any, built.get_input_embeddings()).weight), id(cast(Any, built.get_output_embeddings()).weight)}
         self.embeddings = {name: tuple(one.shape) for name, one in built.named_parameters() if id(one) in ends}

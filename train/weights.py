@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -30,6 +31,7 @@ class Weights(ABC):
 
     Attributes:
         shapes: {name: shape} of all tensors.
+        constants: {name: value} of scalars, which no training changes (those of Apertus' activation).
         facts: where they stood in training (``step``, ``consumed_tokens`` ...); empty where that is not known.
         settings: of the model, as ``transformers`` names them; may be empty.
         tokenizer_sha256: of the ``tokenizer.json`` they were trained with; None where that is not known.
@@ -37,6 +39,7 @@ class Weights(ABC):
 
     folder: Path
     shapes: dict[str, tuple[int, ...]]
+    constants: dict[str, float]
     settings: dict[str, Any]
     facts: dict[str, Any]
     tokenizer_sha256: str | None
@@ -61,6 +64,11 @@ class Weights(ABC):
         """Copy all weights into a model, a tensor at a time; tied weights have one name."""
         for name, parameter in model.named_parameters():
             self.read(name, 0, parameter.numel(), parameter.data.view(-1))
+        buffers = dict(model.named_buffers())
+        for name, value in self.constants.items():
+            if not torch.isclose(buffers[name].float(), torch.tensor(value), rtol=2**-7):  # bf16 rounds so far
+                raise HanseError(f"{self.folder}: weights of another model: {name} is {value:.4g} there and "
+                                 f"{float(buffers[name]):.4g} in this configuration")  # fmt: skip
 
     def restore(self, engine: Engine) -> None:
         """Copy this rank's slices into the fp32 masters, which a module in bf16 has rounded on the way."""
@@ -72,7 +80,7 @@ class CheckpointWeights(Weights):
     """Those of a checkpoint, with or without the state of an optimizer. Its identity: the SHA-256 of its manifest."""
 
     def __init__(self, folder: Path):
-        self.folder = folder
+        self.folder, self.constants = folder, {}
         with _said_of_a_model():
             self.checkpoint = Checkpoint(folder)
             self.shapes, self._spans = self.checkpoint.shapes, self.checkpoint.slices("model")
@@ -107,7 +115,7 @@ class HubWeights(Weights):
     def __init__(self, folder: Path):
         self.folder, self.files = folder, safetensors_files(folder)
         self.settings = read_json(folder / "config.json", "configuration of a model")
-        self.shapes, self._file = {}, dict[str, str]()
+        self.shapes, self.constants, self._file = {}, {}, dict[str, str]()
         for file in self.files:
             for name, shape in self._tensors(file).items():
                 if name in self.shapes:
@@ -129,10 +137,13 @@ class HubWeights(Weights):
         except (SafetensorError, OSError):
             raise HanseError(f"{self.folder / file}: not a safetensors file") from None
         for name, (dtype, shape) in held.items():
-            if dtype not in DTYPES or not shape:
+            if dtype not in DTYPES:
                 raise HanseError(f"{self.folder / file}: holds {name} as {dtype} {list(shape)}; readable are tensors "
                                  f"of {', '.join(DTYPES)}, not quantised ones")  # fmt: skip
-        return {name: shape for name, (_, shape) in held.items()}
+            if not shape:
+                with safe_open(self.folder / file, framework="pt") as tensors:
+                    self.constants[name] = float(tensors.get_tensor(name))
+        return {name: shape for name, (_, shape) in held.items() if shape}
 
     def read(self, name: str, start: int, stop: int, out: Tensor) -> None:
         row = self._row(name)

@@ -15,11 +15,15 @@ from transformers import AutoConfig
 from common.errors import EXIT_DONE, EXIT_GO_ON, HanseError
 from common.files import merkle_root, read_json, sha256_file
 from tests.train.multirank import train_cases
+from tests.train.test_vocabulary import byte_level
 from train.checkpoint import Checkpoint
 from train.checkpoint_writer import finish, write_share
+from train.init_config import InitConfig
 from train.initial import check
 from train.model import build_model
+from train.parametrisation import rate_factors, scale_fresh
 from train.run_folder import folder_of
+from train.trained import configuration_of
 from train.weights import HubWeights, Weights, open_weights
 
 SETTINGS = {"vocab_size": 40, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2,
@@ -117,6 +121,22 @@ def test_weights_of_another_model_or_tokenizer_are_refused(checkpoint, changes, 
     assert "\n" not in str(caught.value)
 
 
+def test_scalars_that_no_training_changes_must_be_the_models_own(tmp_path):
+    model = AutoConfig.for_model("apertus", **SETTINGS, hidden_act="xielu", eos_token_id=0, pad_token_id=0)
+    build_model(model, 1).save_pretrained(tmp_path / "apertus")
+    weights = open_weights(tmp_path / "apertus")
+    check(weights, model, None)
+    weights.load(build_model(model, 2))
+    beta = "model.layers.1.mlp.act_fn.beta"
+    tensors = load_file(tmp_path / "apertus/model.safetensors")
+    save_file(tensors | {beta: torch.tensor(0.7)}, tmp_path / "apertus/model.safetensors")
+    with pytest.raises(HanseError, match=f"{beta} is 0.7 there and 0.5 in this configuration".replace(".", "[.]")):
+        open_weights(tmp_path / "apertus").load(build_model(model, 2))
+    save_file(tensors | {"gamma": torch.tensor(0.7)}, tmp_path / "apertus/model.safetensors")
+    with pytest.raises(HanseError, match="gamma is unknown in this configuration"):
+        check(open_weights(tmp_path / "apertus"), model, None)
+
+
 def test_folders_that_hold_no_weights_say_what_is_missing(tmp_path, exported):
     with pytest.raises(HanseError, match="no such folder"):
         open_weights(tmp_path / "nowhere")
@@ -145,6 +165,59 @@ def test_folders_that_hold_no_weights_say_what_is_missing(tmp_path, exported):
         open_weights(exported)
 
 
+def another_tokenizer(folder: Path, settings: list[str]) -> dict[str, list[str]]:
+    """A run that begins with a model of 512 tokens of its own; and one that does not say so."""
+    byte_level(folder / "old.json", 500, ["<eos>"], "fr")
+    changes = {"vocab_size": 512, "hidden_size": 48, "intermediate_size": 96, "eos_token_id": 0, "bos_token_id": None}
+    model = AutoConfig.for_model("llama", **SETTINGS | changes)
+    build_model(model, 1).save_pretrained(folder / "french")
+    shutil.copy(folder / "old.json", folder / "french/tokenizer.json")
+    begun = [*settings, f"init_from={folder / 'french'}", "model.init.residual=depth"]
+    return {"adapted": [*begun, f"run={folder / 'adapted'}", f"init_tokenizer={folder / 'old.json'}"],
+            "unnamed": [*begun, f"run={folder / 'unnamed'}"]}  # fmt: skip
+
+
+def check_another_tokenizer(folder: Path, adapted: object, unnamed: object) -> None:
+    assert "embed_tokens.weight is [512, 48] there and [1024, 48] in this configuration" in str(unnamed)
+    assert adapted == EXIT_DONE
+    last = Checkpoint(folder_of(folder / "adapted/checkpoints", 2))
+    right, found = load_file(folder / "french/model.safetensors"), last.weights()
+    old = right.pop("model.embed_tokens.weight")
+    new = found.pop("model.embed_tokens.weight")
+    assert all(torch.equal(found[name], one) for name, one in right.items())
+    assert torch.allclose(new[0], old[0])  # what ends a document
+    kept = (new[:, None, :] == old[None]).all(2).any(1).sum()
+    assert 256 < int(kept) < 1024
+    identity = merkle_root({"model.safetensors": sha256_file(folder / "french/model.safetensors")})
+    origin = {"role": "init", "embeddings": "pieces", "tokenizer_sha256": sha256_file(folder / "old.json")}
+    assert last.parents == [{"manifest_sha256": identity, **origin}]
+    assert read_json(folder / "adapted/run.lock.json", "lock")["parents"] == last.parents
+
+
+MUP = InitConfig(mup_base_width=12)
+
+
+def wider(folder: Path, settings: list[str]) -> dict[str, list[str]]:
+    """Fresh runs of four times the width that the learning rate is for, stopped after a step."""
+    mup = [*settings, "model.init.mup_base_width=12", "until_step=1", "optimizer.weight_decay=0",
+           "schedule.warmup_steps=0", "schedule.decay_fraction=0.0", "tokens=1024"]  # fmt: skip
+    return {f"wider-{stage}": [*mup, f"run={folder / f'wider-{stage}'}", f"engine.zero_stage={stage}"]
+            for stage in (1, 3)}  # fmt: skip
+
+
+def check_wider(folder: Path) -> None:
+    """Adam's first step is as large as the learning rate, whatever the gradient: each parameter's is seen in it."""
+    for stage in (1, 3):
+        last = Checkpoint(folder_of(folder / f"wider-{stage}/checkpoints", 1))
+        fresh = build_model(configuration_of(last), 0)
+        scale_fresh(fresh, MUP)
+        factors = rate_factors(MUP, fresh)
+        for name, one in fresh.named_parameters():
+            moved = float((last.weights()[name] - one.detach()).abs().max())
+            assert moved == pytest.approx(0.01 * factors.get(id(one), 1.0), rel=0.02), name
+        assert set(factors.values()) == {0.25}
+
+
 @pytest.mark.slow
 def test_a_run_begins_with_the_weights_of_another_at_every_stage(tiny_run, tiny_settings, tmp_path):
     """A learning rate far below rounding: after two steps the weights are still those the run began with."""
@@ -167,8 +240,11 @@ def test_a_run_begins_with_the_weights_of_another_at_every_stage(tiny_run, tiny_
     first, stopped = cases["checkpoint-1"], "until_step=1"
     cases |= {"checkpoint-1": [*first, stopped], "foreign": [*first, f"init_from={hub}"], "again": first,
               "other": [*first, f"run={tmp_path / 'other'}", "model.settings.num_key_value_heads=4"]}  # fmt: skip
+    cases |= another_tokenizer(tmp_path, still) | wider(tmp_path, tiny_settings)
     found = train_cases(tmp_path / "ranks", 2, cases)
-    assert found.pop("checkpoint-1") == EXIT_GO_ON
+    assert [found.pop(name) for name in ("checkpoint-1", "wider-1", "wider-3")] == [EXIT_GO_ON] * 3
+    check_another_tokenizer(tmp_path, found.pop("adapted"), found.pop("unnamed"))
+    check_wider(tmp_path)
     assert "goes on from step-00000001, and began with other weights" in found.pop("foreign")
     assert re.search(r"^init_from=.*k_proj.weight is \[24, 48\] there and \[48, 48\] in this", found.pop("other"))
     assert not (tmp_path / "other/config.yaml").exists()

@@ -8,9 +8,13 @@ import torch
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from transformers import AutoModelForCausalLM
 
 from common.errors import HanseError
+from tests.models import write_model
+from train.checkpoint import Checkpoint
 from train.config import ModelConfig
+from train.initial import check
 from train.loss import losses_of_logits
 from train.model import (
     PackedLanguageModel,
@@ -22,6 +26,8 @@ from train.model import (
     shape_of_model,
 )
 from train.stream import IGNORED, MicroBatch, pack
+from train.trained import model_of
+from train.weights import open_weights
 
 VOCABULARY, LENGTH = 97, 24
 SETTINGS = {
@@ -121,6 +127,44 @@ def test_same_seed_same_weights():
     assert any(not torch.equal(first[name], third[name]) for name in first)
 
 
+SMALL = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
+         "num_key_value_heads": 2}  # fmt: skip
+FAMILIES = ("llama3-1b", "llama3-8b", "qwen3-0.6b", "qwen3-8b", "mistral-7b", "eurollm-1.7b", "apertus-8b",
+            "salamandra-2b", "lucie-7b")  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_every_family_built_small_takes_a_step_and_comes_back_from_checkpoint_and_export_bit_for_bit(name, tmp_path):
+    preset_of = preset(name)
+    small = ModelConfig(preset_of.architecture, {**preset_of.settings, **SMALL}, vocabulary_multiple=32)
+    config = model_config(small, VOCABULARY, LENGTH, bos_token_id=0, eos_token_id=0, pad_token_id=None)
+    assert config.vocab_size == 128
+    model = build_model(config, 0)
+    before = {key: one.detach().clone() for key, one in model.named_parameters()}
+    assert ("lm_head.weight" in before) != config.tie_word_embeddings
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
+    inputs = model_inputs(packed([np.arange(10), np.arange(20, 30)]), torch.device("cpu"))
+    PackedLanguageModel(model)(**inputs)[0].backward()
+    optimizer.step()
+    after = {key: one.detach() for key, one in model.named_parameters()}
+    assert any(not torch.equal(one, before[key]) for key, one in after.items() if one.dim() >= 2)
+
+    folder = write_model(tmp_path / "checkpoint", after, model=config.to_dict())
+    resumed = model_of(Checkpoint(folder))
+    assert all(torch.equal(one, after[key]) for key, one in resumed.named_parameters())
+    resumed.save_pretrained(tmp_path / "export")
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "export")
+    again = build_model(config, 5)
+    weights = open_weights(tmp_path / "export")
+    check(weights, config, None)
+    weights.load(again)
+    ids = torch.arange(12)[None]
+    with torch.no_grad():
+        right = resumed(ids).logits
+        assert torch.equal(loaded.eval()(ids).logits, right)
+        assert torch.equal(again.eval()(ids).logits, right)
+
+
 @pytest.mark.parametrize(
     ("config", "message"),
     [
@@ -139,10 +183,14 @@ def test_nonsense_architectures_are_refused(config, message):
 PRESETS = Path(__file__).parents[2] / "configs/model"
 # Parameters as published by those who trained them (technical reports named in the presets).
 PUBLISHED = {
+    "alia-40b": 40_433_885_184, "llama3-1b": 1_235_814_400, "llama3-3b": 3_212_749_824, "lucie-7b": 6_706_958_336,
     "apertus-8b": 8_053_338_176, "apertus-70b": 70_600_000_000, "eurollm-1.7b": 1_657_000_000,
     "eurollm-9b": 9_154_000_000, "llama3-8b": 8_030_261_248, "llama3-70b": 70_553_706_496, "mistral-7b": 7_248_023_552,
     "qwen3-8b": 8_190_735_360, "salamandra-2b": 2_253_490_176, "salamandra-7b": 7_768_117_248,
 }  # fmt: skip
+
+
+ROUNDED = {"qwen3-4b": 4.0e9, "qwen3-14b": 14.8e9, "qwen3-32b": 32.8e9}  # as published, to 0.1B
 
 
 def preset(name):
@@ -155,6 +203,13 @@ def test_a_preset_has_as_many_parameters_as_its_makers_published(name):
     model = shape_of_model(model_config(config, config.vocabulary_size, 4096))
     assert parameter_counts(model)[0] == pytest.approx(PUBLISHED[name], rel=2e-3)
     assert all(parameter.is_meta for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("name", ROUNDED)
+def test_a_preset_has_as_many_parameters_as_its_makers_published_in_round_numbers(name):
+    config = preset(name)
+    parameters = parameter_counts(shape_of_model(model_config(config, config.vocabulary_size, 4096)))[0]
+    assert parameters == pytest.approx(ROUNDED[name], abs=5e7)
 
 
 DEMO_SIZES = {"llama-3m": 16_384, "llama-8m": 16_384}  # vocabularies that the names of the two small ones refer to

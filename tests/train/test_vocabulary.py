@@ -126,7 +126,7 @@ def test_the_wrong_tokenizer_is_refused(files, tmp_path):
     small = AutoConfig.for_model("llama", vocab_size=300, tie_word_embeddings=True, **SETTINGS)
     build_model(small, 3).save_pretrained(tmp_path / "hub")
     now = AutoConfig.for_model("llama", vocab_size=640, tie_word_embeddings=True, eos_token_id=0, **SETTINGS)
-    with pytest.raises(HanseError, match=r"ids go up to 499, and model.embed_tokens.weight in .* has 300 rows"):
+    with pytest.raises(HanseError, match=r"ids go up to 499, and model\.embed_tokens\.weight in .* has 300 rows"):
         adapted(open_weights(tmp_path / "hub"), str(files["old"]), files["new"], now, "pieces")
     (tmp_path / "hub/tokenizer.json").write_bytes(files["spaced"].read_bytes())
     with pytest.raises(HanseError, match=r"not the tokenizer that .* was trained with"):
