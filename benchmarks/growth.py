@@ -116,7 +116,7 @@ def measure(folder, stages, tokenizer):
         ):
             corpus.run(config)
     else:
-        from benchmarks.tokenize import write_corpus
+        from benchmarks.tokenization import write_corpus
 
         write_corpus(
             folder / "corpus", {language: pq.read_table(path)["text"].to_pylist() for language, path in files.items()}

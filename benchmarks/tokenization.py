@@ -1,6 +1,7 @@
 """``hanse tokenize`` beside datatrove's tokenizer on the same files, at identical ids, and what there is to reach.
 
-    python -m benchmarks.tokenize FOLDER [--megabytes 12] [--languages fr,de,es,it] [--peer-python VENV/bin/python]
+    python -m benchmarks.tokenization FOLDER [--megabytes 12] [--languages fr,de,es,it] [--peer-python VENV/bin/python]
+                                  [--tokenizer FOLDER]
 
 FOLDER holds LANGUAGE.jsonl or LANGUAGE.parquet files with a column ``text``, at any depth; of each language
 ``--megabytes`` are drawn (all there is, where there is less). Everything is CPU time of one process on one thread,
@@ -81,6 +82,7 @@ def main():
     parser.add_argument("--languages", default="fr,de,es,it")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--peer-python")
+    parser.add_argument("--tokenizer", type=Path, help="folder with a tokenizer.json; else one of 32,768 is trained")
     arguments = parser.parse_args()
     assert set(arguments.languages.split(",")) <= set(ISO3)
     texts = draw(arguments.folder, arguments.megabytes, arguments.languages.split(","))
@@ -92,17 +94,19 @@ def compare(folder, texts, arguments):
     size = sum(len(text.encode()) for held in texts.values() for text in held) / 1e6
     print(f"{sum(map(len, texts.values())):,} documents, {size:.1f} MB: {', '.join(texts)}", flush=True)
     write_corpus(folder / "corpus", texts)
-    train_tokenizer(folder, folder / "tokenizer")
+    tokenizer = arguments.tokenizer or folder / "tokenizer"
+    if not arguments.tokenizer:
+        train_tokenizer(folder, tokenizer)
     sample = [text for held in texts.values() for text in held[:100]]
     theirs, ours, found = None, [], []
     for number in range(arguments.rounds):
         if arguments.peer_python and number == 0:
-            theirs = sum(run_peer(arguments.peer_python, folder, language, folder / "tokenizer", keep=folder / language,
+            theirs = sum(run_peer(arguments.peer_python, folder, language, tokenizer, keep=folder / language,
                                   documents="corpus/documents")["tokenize"] for language in texts)  # fmt: skip
         (folder / str(number)).mkdir()
         (folder / str(number) / "corpus").symlink_to(folder / "corpus")
-        ours.append(make_shards(folder / str(number), folder / "tokenizer"))
-        found.append(limits(folder / "corpus", folder / "tokenizer", sample))
+        ours.append(make_shards(folder / str(number), tokenizer))
+        found.append(limits(folder / "corpus", tokenizer, sample))
     read, fast, slow = (min(one) for one in zip(*found, strict=True))
     slow *= size * 1e6 / sum(len(text.encode()) for text in sample)
     mine = min(ours)
