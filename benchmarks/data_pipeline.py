@@ -17,6 +17,7 @@ import io
 import json
 import random
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -160,7 +161,7 @@ def removed_by_hanse(folder, languages):
 
 
 def as_peer(arguments):
-    """Reads {language, input, output, tokenizer}; prints CPU seconds and the ids that are left."""
+    """Reads {language, input, output, tokenizer, dedup}; prints CPU seconds."""
     import os
 
     from datatrove.executor import LocalPipelineExecutor
@@ -186,10 +187,11 @@ def as_peer(arguments):
 
     reader = lambda: ParquetReader(given["input"], glob_pattern=f"{given['language']}.parquet")  # noqa: E731
     start = spent()
-    run("1", reader(), MinhashDedupSignature(f"{out}/signatures", config=config, language=language))
-    run("2", MinhashDedupBuckets(f"{out}/signatures", f"{out}/buckets", config=config), tasks=14)
-    run("3", MinhashDedupCluster(f"{out}/buckets", f"{out}/remove", config=config))
-    run("4", reader(), MinhashDedupFilter(f"{out}/remove"), ParquetWriter(f"{out}/kept"))
+    if given["dedup"]:
+        run("1", reader(), MinhashDedupSignature(f"{out}/signatures", config=config, language=language))
+        run("2", MinhashDedupBuckets(f"{out}/signatures", f"{out}/buckets", config=config), tasks=14)
+        run("3", MinhashDedupCluster(f"{out}/buckets", f"{out}/remove", config=config))
+        run("4", reader(), MinhashDedupFilter(f"{out}/remove"), ParquetWriter(f"{out}/kept"))
     dedup = spent() - start
     start = spent()
     run("5", reader(), DocumentTokenizer(f"{out}/tokens", tokenizer_name_or_path=given["tokenizer"],
@@ -198,13 +200,18 @@ def as_peer(arguments):
     print(json.dumps({"dedup": dedup, "tokenize": tokens}))
 
 
-def run_peer(python, folder, language, tokenizer):
-    given = {"language": language, "input": str(folder / "in"), "tokenizer": str(tokenizer / "tokenizer.json")}
+def run_peer(python, folder, language, tokenizer, documents="in", keep=None):
+    """CPU seconds of the peer, and the ids that its deduplication left; with ``keep`` it only tokenizes, to there."""
+    given = {"language": language, "input": str(folder / documents), "tokenizer": str(tokenizer / "tokenizer.json"),
+             "dedup": not keep}  # fmt: skip
     with tempfile.TemporaryDirectory(dir=folder) as out:
         command = [python, __file__, ".", "--as-peer", json.dumps(given | {"output": out})]
         ended = subprocess.run(command, capture_output=True, text=True, check=False, cwd=Path(__file__).parents[1])
         if ended.returncode:
             sys.exit(f"datatrove: {ended.stderr.strip().rpartition(chr(10))[2]}")
+        if keep:
+            shutil.copytree(f"{out}/tokens", keep)
+            return json.loads(ended.stdout.splitlines()[-1])
         kept = pq.read_table(f"{out}/kept", columns=["id"])["id"].to_pylist()
         return json.loads(ended.stdout.splitlines()[-1]), set(kept)
 

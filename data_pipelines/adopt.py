@@ -26,7 +26,7 @@ from common.files import merkle_root, sha256_file
 from common.terminal import Progress, say
 from data_pipelines.config import TokenizeConfig
 from data_pipelines.shards import BIN, INDEX, SPLITS, ShardEntry, TokenShard, beside, token_dtype
-from data_pipelines.split_shard import SplitShard, with_ends
+from data_pipelines.split_shard import SplitShard, sums_of, with_ends
 
 if TYPE_CHECKING:
     from data_pipelines.tokenize import LoadedTokenizer
@@ -123,7 +123,7 @@ def read_foreign(
         ends = (lasts + 1) - np.searchsorted(closed, lasts, side="right")
         ends, some = _without_empty(ends)
         before = np.concatenate([[0], ends])
-        sizes = np.diff(np.concatenate([[0], np.cumsum(byte_lengths[body])])[before])
+        sizes = sums_of(byte_lengths, body, ends)
         digests = [hashlib.sha256(body[a:b].astype("<i4").tobytes()).hexdigest()[:12]
                    for a, b in zip(before[:-1].tolist(), ends.tolist(), strict=True)]  # fmt: skip
         splits = ["validation" if int(digest, 16) < share else "train" for digest in digests]

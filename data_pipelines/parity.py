@@ -2,8 +2,9 @@
 
 Encoding every text twice would cost thirty times what the fast encoder takes, so it is a sample:
 
-- documents chosen by the hash of their ids, ``parity_documents`` of a file, whole. A fault that strikes a share p of
-  the documents goes unseen with probability (1 - p) ^ parity_documents.
+- documents chosen by the hash of their ids, ``parity_documents`` of a file: the ids written of short ones, a stretch at
+  a place chosen likewise of long ones. A fault that strikes a share p of such stretches goes unseen with probability
+  (1 - p) ^ parity_documents.
 - the first places of every block of 64 code points that the file holds, with some text around: what strikes only a
   rare script, sign or emoji is seen however rare it is, unless it needs a certain neighbour.
 - random strings over the characters of the first documents chosen.
@@ -20,7 +21,8 @@ import pyarrow as pa
 from data_pipelines.encoders import Encoder, difference, mixed, text_bytes
 
 BLOCK_BITS = 6
-AROUND_BYTES = 100  # on either side of a character of a block that is new
+SHORT_BYTES, STRETCH_BYTES = 1500, 1000  # what is a short document; how much is looked at of others
+AROUND_BYTES = 50  # on either side of a character of a block that is new
 MIX = np.uint64(0x9E3779B97F4A7C15)  # odd, of no pattern: 2^64 / golden ratio
 
 
@@ -48,30 +50,33 @@ class Parity:
         """
         if encoder.name == self.reference.name:
             return
-        places = np.flatnonzero(hashes(names) < self._below)
+        drawn, (offsets, data) = hashes(names), text_bytes(texts)
+        places = np.flatnonzero(drawn < self._below)
         if not self.chosen and not len(places):
             places = np.arange(min(1, len(names)))
-        if len(places):
-            whole = texts.take(pa.array(places)).to_pylist()
-            parts = [ids[(ends[place - 1] if place else 0) : ends[place]] for place in places]
+        sizes = np.diff(offsets)[places]
+        whole = places[sizes <= SHORT_BYTES]
+        if len(whole):
+            parts = [ids[(ends[place - 1] if place else 0) : ends[place]] for place in whole]
             found = np.concatenate(parts), np.array([len(part) for part in parts])
-            self._compare(whole, found)
-            if not self.chosen:
-                strange = mixed(whole)
-                self._compare(strange, encoder.encode(strange))
+            self._compare(texts.take(pa.array(whole)).to_pylist(), found)
+        pieces = self._rare(offsets, data)
+        for place in places[sizes > SHORT_BYTES].tolist():
+            begin = int(offsets[place] + drawn[place] % np.uint64(offsets[place + 1] - offsets[place] - STRETCH_BYTES))
+            pieces.append(_decoded(data[begin : begin + STRETCH_BYTES]))
+        if len(places) and not self.chosen:
+            pieces += mixed([*pieces, *texts.take(pa.array(whole)).to_pylist()])
         self.chosen += len(places)
-        rare = self._rare(texts)
-        if rare:
-            self._compare(rare, encoder.encode(rare))
+        if pieces:
+            self._compare(pieces, encoder.encode(pieces))
 
     def _compare(self, texts: list[str], found: tuple[np.ndarray, np.ndarray]) -> None:
         told = difference(self.reference.encode(texts), found, texts)
         if told:
             raise OtherIdsError(told)
 
-    def _rare(self, texts: pa.Array) -> list[str]:
+    def _rare(self, offsets: np.ndarray, data: np.ndarray) -> list[str]:
         """Text around the first and the last character here of every block that came before in no batch."""
-        offsets, data = text_bytes(texts)
         starts = np.flatnonzero(data >= 0xC2)  # of characters beyond ASCII
         if not len(starts):
             return []
@@ -79,16 +84,21 @@ class Parity:
         new = np.flatnonzero(~self._seen[blocks])
         if not len(new):
             return []
-        held, first = np.unique(blocks[new], return_index=True)
-        last = len(new) - 1 - np.unique(blocks[new][::-1], return_index=True)[1]
-        self._seen[held] = True
+        self._seen[blocks[new]] = True
+        rims = np.full((2, len(self._seen)), -1)  # of what is written twice, the later stays
+        rims[0, blocks[new][::-1]], rims[1, blocks[new]] = starts[new][::-1], starts[new]
         found = []
-        for place in starts[new[np.unique(np.concatenate([first, last]))]].tolist():
+        for place in np.unique(rims[rims >= 0]).tolist():
             document = int(np.searchsorted(offsets, place, side="right")) - 1
             begin = max(place - AROUND_BYTES, int(offsets[document]))
             end = min(place + AROUND_BYTES, int(offsets[document + 1]))
-            found.append(data[begin:end].tobytes().decode("utf-8", "ignore"))  # characters cut at the rims are left out
+            found.append(_decoded(data[begin:end]))
         return found
+
+
+def _decoded(data: np.ndarray) -> str:
+    """The text of some bytes; characters cut at the rims are left out."""
+    return data.tobytes().decode("utf-8", "ignore")
 
 
 def _blocks(data: np.ndarray, starts: np.ndarray) -> np.ndarray:

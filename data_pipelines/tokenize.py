@@ -27,7 +27,7 @@ from data_pipelines.manifest import CorpusManifest
 from data_pipelines.packing import PackingManifest, make_plan
 from data_pipelines.parity import OtherIdsError, Parity, text_bytes
 from data_pipelines.shards import FORMAT, SPLITS, ShardEntry, ShardsManifest, token_dtype
-from data_pipelines.split_shard import SplitShard, with_ends
+from data_pipelines.split_shard import SplitShard, sums_of, with_ends
 from data_pipelines.tokenizer import described_sha256, token_byte_lengths, tokenizer_sha256
 
 COLUMNS = ["id", "text", "source", "license", "language", "url", "split"]
@@ -42,7 +42,7 @@ class LoadedTokenizer:
     sha256: str
     vocabulary_size: int
     end_of_document_id: int
-    byte_lengths: np.ndarray  # int64 (vocabulary_size,)
+    byte_lengths: np.ndarray  # unsigned (vocabulary_size,), as narrow as they allow: it is looked into for every token
     reference: Encoder  # with `tokenizers`
 
 
@@ -103,7 +103,8 @@ def load(config: TokenizeConfig) -> LoadedTokenizer:
         raise HanseError(
             f"{path}: has no token {config.end_of_document!r}; set end_of_document to the one that ends a text"
         )
-    return LoadedTokenizer(path, found, len(lengths), end, lengths, reference(tokenizer))
+    narrow = lengths.astype(np.min_scalar_type(lengths.max()))
+    return LoadedTokenizer(path, found, len(lengths), end, narrow, reference(tokenizer))
 
 
 def _finished(folder: Path, root: str, tokenizer: LoadedTokenizer) -> ShardsManifest | None:
@@ -177,8 +178,7 @@ def _write(
             parity.check(batch["id"], batch["text"], ids, ends, encoder)
             sizes = np.diff(text_bytes(batch["text"])[0])
             # Parity is seen on a sample; that nothing is lost is checked on every document.
-            bytes_before = np.concatenate([[0], np.cumsum(tokenizer.byte_lengths[ids])])
-            wrong = np.flatnonzero(np.diff(bytes_before[np.concatenate([[0], ends])]) != sizes)
+            wrong = np.flatnonzero(sums_of(tokenizer.byte_lengths, ids, ends) != sizes)
             if len(wrong):
                 name = batch["id"][int(wrong[0])].as_py()
                 raise HanseError(f"document {name}: {encoder.name} loses text; use encoder=tokenizers")

@@ -230,7 +230,7 @@ def test_wrong_ids_found_on_the_way_write_the_file_again_with_the_next_encoder(
     monkeypatch.setitem(encoders.MAKERS, "gigatoken", shifted)
     manifest = write(parity_documents=1)
     out = capsys.readouterr().out
-    assert "de: passed over gigatoken: other ids than tokenizers for 1 of " in out
+    assert "de: passed over gigatoken: other ids than tokenizers for " in out
     assert "fr: passed over" not in out
     assert manifest.encoder.startswith("gigatoken 0, tiktoken ")
     assert manifest.merkle_root == ShardsManifest.read(tiny_data / "shards").merkle_root

@@ -1,0 +1,187 @@
+"""Does the pipeline grow in a straight line, and does its memory stay flat? Each stage at growing sizes.
+
+    python -m benchmarks.growth FOLDER --tokenizer FOLDER [--megabytes 10,100,1000] [--stages all|tokenize]
+                                [--output FILE.json] [--plot FILE.png]
+
+FOLDER holds LANGUAGE.jsonl or LANGUAGE.parquet files with a column ``text``. Languages get equal shares; where there is
+less text than asked for it is taken again, with 15 words of 100 replaced by others of the same language, so that no
+copy is a near-duplicate. ``all`` is annotate, duplicates, select, tokenize, packing (for 4,096 tokens); ``tokenize``
+only the last two, on a corpus written for it. Every size runs in a process of its own, one process, all its threads;
+memory is the peak of the resident set in a stage, above what it was when the stage began.
+"""
+
+import argparse
+import json
+import random
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from contextlib import contextmanager
+from pathlib import Path
+from unittest import mock
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+LANGUAGES = ("fr", "de", "es", "it")
+PACKED = 4096
+
+
+def texts_of(folder, language, megabytes, seed=0):
+    """(texts, share of them that are altered copies), ``megabytes`` in all."""
+    from benchmarks.quality import read_texts
+
+    held = dict(read_texts(folder))[language]
+    rng, size, number = random.Random(seed), 0, 0
+    rng.shuffle(held)
+    words = [word for text in held[:2000] for word in text.split(" ")]
+    while size < megabytes * 1e6:
+        text = held[number % len(held)]
+        if number >= len(held):
+            parts = text.split(" ")
+            for place in rng.sample(range(len(parts)), len(parts) * 15 // 100):
+                parts[place] = rng.choice(words)
+            text = " ".join(parts)
+        size += len(text.encode())
+        number += 1
+        yield text, number > len(held)
+
+
+def write_texts(folder, source, megabytes):
+    """LANGUAGE.parquet of ``megabytes`` in all; (bytes, share of documents that are altered copies)."""
+    size = altered = documents = 0
+    for language in LANGUAGES:
+        schema = pa.schema([("id", pa.string()), ("text", pa.string())])
+        with pq.ParquetWriter(folder / f"{language}.parquet", schema, compression="zstd") as writer:
+            rows = []
+            for text, again in texts_of(source, language, megabytes / len(LANGUAGES)):
+                rows.append({"id": f"{language}-{documents}", "text": text})
+                size, altered, documents = size + len(text.encode()), altered + again, documents + 1
+                if len(rows) == 5000:
+                    writer.write_table(pa.Table.from_pylist(rows, schema))
+                    rows = []
+            if rows:
+                writer.write_table(pa.Table.from_pylist(rows, schema))
+    return size, altered / documents
+
+
+def memory(key):
+    return int(re.search(rf"{key}:\s+(\d+) kB", Path("/proc/self/status").read_text())[1]) / 1000
+
+
+class Meter:
+    """{stage: [CPU seconds, MB above what there was]} of this process; what a stage holds of another is not its own."""
+
+    def __init__(self):
+        self.found, self.inner = {}, [0.0]
+
+    @contextmanager
+    def stage(self, name):
+        Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+        before, start = memory("VmRSS"), time.process_time()
+        self.inner.append(0.0)
+        yield
+        spent, inside = time.process_time() - start, self.inner.pop()
+        self.inner[-1] += spent
+        seconds, most = self.found.get(name, (0.0, 0.0))
+        self.found[name] = (seconds + spent - inside, max(most, memory("VmHWM") - before))
+
+    def wrapped(self, name, function):
+        def call(*arguments, **settings):
+            with self.stage(name):
+                return function(*arguments, **settings)
+
+        return call
+
+
+def measure(folder, stages, tokenizer):
+    """What one size costs; run in a process of its own."""
+    from data_pipelines import corpus, tokenize
+    from data_pipelines.config import CorpusConfig, SourceConfig, TokenizeConfig
+    from data_pipelines.packing import make_plan
+    from data_pipelines.shards import ShardsManifest
+
+    meter, files = Meter(), {path.stem: path for path in sorted((folder / "in").glob("*.parquet"))}
+    if stages == "all":
+        sources = {language: SourceConfig("parquet", language, "CC0-1.0", path=str(path), check_language=False)
+                   for language, path in files.items()}  # fmt: skip
+        config = CorpusConfig("bench", sources, output=f"{folder}/corpus", annotated=f"{folder}/annotated", processes=1)
+        config.select.quality = False  # keep what is there: the size is what is asked about
+        with (
+            mock.patch.object(corpus, "run_tasks", meter.wrapped("annotate", corpus.run_tasks)),
+            mock.patch.object(corpus, "_clusters", meter.wrapped("duplicates", corpus._clusters)),
+            meter.stage("select"),
+        ):
+            corpus.run(config)
+    else:
+        from benchmarks.tokenization import write_corpus
+
+        write_corpus(
+            folder / "corpus", {language: pq.read_table(path)["text"].to_pylist() for language, path in files.items()}
+        )
+    config = TokenizeConfig("bench", f"{folder}/corpus", str(tokenizer), output=f"{folder}/shards")
+    with meter.stage("tokenize"):
+        tokenize.run(config)
+    with meter.stage("packing"):
+        make_plan(ShardsManifest.read(folder / "shards"), PACKED)
+    return meter.found
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--megabytes", default="10,100,1000")
+    parser.add_argument("--stages", default="all", choices=["all", "tokenize"])
+    parser.add_argument("--tokenizer", type=Path, required=True, help="folder with a tokenizer.json")
+    parser.add_argument("--output", type=Path)
+    parser.add_argument("--plot", type=Path, help="draw what --output holds by then")
+    parser.add_argument("--measure", action="store_true")
+    arguments = parser.parse_args()
+    if arguments.measure:
+        print(json.dumps(measure(arguments.folder, arguments.stages, arguments.tokenizer)))
+        return
+    found = json.loads(arguments.output.read_text()) if arguments.output and arguments.output.is_file() else {}
+    for megabytes in [float(part) for part in arguments.megabytes.split(",") if part]:
+        with tempfile.TemporaryDirectory() as place:
+            one = Path(place)
+            (one / "in").mkdir()
+            size, altered = write_texts(one / "in", arguments.folder, megabytes)
+            command = [sys.executable, "-m", "benchmarks.growth", place, "--measure", "--stages", arguments.stages,
+                       "--tokenizer", str(arguments.tokenizer)]  # fmt: skip
+            told = subprocess.run(command, capture_output=True, text=True, check=False)
+            if told.returncode:
+                sys.exit(told.stderr)
+            stages = json.loads(told.stdout.splitlines()[-1])
+        print(f"\n{size / 1e6:.0f} MB ({altered:.0%} altered copies)")
+        print(f"{'stage':12s}{'CPU s':>9s}{'MB/s':>9s}{'peak MB':>9s}")
+        for name, (seconds, most) in stages.items():
+            print(f"{name:12s}{seconds:9.2f}{size / 1e6 / max(seconds, 1e-9):9.1f}{most:9.0f}", flush=True)
+        found[f"{size / 1e6:.0f}"] = {**found.get(f"{size / 1e6:.0f}", {}), **stages}
+        if arguments.output:
+            arguments.output.write_text(json.dumps(found, indent=1))
+    if arguments.plot:
+        draw(found, arguments.plot)
+
+
+def draw(found, path):
+    """Seconds and peak memory of each stage over the size, both axes logarithmic."""
+    import matplotlib.pyplot as plt
+
+    sizes = sorted(map(int, found))
+    _, (left, right) = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
+    for name in ("annotate", "duplicates", "select", "tokenize", "packing"):
+        there = [size for size in sizes if name in found[str(size)]]
+        left.loglog(there, [max(found[str(size)][name][0], 1e-2) for size in there], "o-", label=name)
+        right.loglog(there, [max(found[str(size)][name][1], 1) for size in there], "o-", label=name)
+    left.loglog(sizes, [size / sizes[0] * 0.05 for size in sizes], "k:", label="a straight line")
+    for axis, label in ((left, "CPU seconds"), (right, "peak memory, MB")):
+        axis.set(xlabel="MB of text", ylabel=label)
+        axis.grid(alpha=0.3)
+    left.legend(fontsize=8)
+    plt.savefig(path, dpi=130)
+
+
+if __name__ == "__main__":
+    main()
