@@ -21,8 +21,9 @@ KILLS = 20
 PROGRAM = """
 import json, sys
 from data_pipelines import corpus
-from data_pipelines.config import CorpusConfig, SourceConfig
+from data_pipelines.config import AnnotateConfig, BoilerplateConfig, CorpusConfig, SourceConfig
 settings = json.loads(sys.argv[1])
+settings["annotate"] = AnnotateConfig(boilerplate=BoilerplateConfig(settings.pop("min_documents", None), "source"))
 sources = {name: SourceConfig(**source) for name, source in settings.pop("sources").items()}
 corpus.run(CorpusConfig(sources=sources, **settings))
 """
@@ -57,7 +58,7 @@ def sources(tmp_path, prose):
     for language in ("fr", "de"):
         passages = prose(language)
         for number in range(6):
-            lines = [{"text": " ".join(rng.sample(passages, 4))} for _ in range(350)]
+            lines = [{"text": f"Menu {n % 9}\n{' '.join(rng.sample(passages, 4))}"} for n in range(350)]
             poison = [b'{"text": "caf\xe9"}', b'{"text": 3}', b"{}", b"\0\0\0", b'{"text": "\\u0000\\ud800"}',
                       b'{"text": "' + b"x" * 1_100_000 + b'"}']  # fmt: skip
             packed = b"".join(json.dumps(line).encode() + b"\n" for line in lines)
@@ -69,22 +70,25 @@ def sources(tmp_path, prose):
 
 
 @pytest.mark.slow
-def test_killed_at_random_moments_the_result_is_that_of_an_undisturbed_run(tmp_path, sources):
+@pytest.mark.parametrize("min_documents", [None, 20], ids=["", "without repeated lines"])
+def test_killed_at_random_moments_the_result_is_that_of_an_undisturbed_run(tmp_path, sources, min_documents):
     undisturbed, disturbed = tmp_path / "undisturbed", tmp_path / "disturbed"
     undisturbed.mkdir()
     disturbed.mkdir()
     began = time.monotonic()
-    finish(start(undisturbed, sources, processes=1))
+    finish(start(undisturbed, sources, processes=1, min_documents=min_documents))
     seconds = time.monotonic() - began
     expected = contents(undisturbed)
     manifest = CorpusManifest.read(undisturbed / "corpus")
     assert manifest.sources["fr"].removed["malformed"] == 5
+    assert ("boilerplate/fr.parquet" in manifest.files) == (min_documents is not None)
 
     rng, killed = random.Random(os.environ.get("HANSE_TEST_SEED", "0")), 0
     while killed < KILLS:
         workers = rng.choice([1, 1, 2])  # alone, with the finishing step, or as two of any number of workers
         shares = [None] if workers == 1 else [f"{number}/{rng.choice([2, 3])}" for number in range(2)]
-        running = [start(disturbed, sources, worker=share, processes=rng.choice([1, 2])) for share in shares]
+        running = [start(disturbed, sources, worker=share, processes=rng.choice([1, 2]),
+                         min_documents=min_documents) for share in shares]  # fmt: skip
         time.sleep(rng.uniform(0.1, 0.9) * seconds)
         for process in running:
             if process.poll() is None:
@@ -98,6 +102,6 @@ def test_killed_at_random_moments_the_result_is_that_of_an_undisturbed_run(tmp_p
             for name in rng.choice([["corpus"], ["corpus", "annotated"]]):
                 shutil.rmtree(disturbed / name)
     for share in ("0/3", "1/3", "2/3"):
-        finish(start(disturbed, sources, worker=share, processes=1))
-    finish(start(disturbed, sources))
+        finish(start(disturbed, sources, worker=share, processes=1, min_documents=min_documents))
+    finish(start(disturbed, sources, min_documents=min_documents))
     assert contents(disturbed) == expected
