@@ -178,7 +178,7 @@ def _removed_lines(planned: list[Planned], folder: Path) -> dict[str, FileEntry]
         entries[f"boilerplate/{language}.parquet"] = FileEntry(rows, path.stat().st_size, sha256_file(path))
         for name, lost in sources.items():
             say(f"{name}: {lost.lines:,} repeated lines removed ({count(lost.bytes, 'B')}) of {lost.documents:,} "
-                f"documents; {lost.emptied:,} had nothing else; boilerplate/{language}.parquet has examples")  # fmt: skip
+                f"documents, {lost.emptied:,} had nothing else; see boilerplate/{language}.parquet")  # fmt: skip
     return entries
 
 
