@@ -86,12 +86,11 @@ def relatives(folder, identify):
 
 def second_opinion():
     try:
-        from py3langid.langid import MODEL_FILE, LanguageIdentifier
+        import py3langid
     except ImportError:
         return None
-    model = LanguageIdentifier.from_pickled_model(MODEL_FILE, norm_probs=True)
-    model.set_languages(list(LANGUAGES))
-    return lambda text: model.classify(text[:1200])[0]
+    py3langid.set_languages(list(LANGUAGES))
+    return lambda text: py3langid.classify(text[:1200])[0]
 
 
 def mislabelled(folder, identify, least, show):

@@ -23,7 +23,7 @@ import json, sys
 from data_pipelines import corpus
 from data_pipelines.config import AnnotateConfig, BoilerplateConfig, CorpusConfig, SourceConfig
 settings = json.loads(sys.argv[1])
-settings["annotate"] = AnnotateConfig(boilerplate=BoilerplateConfig(settings.pop("min_documents", None), "source"))
+settings["annotate"] = AnnotateConfig(boilerplate=BoilerplateConfig(20, "source"))
 sources = {name: SourceConfig(**source) for name, source in settings.pop("sources").items()}
 corpus.run(CorpusConfig(sources=sources, **settings))
 """
@@ -70,25 +70,23 @@ def sources(tmp_path, prose):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("min_documents", [None, 20], ids=["", "without repeated lines"])
-def test_killed_at_random_moments_the_result_is_that_of_an_undisturbed_run(tmp_path, sources, min_documents):
+def test_killed_at_random_moments_the_result_is_that_of_an_undisturbed_run(tmp_path, sources):
     undisturbed, disturbed = tmp_path / "undisturbed", tmp_path / "disturbed"
     undisturbed.mkdir()
     disturbed.mkdir()
     began = time.monotonic()
-    finish(start(undisturbed, sources, processes=1, min_documents=min_documents))
+    finish(start(undisturbed, sources, processes=1))
     seconds = time.monotonic() - began
     expected = contents(undisturbed)
     manifest = CorpusManifest.read(undisturbed / "corpus")
     assert manifest.sources["fr"].removed["malformed"] == 5
-    assert ("boilerplate/fr.parquet" in manifest.files) == (min_documents is not None)
+    assert manifest.files["boilerplate/fr.parquet"].rows == 9
 
     rng, killed = random.Random(os.environ.get("HANSE_TEST_SEED", "0")), 0
     while killed < KILLS:
         workers = rng.choice([1, 1, 2])  # alone, with the finishing step, or as two of any number of workers
         shares = [None] if workers == 1 else [f"{number}/{rng.choice([2, 3])}" for number in range(2)]
-        running = [start(disturbed, sources, worker=share, processes=rng.choice([1, 2]),
-                         min_documents=min_documents) for share in shares]  # fmt: skip
+        running = [start(disturbed, sources, worker=share, processes=rng.choice([1, 2])) for share in shares]
         time.sleep(rng.uniform(0.1, 0.9) * seconds)
         for process in running:
             if process.poll() is None:
@@ -102,6 +100,6 @@ def test_killed_at_random_moments_the_result_is_that_of_an_undisturbed_run(tmp_p
             for name in rng.choice([["corpus"], ["corpus", "annotated"]]):
                 shutil.rmtree(disturbed / name)
     for share in ("0/3", "1/3", "2/3"):
-        finish(start(disturbed, sources, worker=share, processes=1, min_documents=min_documents))
-    finish(start(disturbed, sources, min_documents=min_documents))
+        finish(start(disturbed, sources, worker=share, processes=1))
+    finish(start(disturbed, sources))
     assert contents(disturbed) == expected
