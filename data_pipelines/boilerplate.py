@@ -44,11 +44,13 @@ def key_of(document: Document, by: str) -> bytes:
 
 
 def lines_of(text: str, key: bytes) -> list[int]:
-    """The hash of each line of a text, within ``key``; 0 for an empty line."""
+    """The hash of each line of a text, within ``key``; 0 for one without a letter: a brace of code, a number of a table
+    repeats itself and is no notice.
+    """
     start = hashlib.blake2b(key + b"\0", digest_size=8)
     found = []
     for line in text.split("\n"):
-        if not line:
+        if not any(map(str.isalpha, line)):
             found.append(0)
             continue
         one = start.copy()
