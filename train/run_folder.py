@@ -136,9 +136,9 @@ class RunFolder:
         """
         if self.config.is_file():
             before = asdict(self.read_config())  # keys that are newer than the run have their defaults
-            free = set(FREE) - set(FROZEN[config.determinism])
-            found = differences(before, asdict(config))
-            changed = [f"{key} was {was}, now {now}" for key, (was, now) in found.items() if not belongs(key, free)]
+            frozen = FROZEN[config.determinism]
+            changed = [f"{key} was {was}, now {now}" for key, (was, now) in differences(before, asdict(config)).items()
+                       if not belongs(key, FREE) or belongs(key, frozen)]  # fmt: skip
             if changed:
                 raise HanseError(f"{self.path} was started with another configuration: {'; '.join(changed)}; "
                                  "give it the same again, or name another folder with run=...")  # fmt: skip

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -13,6 +14,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from common.errors import HanseError
+from data_pipelines import boilerplate
 from data_pipelines.annotate import evaluation, language, opt_out, personal_data, quality_signals
 from data_pipelines.annotate.evaluation import EvaluationSets
 from data_pipelines.annotate.language import LanguageIdentifier
@@ -23,7 +25,7 @@ from data_pipelines.annotate.text_arrays import TextArrays, batches
 from data_pipelines.config import AnnotateConfig, SourceConfig
 from data_pipelines.documents import Document, content_of, document, id_of
 from data_pipelines.runner import Tell
-from data_pipelines.sources import first_line, read
+from data_pipelines.sources import Record, first_line, read
 
 FACTS = pa.schema(
     [(name, pa.string()) for name in ("id", "text", "language", "source", "title", "url", "license", "date")]
@@ -57,6 +59,26 @@ class Part:
     batch_bytes: int
     opt_out: OptOut | None = None
     evaluation: EvaluationSets | None = None
+    boilerplate: Path | None = None  # list of the lines to remove
+
+    @property
+    def longest(self) -> int:
+        """Bytes of a record beyond which it is set aside unread."""
+        return self.config.max_document_megabytes * 10**6
+
+
+def count_lines(part: Part, path: Path, tell: Tell) -> None:
+    """Write how many documents of a part each line stands in (the first pass of :mod:`data_pipelines.boilerplate`)."""
+
+    def documents() -> Iterator[Document]:
+        size = 0
+        for record in _records(part):
+            one = document(record, part.source, part.longest)
+            size += len(one.text)
+            tell(record.position, size)
+            yield one
+
+    boilerplate.count(documents(), part.config.boilerplate.by, path)
 
 
 def annotate(part: Part, path: Path, tell: Tell) -> None:
@@ -66,36 +88,45 @@ def annotate(part: Part, path: Path, tell: Tell) -> None:
     """
     annotator = Annotator(part.name, part.source, part.config, part.opt_out, part.evaluation)
     documents = size = 0
+    removed = boilerplate.Removed()
     with pq.ParquetWriter(path, ANNOTATED, compression="zstd") as writer:
-        for batch, share in _batches(part):
+        for batch, share in _batches(part, removed):
             columns = annotator(batch)
             writer.write_batch(columns)
             documents += len(batch)
             size += _bytes(columns.column("text"))
             tell(share, size)
-        writer.add_key_value_metadata({COUNTS: json.dumps({"documents": documents, "bytes": size})})
+        counts: dict[str, Any] = {"documents": documents, "bytes": size}
+        if part.boilerplate:
+            counts["boilerplate"] = asdict(removed)
+        writer.add_key_value_metadata({COUNTS: json.dumps(counts)})
 
 
-def counts_of(path: Path) -> tuple[int, int]:
-    """(documents, bytes of text) that an annotated file says came in.
+def counts_of(path: Path) -> tuple[int, int, dict[str, Any] | None]:
+    """(documents, bytes of text, lines that were removed, if they were looked for) that an annotated file tells of.
 
     Raises:
         HanseError: it is no annotated file, or damaged.
     """
     try:
         counts = json.loads(pq.read_metadata(path).metadata[COUNTS])
-        return counts["documents"], counts["bytes"]
+        return counts["documents"], counts["bytes"], counts.get("boilerplate")
     except (OSError, pa.ArrowException, KeyError, TypeError, ValueError) as error:
         raise HanseError(f"{path}: damaged ({first_line(error)}); delete it and run the same command again") from None
 
 
-def _batches(part: Part) -> Iterator[tuple[list[Document], float]]:
+def _records(part: Part) -> Iterator[Record]:
+    return read(part.source, part.downloads, part.files or None, part.longest)
+
+
+def _batches(part: Part, removed: boilerplate.Removed) -> Iterator[tuple[list[Document], float]]:
     """Documents in batches, with the share of the input that is read by then."""
     batch: list[Document] = []
     held, share = 0, 0.0
-    longest = part.config.max_document_megabytes * 10**6
-    for record in read(part.source, part.downloads, part.files or None, longest):
-        batch.append(document(record, part.source, longest))
+    remover = boilerplate.Boilerplate(part.boilerplate, part.config.boilerplate.by) if part.boilerplate else None
+    for record in _records(part):
+        one = document(record, part.source, part.longest)
+        batch.append(remover(one, removed) if remover else one)
         held, share = held + len(batch[-1].text), record.position
         if held >= part.batch_bytes or len(batch) >= MOST_ROWS:
             yield batch, share

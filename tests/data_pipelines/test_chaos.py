@@ -21,8 +21,9 @@ KILLS = 20
 PROGRAM = """
 import json, sys
 from data_pipelines import corpus
-from data_pipelines.config import CorpusConfig, SourceConfig
+from data_pipelines.config import AnnotateConfig, BoilerplateConfig, CorpusConfig, SourceConfig
 settings = json.loads(sys.argv[1])
+settings["annotate"] = AnnotateConfig(boilerplate=BoilerplateConfig(20, "source"))
 sources = {name: SourceConfig(**source) for name, source in settings.pop("sources").items()}
 corpus.run(CorpusConfig(sources=sources, **settings))
 """
@@ -39,7 +40,7 @@ def start(folder: Path, sources: dict[str, dict[str, str]], **settings: object) 
 
 
 def finish(process: subprocess.Popen[bytes]) -> None:
-    _, errors = process.communicate(timeout=300)
+    _, errors = process.communicate(timeout=900)
     assert process.returncode == 0, errors.decode()
 
 
@@ -49,7 +50,7 @@ def contents(folder: Path) -> dict[str, str]:
 
 @pytest.fixture
 def sources(tmp_path, prose):
-    """Twelve files of 0.6 MB, real sentences in any order, with all that can poison a file among them."""
+    """Twelve files of 0.3 MB, real sentences in any order, with all that can poison a file among them."""
     rng = random.Random(7)
     folder = tmp_path / "in"
     folder.mkdir()
@@ -57,7 +58,7 @@ def sources(tmp_path, prose):
     for language in ("fr", "de"):
         passages = prose(language)
         for number in range(6):
-            lines = [{"text": " ".join(rng.sample(passages, 4))} for _ in range(350)]
+            lines = [{"text": f"Menu {n % 9}\n{' '.join(rng.sample(passages, 4))}"} for n in range(180)]
             poison = [b'{"text": "caf\xe9"}', b'{"text": 3}', b"{}", b"\0\0\0", b'{"text": "\\u0000\\ud800"}',
                       b'{"text": "' + b"x" * 1_100_000 + b'"}']  # fmt: skip
             packed = b"".join(json.dumps(line).encode() + b"\n" for line in lines)
@@ -79,6 +80,7 @@ def test_killed_at_random_moments_the_result_is_that_of_an_undisturbed_run(tmp_p
     expected = contents(undisturbed)
     manifest = CorpusManifest.read(undisturbed / "corpus")
     assert manifest.sources["fr"].removed["malformed"] == 5
+    assert manifest.files["boilerplate/fr.parquet"].rows == 9
 
     rng, killed = random.Random(os.environ.get("HANSE_TEST_SEED", "0")), 0
     while killed < KILLS:

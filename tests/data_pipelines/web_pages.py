@@ -145,8 +145,8 @@ def short_article(title, body, teasers, language):
 def quotes_and_headings(title, body, teasers, language):
     quote = f"<blockquote><p>{body[1]}</p></blockquote>"
     main = (f"<article><h1>{title}</h1><h2>I</h2><p>{body[0]}</p>{quote}<h2>II</h2>"
-            f"<p>{body[2]}</p><figure><img src='a.jpg'>"
-            f"<figcaption>{body[3]}</figcaption></figure></article>")  # fmt: skip
+            f"<p>{body[2]}</p><figure><img src='a.jpg'><figcaption>{body[3]}</figcaption></figure>"
+            f"</article>")  # fmt: skip
     return around(main, teasers, language), []
 
 
