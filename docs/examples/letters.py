@@ -20,7 +20,8 @@ LETTERS = {
     ],
     "de": [
         "Liebe Anna, die Überfahrt war ruhig, und am Morgen lag der Hafen im Nebel, so dass wir eine Stunde warten "
-        "mussten. Der Wirt hat uns Suppe gekocht. Ruf mich bitte an, meine Nummer ist +49 30 901820, am besten abends.",
+        "mussten. Der Wirt hat uns Suppe gekocht. Ruf mich bitte an, meine Nummer ist +49 30 23125 117, am besten "
+        "abends.",
         "Im Archiv der Stadt liegen Rechnungen aus vier Jahrhunderten, und niemand hatte sie je gezählt. Jetzt "
         "werden sie gescannt, abgeschrieben und geordnet, damit jeder nachlesen kann, was ein Fass Hering "
         "einmal gekostet hat.",

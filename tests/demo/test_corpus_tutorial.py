@@ -23,6 +23,6 @@ def test_the_letters_of_the_tutorial_go_and_stay_for_the_reasons_it_tells(tmp_pa
     assert sources["letters_fr"]["removed"] == {"malformed": 1, "too_short": 1, "wrong_language": 1, "duplicate": 1}
     assert sources["letters_de"]["removed"] == {"malformed": 1}
     shown = Path("data/harbour/corpus/report.html").read_text(encoding="utf-8")
-    assert "901820" not in shown
+    assert "23125" not in shown
     assert "example.org" not in shown
     assert re.search(r"<th scope=\"row\">phone</th>", shown)
