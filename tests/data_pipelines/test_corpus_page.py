@@ -112,6 +112,23 @@ def test_what_does_not_belong_or_was_changed_is_one_clear_line(rich, tiny_data, 
     assert "corpus=data/NAME for the page of a corpus" in capfd.readouterr().err
 
 
+def test_a_corpus_of_other_columns_is_one_clear_line(rich, tmp_path, hanse, capfd):
+    from dataclasses import replace
+
+    from common.files import sha256_file
+    from data_pipelines.manifest import CorpusManifest, FileEntry
+
+    shutil.copytree(rich / "corpus", tmp_path / "corpus")
+    path = tmp_path / "corpus/removed/fr.parquet"
+    rows = pq.read_table(path)
+    pq.write_table(rows.drop_columns(["detail"]), path)
+    manifest = CorpusManifest.read(tmp_path / "corpus")
+    entry = FileEntry(rows.num_rows, path.stat().st_size, sha256_file(path))
+    replace(manifest, files={**manifest.files, "removed/fr.parquet": entry}).write()
+    assert hanse("report", f"corpus={tmp_path}") == 2
+    assert "not those of a corpus of this version" in capfd.readouterr().err
+
+
 def test_many_languages_share_one_colour_and_one_axis():
     import numpy as np
 
