@@ -129,6 +129,22 @@ def test_a_corpus_of_other_columns_is_one_clear_line(rich, tmp_path, hanse, capf
     assert "not those of a corpus of this version" in capfd.readouterr().err
 
 
+def test_of_many_numbers_every_nth_is_held(monkeypatch):
+    import numpy as np
+
+    from data_pipelines import counted
+
+    monkeypatch.setattr(counted, "MOST", 16)
+    for sizes in ([1] * 100, [7] * 30, [100], [3, 0, 64, 5, 1, 40], [16], [17], [33, 33]):
+        whole, held, at = np.arange(sum(sizes), dtype=float), counted.Evenly(), 0
+        for size in sizes:
+            held.add(whole[at : at + size])
+            at += size
+        step = 1 if len(held.values) < 2 else int(held.values[1] - held.values[0])
+        assert held.values.tolist() == whole[::step].tolist()
+        assert 8 < len(held.values) <= 16
+
+
 def test_many_languages_share_one_colour_and_one_axis():
     import numpy as np
 
