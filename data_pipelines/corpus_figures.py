@@ -98,9 +98,8 @@ def language_bars(evidence: Evidence) -> list[Bars]:
 
 
 def _bars(title: str, values: Mapping[str, int], colours: Mapping[str, int] | None = None, unit: str = "") -> Bars:
-    labels = {name: shown_count(value, unit) if unit or value >= 100_000 else f"{value:,}"
-              for name, value in values.items()}  # fmt: skip
-    return bars(title, f"{shown_count(sum(values.values()), unit)} in all", values, labels, colours)
+    labels = {name: _amount(value, unit) for name, value in values.items()}
+    return bars(title, f"{_amount(sum(values.values()), unit)} in all", values, labels, colours)
 
 
 def stages(evidence: Evidence) -> Bars:
@@ -223,10 +222,9 @@ def _top(title: str, values: Counter[str], most: int, unit: str = "") -> Bars:
     """The largest, and how many more there are."""
     ordered = sorted(values.items(), key=lambda pair: (-pair[1], pair[0]))
     shown, whole = dict(ordered[:most]), sum(values.values())
-    labels = {name: f"{shown_count(value, unit) if unit else f'{value:,}'} · {_share(value, whole)}"
-              for name, value in shown.items()}  # fmt: skip
+    labels = {name: f"{_amount(value, unit)} · {_share(value, whole)}" for name, value in shown.items()}
     more = f", {len(ordered) - most:,} more" if len(ordered) > most else ""
-    return bars(title, f"{shown_count(whole, unit)} in all{more}", shown, labels)
+    return bars(title, f"{_amount(whole, unit)} in all{more}", shown, labels)
 
 
 def personal_data_kinds(evidence: Evidence) -> Table:
@@ -271,5 +269,10 @@ def made(evidence: Evidence) -> Table:
     return Table(["", ""], rows, text=True)
 
 
+def _amount(value: int, unit: str) -> str:
+    return shown_count(value, unit) if unit or value >= 100_000 else f"{value:,}"
+
+
 def _share(part: float, whole: float) -> str:
-    return f"{part / whole:.1%}" if whole else "0.0%"
+    share = part / whole if whole else 0.0
+    return "<0.1%" if 0 < share < 0.0005 else f"{share:.1%}"

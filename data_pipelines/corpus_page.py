@@ -67,10 +67,17 @@ def write(corpus: str, output: str | None, shards: str | None, tokenizer: str | 
     Raises:
         HanseError: there is no corpus, a file of it is not what its manifest says, or what was named does not belong.
     """
-    evidence = gather(corpus_folder(corpus), shards, tokenizer)
-    folder = evidence.manifest.folder
+    folder = corpus_folder(corpus)
+    try:
+        evidence = gather(folder, shards, tokenizer)
+        text = page(evidence)
+    except HanseError:
+        raise
+    except (OSError, pa.ArrowException, LookupError, TypeError, ValueError, AttributeError) as error:
+        why = f"its files are not those of a corpus of this version ({first_line(error)})"
+        raise HanseError(f"{folder}: {why}; make it again with 'hanse corpus'") from None
     path = Path(output) if output else folder / "report.html"
-    write_text(path, page(evidence))
+    write_text(path, text)
     for note in evidence.notes:
         say(f"note: {note}")
     say(f"wrote {path} ({count(path.stat().st_size, 'B')}): open it in a browser")

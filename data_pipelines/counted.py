@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import heapq
 import zlib
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,6 +26,7 @@ from data_pipelines.select import REASONS
 
 EXAMPLES = 3  # of each reason, of each language
 SEEN = 2_000  # characters of a text that are looked at for an example
+MOST = 1 << 18  # values of a column that are held of a language
 LARGEST = 3  # clusters of repeated documents of each language
 SHOWN = {  # column: what it is
     "quality_characters": "characters",
@@ -58,13 +59,31 @@ class Cluster:
     text: str
 
 
+class Evenly:
+    """Every n-th of a stream of numbers: as many as fit into :data:`MOST`, whatever their number."""
+
+    def __init__(self) -> None:
+        self.values: NDArray[np.floating] = np.zeros(0)
+        self._step, self._next = 1, 0  # of those that are taken, and how many to go past first
+
+    def add(self, found: NDArray[np.floating]) -> None:
+        """Take what is due of the next numbers."""
+        taken = found[self._next :: self._step]
+        self._next += len(taken) * self._step - len(found)
+        self.values = np.concatenate([self.values, taken])
+        while len(self.values) > MOST:
+            self._next += self._step * (len(self.values) % 2)  # one that would stand in an odd place is gone past
+            self.values, self._step = self.values[::2], 2 * self._step
+
+
 @dataclass
 class Kept:
     """The kept documents of one language; what has no other unit is bytes of text.
 
     Attributes:
         personal_data: {kind: places replaced}.
-        values: {column of :data:`SHOWN`: of each document that has one}.
+        values: {column of :data:`SHOWN`: of the documents that have one; of many, of :data:`MOST` or half as many,
+            evenly over the file}.
         cluster_sizes: {documents in the cluster: how many of those that stay}.
     """
 
@@ -81,15 +100,16 @@ class Kept:
     @classmethod
     def of(cls, path: Path, language: str = "") -> Kept:
         """Count a file of ``documents/``."""
-        kept, parts, largest = cls(), defaultdict(list), list[tuple[int, str, str]]()
+        kept, largest = cls(), list[tuple[int, str, str]]()
+        drawn = {name: Evenly() for name in SHOWN}
         columns = ["id", "text", "license", "url", "opt_out", "cluster_size", *personal_data.SCHEMA.names, *SHOWN]
         with pq.ParquetFile(path) as file:
             for batch in file.iter_batches(columns=columns):
                 kept._add(batch)
                 largest = _largest(batch, largest)
                 for name in SHOWN:
-                    parts[name].append(batch.column(name).drop_null().to_numpy(zero_copy_only=False))
-        kept.values = {name: found for name in SHOWN if len(found := np.concatenate([np.zeros(0), *parts[name]]))}
+                    drawn[name].add(batch.column(name).drop_null().to_numpy(zero_copy_only=False))
+        kept.values = {name: one.values for name, one in drawn.items() if len(one.values)}
         texts = without_personal_data([text for _, _, text in largest], language)
         kept.largest = [Cluster(size, one, text) for (size, one, _), text in zip(largest, texts, strict=True)]
         return kept

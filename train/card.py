@@ -148,7 +148,7 @@ def card(trained: Trained, provenance: Mapping[str, Any]) -> str:
         dtype=provenance["dtype"],
         differences=provenance["max_abs_logit_difference"],
         transformers=provenance["tools"]["transformers"],
-        sections={"Tasks": card_section(trained.folder, trained.step)},
+        sections={"Tasks": tasks} if (tasks := card_section(trained.folder, trained.step)) else {},
     ))  # fmt: skip
 
 

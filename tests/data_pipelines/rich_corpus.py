@@ -19,7 +19,8 @@ def records(language: str) -> list[bytes]:
     """48 passages under six addresses, and what is to be removed, hidden or escaped."""
     prose = (TEXTS / f"{language}.txt").read_text(encoding="utf-8").splitlines()
     other = (TEXTS / f"{LANGUAGES[LANGUAGES.index(language) - 1]}.txt").read_text(encoding="utf-8").splitlines()
-    rows = [{"text": text, "url": f"https://host{number % 6}.example/{number}"} for number, text in enumerate(prose)]
+    rows = [{"text": text, "title": f"Kapitel {number}", "url": f"https://host{number % 6}.example/{number}"}
+            for number, text in enumerate(prose)]  # fmt: skip
     rows += [{"text": prose[1], "url": f"https://mirror.example/{number}"} for number in range(3)]
     rows += [{"text": f"{prose[2]} fin.", "url": "https://mirror.example/near"}]
     rows += [{"text": other[3] + " " + other[4], "url": "https://mirror.example/translated"}]
@@ -37,7 +38,8 @@ def make(folder: Path, hanse, languages=LANGUAGES) -> Path:
         path = folder / f"{language}.jsonl"
         path.write_bytes(b"\n".join(records(language)) + b"\n")
         settings = {"reader": "jsonl", "path": str(path), "language": language, "license": "CC0-1.0",
-                    "url_field": "url", "obtained": f"a transfer {HOSTILE}", "snapshot_date": "2026-03"}  # fmt: skip
+                    "url_field": "url", "title_field": "title",
+                    "obtained": f"a transfer {HOSTILE}", "snapshot_date": "2026-03"}  # fmt: skip
         text = f"# @package sources.web_{language}\n{yaml.safe_dump(settings)}"
         (folder / f"configs/source/web_{language}.yaml").write_text(text, encoding="utf-8")
     freeze([Origin("https://no.example", "2026-11-24T00:00:00", 200, robots="User-agent: *\nDisallow: /"),

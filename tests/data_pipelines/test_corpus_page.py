@@ -112,6 +112,39 @@ def test_what_does_not_belong_or_was_changed_is_one_clear_line(rich, tiny_data, 
     assert "corpus=data/NAME for the page of a corpus" in capfd.readouterr().err
 
 
+def test_a_corpus_of_other_columns_is_one_clear_line(rich, tmp_path, hanse, capfd):
+    from dataclasses import replace
+
+    from common.files import sha256_file
+    from data_pipelines.manifest import CorpusManifest, FileEntry
+
+    shutil.copytree(rich / "corpus", tmp_path / "corpus")
+    path = tmp_path / "corpus/removed/fr.parquet"
+    rows = pq.read_table(path)
+    pq.write_table(rows.drop_columns(["detail"]), path)
+    manifest = CorpusManifest.read(tmp_path / "corpus")
+    entry = FileEntry(rows.num_rows, path.stat().st_size, sha256_file(path))
+    replace(manifest, files={**manifest.files, "removed/fr.parquet": entry}).write()
+    assert hanse("report", f"corpus={tmp_path}") == 2
+    assert "not those of a corpus of this version" in capfd.readouterr().err
+
+
+def test_of_many_numbers_every_nth_is_held(monkeypatch):
+    import numpy as np
+
+    from data_pipelines import counted
+
+    monkeypatch.setattr(counted, "MOST", 16)
+    for sizes in ([1] * 100, [7] * 30, [100], [3, 0, 64, 5, 1, 40], [16], [17], [33, 33]):
+        whole, held, at = np.arange(sum(sizes), dtype=float), counted.Evenly(), 0
+        for size in sizes:
+            held.add(whole[at : at + size])
+            at += size
+        step = 1 if len(held.values) < 2 else int(held.values[1] - held.values[0])
+        assert held.values.tolist() == whole[::step].tolist()
+        assert 8 < len(held.values) <= 16
+
+
 def test_many_languages_share_one_colour_and_one_axis():
     import numpy as np
 

@@ -9,6 +9,7 @@ from torch.nn.functional import cross_entropy
 
 from common.errors import EXIT_DONE, EXIT_USER_ERROR
 from tests.train.multirank import evaluations
+from train import harness
 from train.score import Score, total
 from train.tasks import CHOICES, Item, answer, next_sentence, sentences, summary
 from train.trained import open_trained
@@ -21,7 +22,9 @@ def trained(tiny_run):
 
 @pytest.mark.slow
 def test_bits_per_byte_are_those_of_training_and_two_ranks_write_the_same_file(tiny_run, tmp_path, hanse, capfd):
-    settings = [f"run={tiny_run}", "tokens_per_language=512", "items_per_language=4"]
+    settings = [f"run={tiny_run}", "tokens_per_language=512", "items_per_language=4", "sample_tokens=8"]
+    if harness.is_installed():
+        settings.append("lm_eval=[hanse_next_sentence]")
     for ranks in (1, 2):
         assert hanse("evaluate", *settings, f"ranks={ranks}", f"output={tmp_path / f'{ranks}.json'}") == EXIT_DONE
     assert (tmp_path / "1.json").read_bytes() == (tmp_path / "2.json").read_bytes()
@@ -31,6 +34,9 @@ def test_bits_per_byte_are_those_of_training_and_two_ranks_write_the_same_file(t
     for language, sources in found["sources"].items():
         assert list(sources) == [f"text_{language}"]
         assert sources[f"text_{language}"] == found["languages"][language]
+    assert all(len(texts) == 1 and texts[0]["text"] for texts in found["samples"].values())
+    for language, told in found["tasks"]["next_sentence"].items() if harness.is_installed() else ():
+        assert found["lm_eval"]["tasks"][f"hanse_next_sentence_{language}"]["acc_bytes"] == told["accuracy"]
     assert "next_sentence (guessing gives 25%)" in capfd.readouterr().out
 
 

@@ -56,13 +56,16 @@ def _charts(evidence: Evidence) -> list[Chart]:
 
 
 def _answers(latest: Saved) -> Table:
-    rows = [
-        [f"{task}, {language}", f"{row['accuracy']:.1%}", f"± {row['standard_error']:.1%}", f"{row['chance']:.0%}",
-         f"{row['items']:,.0f}"]
-        for task, languages in latest.tasks.items()
-        for language, row in languages.items()
-    ]  # fmt: skip
-    return Table(["task", "accuracy", "standard error", "guessing", "questions"], rows)
+    names = sorted({language for languages in latest.tasks.values() for language in languages})
+    rows = [[name, *(_answer(languages.get(name)) for languages in latest.tasks.values())] for name in names]
+    items = sorted({f"{row['items']:,.0f}" for one in latest.tasks.values() for row in one.values()})
+    note = ("Share of right answers, with its standard error. Questions are made of the validation text: "
+            f"{' or '.join(items)} of each language.") if rows else ""  # fmt: skip
+    return Table(["language", *(task.replace("_", " ") for task in latest.tasks)], rows, note)
+
+
+def _answer(row: dict[str, float] | None) -> str:
+    return f"{row['accuracy']:.1%} ± {row['standard_error']:.1%}" if row else "not asked"
 
 
 def _text(latest: Saved) -> Table:
