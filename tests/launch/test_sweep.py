@@ -128,7 +128,9 @@ def sweep_folder(tmp_path):
     return folder
 
 
-def test_status_has_one_line_for_a_sweep_and_a_line_for_each_run_when_asked(sweep_folder, monkeypatch, capsys, tmp_path):
+def test_status_has_one_line_for_a_sweep_and_a_line_for_each_run_when_asked(
+    sweep_folder, monkeypatch, capsys, tmp_path
+):
     live = {"77_1": slurm.QueuedJob("77_1", "RUNNING", "None", "n1", "N/A", "1:00:00")}
     monkeypatch.setattr(slurm, "available", lambda: True)
     monkeypatch.setattr(slurm, "queued", lambda numbers: live)
@@ -184,13 +186,17 @@ def test_here_they_run_one_after_the_other_and_a_stop_ends_all(sweep_folder, mon
 
 
 def test_a_record_that_leads_elsewhere_is_refused(tmp_path):
-    (tmp_path / "sweep.json").write_text(json.dumps({"format": "hanse-sweep-1", "runs": [{"run": "../x", "values": {}}]}))
+    (tmp_path / "sweep.json").write_text(
+        json.dumps({"format": "hanse-sweep-1", "runs": [{"run": "../x", "values": {}}]})
+    )
     with pytest.raises(HanseError, match="not a record of a sweep"):
         Sweep.read(tmp_path)
 
 
 def test_an_array_lives_as_long_as_one_of_its_elements(monkeypatch):
-    answer = "12_0|RUNNING|None|n1|N/A|1:00|12|13\n12_1|PENDING|Resources||N/A|1:00|12|12\n9|RUNNING|None|n2|N/A|1|9|9\n"
+    answer = (
+        "12_0|RUNNING|None|n1|N/A|1:00|12|13\n12_1|PENDING|Resources||N/A|1:00|12|12\n9|RUNNING|None|n2|N/A|1|9|9\n"
+    )
     monkeypatch.setattr(slurm, "_run", lambda command: subprocess.CompletedProcess(command, 0, answer, ""))
     live = slurm.queued(["12", "12_1", "13", "9", "8"])
     assert {name: one.state for name, one in live.items()} == {
