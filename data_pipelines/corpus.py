@@ -25,7 +25,7 @@ from common.errors import HanseError
 from common.files import sha256_file
 from common.folders import replaced_folder, restore
 from common.terminal import Progress, count, next_step, say, table
-from data_pipelines import datasheet, dedup
+from data_pipelines import datasheet, dedup, dedup_ray
 from data_pipelines.annotate.stage import FACTS, SIGNAL_COLUMNS, counts_of, quality_of
 from data_pipelines.config import CorpusConfig
 from data_pipelines.dedup import SIGNATURES, Clusters, Originals
@@ -52,6 +52,8 @@ def run(config: CorpusConfig) -> None:
         say(f"worker {config.worker}: {done} files annotated, {len(mine) - done} were there; {config.annotated}/")
         next_step(f"hanse corpus {same_again(config.name)}  (without worker=, when all workers are done)")
         return
+    if config.dedup.engine == "ray":
+        dedup_ray.require()  # before the hours that annotating takes
     folder = Path(config.output)
     restore(folder)
     identity = _identity(config, planned)
@@ -71,7 +73,7 @@ def run(config: CorpusConfig) -> None:
 
 def _identity(config: CorpusConfig, planned: list[Planned]) -> str:
     """Fingerprint of everything that decides the output."""
-    where = ("output", "annotated", "downloads", "worker", "processes", "sources", "annotate")
+    where = ("output", "annotated", "downloads", "worker", "processes", "sources", "annotate", "dedup")
     settings = {key: value for key, value in asdict(config).items() if key not in where}
     settings["earlier"] = [CorpusManifest.read(Path(one)).merkle_root for one in config.select.earlier]
     # A list, because the order of the sources decides which of two duplicates stays.
@@ -98,6 +100,8 @@ def _build(config: CorpusConfig, planned: list[Planned], folder: Path, identity:
     writers: dict[str, ParquetWriter] = {}
     progress = Progress("select", sum(one.path.stat().st_size for one in planned), "B")
     with ExitStack() as stack:
+        if config.dedup.engine == "ray":
+            stack.enter_context(dedup_ray.session(config.processes))
 
         def write(side: str, language: str, rows: pa.RecordBatch) -> None:
             name = f"{side}/{language}.parquet"
@@ -127,7 +131,7 @@ def _build(config: CorpusConfig, planned: list[Planned], folder: Path, identity:
         name: FileEntry(writer.rows, (folder / name).stat().st_size, sha256_file(folder / name))
         for name, writer in sorted(writers.items())
     }
-    told = {key: value for key, value in asdict(config).items() if key not in ("worker", "processes")}
+    told = {key: value for key, value in asdict(config).items() if key not in ("worker", "processes", "dedup")}
     described = CorpusManifest(config.name, identity, told, tools(), tallies, files, folder)
     described.write()
     datasheet.write(described)
@@ -155,7 +159,10 @@ def _clusters(config: CorpusConfig, parts: list[Planned], language: str) -> Clus
             ids += table["id"].to_pylist()
             contents += table["content"].to_pylist()
         files = [*earlier, *(one.path for one in parts)]
-        found = dedup.cluster(dedup.batches_of(files), similarity, path.parent, len(ids))
+        if config.dedup.engine == "ray":
+            found = dedup_ray.cluster(files, similarity, len(ids))
+        else:
+            found = dedup.cluster(dedup.batches_of(files), similarity, path.parent, len(ids))
         numbers = np.unique(found.cluster)
         found.earlier = {number: (ids[number], contents[number]) for number in numbers[numbers >= 0].tolist()
                          if number < len(ids)}  # fmt: skip
