@@ -98,9 +98,10 @@ def test_nothing_is_reported_and_nobody_else_is_served(two_workers):
     assert ray.cluster_resources()["CPU"] == 2
     program = f"import ray; ray.init(address={ray.get_runtime_context().gcs_address!r}, logging_level='error')"
     stranger = {**os.environ, "RAY_AUTH_TOKEN": "0" * 64}
-    done = subprocess.run([sys.executable, "-c", program], env=stranger, capture_output=True, text=True, check=False)
-    assert done.returncode
-    assert "uthentication" in done.stderr
+    other = subprocess.Popen([sys.executable, "-c", program], env=stranger, stderr=subprocess.PIPE, text=True)
+    assert any("InvalidAuthToken" in line for line in other.stderr), "it got in"
+    other.kill()  # it would try again for a minute
+    other.communicate()
 
 
 def test_the_engine_is_one_key_and_no_part_of_what_a_corpus_is(tmp_path):
