@@ -25,6 +25,7 @@ __all__ = [
 ]  # fmt: skip
 
 ENCODERS = ("auto", "gigatoken", "tiktoken", "tokenizers")
+ENGINES = ("local", "ray")
 VERDICTS = ("allow", "deny", "unknown")
 WORKER = re.compile(r"\d{1,6}/[1-9]\d{0,5}")
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -121,6 +122,17 @@ class SelectConfig:
 
 
 @dataclass
+class DedupConfig:
+    """Who looks for duplicates; it makes no difference to what is found."""
+
+    engine: str = "local"
+
+    def problems(self, key: str) -> list[str]:
+        """Everything wrong with these settings, one line each."""
+        return [] if self.engine in ENGINES else [f"{key}.engine: '{self.engine}'; use one of {', '.join(ENGINES)}"]
+
+
+@dataclass
 class CorpusConfig:
     """Configuration of ``hanse corpus``."""
 
@@ -135,6 +147,7 @@ class CorpusConfig:
     processes: int = 0
     annotate: AnnotateConfig = field(default_factory=AnnotateConfig)
     select: SelectConfig = field(default_factory=SelectConfig)
+    dedup: DedupConfig = field(default_factory=DedupConfig)
     validation_fraction: float = 0.01
     split_seed: int = 0
     part_megabytes: int = 512
@@ -158,7 +171,7 @@ class CorpusConfig:
             found.append(f"worker: '{self.worker}'; of {self.share[1]} workers the last is {self.share[1] - 1}")
         if self.processes < 0:
             found.append(f"processes: {self.processes}; give 1 or more, or 0 for one a core")
-        found += self.annotate.problems("annotate") + self.select.problems("select")
+        found += self.annotate.problems("annotate") + self.select.problems("select") + self.dedup.problems("dedup")
         if self.select.quality and not self.annotate.quality:
             found.append("select.quality: true, but annotate.quality is false: there is nothing to select by")
         if not 0 <= self.validation_fraction < 1:

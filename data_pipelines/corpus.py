@@ -25,7 +25,7 @@ from common.errors import HanseError
 from common.files import sha256_file
 from common.folders import replaced_folder, restore
 from common.terminal import Progress, count, next_step, say, table
-from data_pipelines import boilerplate, datasheet, dedup, downloads
+from data_pipelines import boilerplate, datasheet, dedup, dedup_ray, downloads
 from data_pipelines.annotate.stage import FACTS, SIGNAL_COLUMNS, counts_of, quality_of
 from data_pipelines.config import CorpusConfig
 from data_pipelines.dedup import SIGNATURES, Clusters, Originals
@@ -64,6 +64,8 @@ def run(config: CorpusConfig) -> None:
         say(f"worker {config.worker}: {done} files annotated, {len(mine) - done} were there; {config.annotated}/")
         next_step(f"hanse corpus {same_again(config.name)}  (without worker=, when all workers are done)")
         return
+    if config.dedup.engine == "ray":
+        dedup_ray.require()  # before the hours that annotating takes
     folder = Path(config.output)
     restore(folder)
     identity = _identity(config, planned)
@@ -98,7 +100,7 @@ def _download(config: CorpusConfig) -> None:
 def _identity(config: CorpusConfig, planned: list[Planned]) -> str:
     """Fingerprint of everything that decides the output."""
     where = ("output", "annotated", "downloads", "download_only", "worker", "processes", "sources", "languages",
-             "annotate")  # fmt: skip
+             "annotate", "dedup")  # fmt: skip
     settings = {key: value for key, value in asdict(config).items() if key not in where}
     settings["earlier"] = [CorpusManifest.read(Path(one)).merkle_root for one in config.select.earlier]
     # A list, because the order of the sources decides which of two duplicates stays.
@@ -125,6 +127,8 @@ def _build(config: CorpusConfig, planned: list[Planned], folder: Path, identity:
     writers: dict[str, ParquetWriter] = {}
     progress = Progress("select", sum(one.path.stat().st_size for one in planned), "B")
     with ExitStack() as stack:
+        if config.dedup.engine == "ray":
+            stack.enter_context(dedup_ray.session(config.processes))
 
         def write(side: str, language: str, rows: pa.RecordBatch) -> None:
             name = f"{side}/{language}.parquet"
@@ -156,7 +160,7 @@ def _build(config: CorpusConfig, planned: list[Planned], folder: Path, identity:
         for name, writer in sorted(writers.items())
     } | repeated
     told = {key: value for key, value in asdict(config).items()
-            if key not in ("worker", "processes", "languages", "download_only")}  # fmt: skip
+            if key not in ("worker", "processes", "languages", "download_only", "dedup")}  # fmt: skip
     described = CorpusManifest(config.name, identity, told, tools(), tallies, files, folder)
     described.write()
     datasheet.write(described)
@@ -203,7 +207,10 @@ def _clusters(config: CorpusConfig, parts: list[Planned], language: str) -> Clus
             ids += table["id"].to_pylist()
             contents += table["content"].to_pylist()
         files = [*earlier, *(one.path for one in parts)]
-        found = dedup.cluster(dedup.batches_of(files), similarity, path.parent, len(ids))
+        if config.dedup.engine == "ray":
+            found = dedup_ray.cluster(files, similarity, len(ids))
+        else:
+            found = dedup.cluster(dedup.batches_of(files), similarity, path.parent, len(ids))
         numbers = np.unique(found.cluster)
         found.earlier = {number: (ids[number], contents[number]) for number in numbers[numbers >= 0].tolist()
                          if number < len(ids)}  # fmt: skip

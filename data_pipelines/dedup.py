@@ -111,7 +111,7 @@ def cluster(batches: Iterable[pa.RecordBatch], similarity: float | None, folder:
     contents, signed, rows = [], [], 0
     with tempfile.TemporaryFile(dir=folder) as file:
         for batch in batches:
-            contents.append(_halves(batch.column("content")))
+            contents.append(halves_of(batch.column("content")))
             known = batch.column("signature").is_valid().to_numpy(zero_copy_only=False)
             if similarity is not None:
                 file.write(places_of(batch.column("signature").filter(pa.array(known))).tobytes())
@@ -120,56 +120,84 @@ def cluster(batches: Iterable[pa.RecordBatch], similarity: float | None, folder:
         file.flush()
         halves = np.concatenate([np.zeros((0, 2), np.uint64), *contents])
         root = np.arange(rows)
-        _join_equal(root, halves)
+        join_equal(root, halves)
         which = np.concatenate([np.zeros(0, np.int64), *signed])
         if similarity is not None and len(which):
             places = np.memmap(file, "<u2", "r", shape=(len(which), PLACES))
-            _join_alike(root, which, places, math.ceil(round(similarity * PLACES, 6)))
-    size = np.bincount(root, minlength=rows)[root]
+            _join_alike(root, which, places, least_places(similarity))
+    return clusters_of(root, halves, earlier)
+
+
+def clusters_of(root: Integers, halves: Hashes, earlier: int) -> Clusters:
+    """Clusters, of every document's first companion (itself included) and the halves of its content."""
+    size = np.bincount(root, minlength=len(root))[root]
     empty = (halves == np.frombuffer(EMPTY[:16], np.uint64)).all(axis=1)  # no text is no duplicate of no text
     alone = (size == 1) | empty
     return Clusters(np.where(alone, ALONE, root)[earlier:], np.where(empty, 1, size).astype(np.int32)[earlier:])
 
 
-def _halves(contents: pa.Array) -> Hashes:
+def least_places(similarity: float) -> int:
+    """In how many places two signatures must agree."""
+    return math.ceil(round(similarity * PLACES, 6))
+
+
+def halves_of(contents: pa.Array) -> Hashes:
     """The first 128 bits of each content, as two numbers."""
     data = np.frombuffer(contents.buffers()[1], np.uint8)[contents.offset * 32 : (contents.offset + len(contents)) * 32]
     return data.reshape(-1, 32)[:, :16].copy().view(np.uint64)
 
 
-def _join_equal(root: Integers, halves: Hashes) -> None:
+def join_equal(root: Integers, halves: Hashes) -> None:
+    """Join documents with the same content."""
     order = np.lexsort((halves[:, 1], halves[:, 0]))
     equal = np.flatnonzero((halves[order][1:] == halves[order][:-1]).all(axis=1))
-    _join(root, order[equal], order[equal + 1])
+    join(root, order[equal], order[equal + 1])
 
 
 def _join_alike(root: Integers, rows: Integers, places: NDArray[np.uint16], least: int) -> None:
     """Join documents that share a band and agree in at least ``least`` places."""
     for band in range(BANDS):
-        keys = _band_keys(places, band)
-        order = np.argsort(keys, kind="stable")  # the first of a bucket is the first document
-        bucket = np.cumsum(np.append(True, keys[order][1:] != keys[order][:-1])) - 1
-        for _ in range(ROUNDS):
-            shared = np.bincount(bucket)[bucket] > 1
-            order, bucket = order[shared], bucket[shared]
-            if not len(order):
-                break
-            opens = np.append(True, bucket[1:] != bucket[:-1])
-            first, others = order[opens][np.cumsum(opens) - 1][~opens], order[~opens]
-            alike = root[rows[first]] == root[rows[others]]
-            asked = np.flatnonzero(~alike)
-            alike[asked] = _agree(places, first[asked], others[asked], least)
-            _join(root, rows[first[alike]], rows[others[alike]])
-            order, bucket = others[~alike], bucket[~opens][~alike]
+        left, right = alike_in(places, *shared_buckets(band_keys(places, band)), least)
+        join(root, rows[left], rows[right])
 
 
-def _band_keys(places: NDArray[np.uint16], band: int) -> Hashes:
+def band_keys(places: NDArray[np.uint16], band: int) -> Hashes:
+    """A number of each document, the same where all places of the band are."""
     keys = np.zeros(len(places), np.uint64)
     for start in range(0, len(places), CHUNK):
         part = np.asarray(places[start : start + CHUNK, band * ROWS : (band + 1) * ROWS], np.uint64)
         for row in range(ROWS):
             keys[start : start + CHUNK] = mixed(keys[start : start + CHUNK] + part[:, row] + np.uint64(1))
     return keys
+
+
+def shared_buckets(keys: Hashes) -> tuple[Integers, Integers]:
+    """(document, bucket) of those whose key another one has: bucket after bucket, the first document of each first."""
+    order = np.argsort(keys, kind="stable")
+    bucket = np.cumsum(np.append(True, keys[order][1:] != keys[order][:-1])) - 1 if len(keys) else order
+    shared = np.bincount(bucket)[bucket] > 1 if len(keys) else order.astype(bool)
+    return order[shared], bucket[shared]
+
+
+def alike_in(
+    places: NDArray[np.uint16], order: Integers, bucket: Integers, least: int
+) -> tuple[Integers, Integers]:  # fmt: skip
+    """Pairs of documents of the same bucket that agree in at least ``least`` places. What is found in a bucket depends
+    on that bucket alone, so that it does not matter where and in which order buckets are looked at.
+    """
+    left, right = [order[:0]], [order[:0]]
+    for _ in range(ROUNDS):
+        shared = np.bincount(bucket)[bucket] > 1 if len(bucket) else bucket.astype(bool)
+        order, bucket = order[shared], bucket[shared]
+        if not len(order):
+            break
+        opens = np.append(True, bucket[1:] != bucket[:-1])
+        first, others = order[opens][np.cumsum(opens) - 1][~opens], order[~opens]
+        alike = _agree(places, first, others, least)
+        left.append(first[alike])
+        right.append(others[alike])
+        order, bucket = others[~alike], bucket[~opens][~alike]
+    return np.concatenate(left), np.concatenate(right)
 
 
 def _agree(places: NDArray[np.uint16], first: Integers, others: Integers, least: int) -> Bools:
@@ -180,7 +208,7 @@ def _agree(places: NDArray[np.uint16], first: Integers, others: Integers, least:
     return agree
 
 
-def _join(root: Integers, left: Integers, right: Integers) -> None:
+def join(root: Integers, left: Integers, right: Integers) -> None:
     """Make one component of each pair's two; every document's root is the first of its component, before and after."""
     while True:
         one, other = root[left], root[right]

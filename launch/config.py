@@ -61,6 +61,7 @@ class LaunchConfig:
     exclude: list[str] = field(default_factory=list)
     sbatch: list[str] = field(default_factory=list)
     at_once: int | None = None
+    ray_nodes: int | None = None
     software: SoftwareConfig = field(default_factory=SoftwareConfig)
     life: LifeConfig = field(default_factory=LifeConfig)
     dry_run: bool = False
@@ -83,7 +84,7 @@ class LaunchConfig:
             value = getattr(holder, key.removeprefix("life."))
             if value < minimum:
                 found.append(f"{key}={value}: must be {minimum} or more")
-        for key in ("ranks_per_node", "threads_per_rank", "at_once"):
+        for key in ("ranks_per_node", "threads_per_rank", "at_once", "ray_nodes"):
             value = getattr(self, key)
             if value is not None and value < 1:
                 found.append(f"{key}={value}: must be 1 or more")

@@ -5,6 +5,8 @@ missing: which elements of the array were killed, and when, does not matter.
 
 from __future__ import annotations
 
+import glob
+import math
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -24,6 +26,12 @@ from launch.site import Queue, Site
 from launch.verb import configuration_of
 
 SCRIPTS = ("corpus.sbatch", "environment.sh", "node.sh")
+# For Ray: memory for signatures, keys and buckets, in bytes a byte of text (240 + 320 + 24 of a document of 2 kB), and
+# how many bytes of text a compressed byte is.
+SKETCH_SHARE, COMPRESSION = 0.3, 3.0
+COMPRESSED = (".zst", ".gz", ".parquet", ".bz2", ".xz")
+OBJECT_SHARE = 0.3  # of a machine's memory that Ray gives to objects
+MOST_RAY_NODES = 64
 
 
 def run(config: LaunchConfig, why: str, *, here: bool) -> int:
@@ -37,11 +45,35 @@ def run(config: LaunchConfig, why: str, *, here: bool) -> int:
     folder = next_folder(job.run)
     refuse_if_running(folder)
     assert corpus is not None
-    write_folder(job, config, corpus, folder)
+    ray = ray_nodes(config, corpus, job.queue) if corpus["dedup"]["engine"] == "ray" else 0
+    write_folder(job, config, corpus, folder, ray=bool(ray))
     say(f"{job.site.title} (site={job.site.name}, {why})")
-    for what, value in summary(job, config, folder):
+    for what, value in summary(job, config, folder, ray):
         say(f"  {what:13s} {value}")
-    return submit(job, config, folder, here=here)
+    return submit(job, config, folder, here=here, ray=ray)
+
+
+def ray_nodes(config: LaunchConfig, corpus: dict[str, Any], queue: Queue) -> int:
+    """Machines that look for duplicates: as asked for, else as many as hold the sketches of all the input that lies on
+    the file system; at most what the queue gives.
+    """
+    if config.ray_nodes:
+        return config.ray_nodes
+    memory = config.site.node.memory_gb
+    if not memory:
+        return 1
+    needed = SKETCH_SHARE * sum(map(text_bytes, corpus["sources"].values()))
+    most = min(queue.max_nodes or MOST_RAY_NODES, MOST_RAY_NODES)
+    return max(1, min(math.ceil(needed / (OBJECT_SHARE * memory * 1e9)), most))
+
+
+def text_bytes(source: dict[str, Any]) -> float:
+    """About how much text a source has; 0 where it is not on the file system."""
+    if not source.get("path"):
+        return 0.0
+    found = [Path(name) for name in glob.glob(str(source["path"]), recursive=True)]
+    files = [file for path in found for file in (path.rglob("*") if path.is_dir() else [path]) if file.is_file()]
+    return sum(file.stat().st_size * (COMPRESSION if file.suffix in COMPRESSED else 1) for file in files)
 
 
 def work_out(config: LaunchConfig, corpus: dict[str, Any] | None, wrong: list[str], *, here: bool) -> Job:
@@ -88,9 +120,12 @@ def refuse_if_running(folder: Path) -> None:
                              f"stop them with 'scancel {' '.join(numbers)}'")  # fmt: skip
 
 
-def write_folder(job: Job, config: LaunchConfig, corpus: dict[str, Any], folder: Path) -> None:
+def write_folder(
+    job: Job, config: LaunchConfig, corpus: dict[str, Any], folder: Path, *, ray: bool = False
+) -> None:  # fmt: skip
     """Write everything the jobs read; ``corpus``, the resolved configuration, is frozen as an experiment."""
-    for name, text in render(job, folder, SCRIPTS, workers=config.nodes).items():
+    scripts = [*SCRIPTS, *(["ray.sh"] if ray else [])]
+    for name, text in render(job, folder, scripts, workers=config.nodes, ray=ray).items():
         write_text(folder / name, text)
     frozen = "# @package _global_\n" + OmegaConf.to_yaml(
         OmegaConf.create({key: value for key, value in corpus.items() if key != "experiment"})
@@ -99,16 +134,17 @@ def write_folder(job: Job, config: LaunchConfig, corpus: dict[str, Any], folder:
     write_text(folder / "launch.yaml", OmegaConf.to_yaml(OmegaConf.structured(config)))
 
 
-def summary(job: Job, config: LaunchConfig, folder: Path) -> Iterator[tuple[str, str]]:
+def summary(job: Job, config: LaunchConfig, folder: Path, ray: int) -> Iterator[tuple[str, str]]:
     """What a person should see before hours are spent, as (what, value)."""
     array = f"{config.nodes} jobs of one node, then " if config.nodes > 1 else ""
     yield "corpus", f"{job.name} in {job.run}"
-    yield "asks for", f"{array}one job of one node; queue {job.config.queue or job.site.queue}"
+    last = "one node" if not ray else f"{ray} {'node' if ray == 1 else 'nodes'} with Ray"
+    yield "asks for", f"{array}one job of {last}; queue {job.config.queue or job.site.queue}"
     yield "time", f"{duration(job.seconds)} a start; a job that is not done then goes on by itself"
     yield "job folder", str(folder)
 
 
-def submit(job: Job, config: LaunchConfig, folder: Path, *, here: bool) -> int:
+def submit(job: Job, config: LaunchConfig, folder: Path, *, here: bool, ray: int = 0) -> int:
     """Submit the array and what follows it; the exit code.
 
     Raises:
@@ -116,8 +152,9 @@ def submit(job: Job, config: LaunchConfig, folder: Path, *, here: bool) -> int:
     """
     script = folder / "corpus.sbatch"
     array = [f"--array=0-{config.nodes - 1}"] if config.nodes > 1 else []
+    last = [f"--nodes={ray}"] if ray > 1 else []
     if slurm.available() and here:
-        against = slurm.test_only(script, *array)
+        against = slurm.test_only(script, *(array or last)) or slurm.test_only(script, *last)
         if against:
             raise HanseError(f"Slurm would not take this job: {against}; the script is {script}")
     if config.dry_run:
@@ -127,9 +164,9 @@ def submit(job: Job, config: LaunchConfig, folder: Path, *, here: bool) -> int:
     if not (slurm.available() and here):
         raise HanseError(f"site={job.site.name}: not this machine, or no Slurm on it; launch on its login node, or add "
                          "dry_run=true")  # fmt: skip
-    numbers = [slurm.submit(script, *array)]
+    numbers = [slurm.submit(script, *(array or last))]
     if array:
-        numbers.append(slurm.submit(script, f"--dependency=afterany:{numbers[0]}"))
+        numbers.append(slurm.submit(script, f"--dependency=afterany:{numbers[0]}", *last))
     write_json(folder / "job.json", {"job_ids": numbers, "submitted": time.time(), "user": who(),
                                      "site": job.site.name})  # fmt: skip
     say(f"submitted: {' then '.join(f'job {number}' for number in numbers)}; logs: {folder}/slurm-*.log")

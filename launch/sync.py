@@ -1,7 +1,8 @@
 """``hanse sync``: what compute nodes could not send, sent from a login node by the tools that are made for it.
 
-The commands are shown before they run. wandb marks what is uploaded (``NAME.wandb.synced`` beside the log), rsync and
-rclone compare what is there: run the same command again after an interruption, and it goes on.
+The commands are shown before they run. wandb marks each start of a run that is uploaded (``NAME.wandb.synced`` beside
+its log), rsync and rclone compare what is there: run the same command again after an interruption, and it goes on. Of
+the start that was being uploaded, wandb sends all steps again, with the same numbers and values.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from pathlib import Path
 from common.errors import EXIT_CRASH, HanseError
 from common.terminal import say
 from launch.config import SyncConfig
+from launch.sweep_record import Sweep, is_sweep, run_folders
 
 
 def run(config: SyncConfig) -> int:
@@ -26,9 +28,10 @@ def run(config: SyncConfig) -> int:
     Raises:
         HanseError: there is nothing to send, or the tool is missing.
     """
-    folders = (
-        [Path(config.run)] if config.run else sorted(path.parent for path in Path(config.runs).glob("*/config.yaml"))
-    )
+    folders = run_folders(Path(config.runs), "config.yaml")
+    if config.run:
+        sweep = Sweep.read(Path(config.run)).runs if is_sweep(Path(config.run)) else {}
+        folders = [Path(config.run) / name for name in sweep] or [Path(config.run)]
     commands = [
         command for folder in folders for command in [*wandb_commands(folder, config), *copy_commands(folder, config)]
     ]
@@ -65,7 +68,9 @@ def copy_commands(folder: Path, config: SyncConfig) -> list[list[str]]:
     source = folder / "checkpoints"
     if not config.checkpoints or not source.is_dir():
         return []
-    goal = f"{config.checkpoints.rstrip('/')}/{folder.name}/checkpoints"
+    path = folder.absolute()
+    name = f"{path.parent.name}/{path.name}" if is_sweep(path.parent) else path.name
+    goal = f"{config.checkpoints.rstrip('/')}/{name}/checkpoints"
     if config.tool == "rclone":
         return [["rclone", "copy", "--checksum", "--exclude", "*.partial/**", str(source), goal]]
     return [

@@ -209,6 +209,18 @@ def test_the_exit_code_of_a_verb_comes_through(monkeypatch):
     assert seen == ["x", "x", "y"]
 
 
+def test_no_combination_runs_when_one_of_them_is_wrong(monkeypatch, capfd, tmp_path):
+    from data_pipelines import tokenize
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(tokenize, "run", lambda config: pytest.fail("it ran"))
+    assert main(VERBS, ["tokenize", "--multirun", "name=x,..", "parity_documents=1,0"]) == EXIT_USER_ERROR
+    said = capfd.readouterr().err
+    assert said.count("'..' cannot name a folder") == 1
+    assert said.count("parity_documents: 0") == 1
+    assert not any(tmp_path.iterdir()), "Hydra writes nothing either"
+
+
 def test_offline_and_silent_unless_asked_for(monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "online")
     monkeypatch.delenv("DO_NOT_TRACK", raising=False)

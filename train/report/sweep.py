@@ -87,16 +87,22 @@ def page(sweep: Sweep, results: Sequence[Result]) -> str:
         finished=len(counting) == len(results),
         best=counting[0] if counting else None,
         open=[one for one in results if not one.counts],
+        across=across_of(sweep, counting),
         panels=panels(sweep, counting),
         results=results_table(sweep, results),
     )
+
+
+def across_of(sweep: Sweep, results: Sequence[Result]) -> str:
+    """The swept key with the most values, the first of them; empty where nothing was swept."""
+    return max(sweep.keys, key=lambda key: len({one.values.get(key) for one in results}), default="")
 
 
 def panels(sweep: Sweep, results: Sequence[Result]) -> list[tuple[str, Chart]]:
     """(name, chart) of the mean and of each language: bits per byte over the key with the most values, a line for each
     combination of the others.
     """
-    across = max(sweep.keys, key=lambda key: len({one.values.get(key) for one in results}), default="")
+    across = across_of(sweep, results)
     if not results or not across:
         return []
     stops = ordered({one.values.get(across, "") for one in results})
@@ -119,7 +125,11 @@ def _chart(name: str, across: str, stops: list[str], lines: Lines, value: Callab
     scale = fitted([found for one in series for found in one.finite])
     drawn = draw(f"{name} over {across}", "bits per byte", series, last_step=len(stops) - 1, scale=scale)
     ticks = [Tick(100 * place / max(len(stops) - 1, 1), stop) for place, stop in enumerate(stops)]
+<<<<<<< HEAD:train/report/sweep.py
     return replace(drawn, x_ticks=ticks, axis=across.rpartition(".")[2])
+=======
+    return replace(drawn, x_ticks=ticks, across="")  # the page names it once for all
+>>>>>>> fleet:train/sweep_report.py
 
 
 def ordered(values: set[str]) -> list[str]:
