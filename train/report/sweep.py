@@ -125,11 +125,7 @@ def _chart(name: str, across: str, stops: list[str], lines: Lines, value: Callab
     scale = fitted([found for one in series for found in one.finite])
     drawn = draw(f"{name} over {across}", "bits per byte", series, last_step=len(stops) - 1, scale=scale)
     ticks = [Tick(100 * place / max(len(stops) - 1, 1), stop) for place, stop in enumerate(stops)]
-<<<<<<< HEAD:train/report/sweep.py
-    return replace(drawn, x_ticks=ticks, axis=across.rpartition(".")[2])
-=======
-    return replace(drawn, x_ticks=ticks, across="")  # the page names it once for all
->>>>>>> fleet:train/sweep_report.py
+    return replace(drawn, x_ticks=ticks, axis="")  # the page names it once for all
 
 
 def ordered(values: set[str]) -> list[str]:
