@@ -92,7 +92,7 @@ def open_foreign(path: Path, vocabulary_size: int, end_of_document: int) -> Fore
     if path.suffix == DS:
         return _open_ds(path, vocabulary_size, end_of_document)
     shard = TokenShard(_prefix(path))
-    return Foreign(path, shard.tokens, shard.document_starts)
+    return Foreign(path, shard.tokens, np.asarray(shard.document_starts))
 
 
 def read_foreign(

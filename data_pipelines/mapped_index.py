@@ -35,7 +35,7 @@ class MappedStarts(Sequence[int]):
     def __len__(self) -> int:
         return self._entries
 
-    @overload
+    @overload  # type: ignore[override]
     def __getitem__(self, which: int) -> int: ...
     @overload
     def __getitem__(self, which: slice) -> np.ndarray: ...

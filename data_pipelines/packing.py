@@ -299,7 +299,7 @@ def _plan(name: str, shard: TokenShard, folder: Path, length: int) -> PackingEnt
     path = folder / f"{name}.arrow"
     bins = fragments = ids = 0
     with atomic_file(path) as partial, pa.OSFile(str(partial), "wb") as sink, pa.ipc.new_file(sink, SCHEMA) as writer:
-        for starts, sizes, ends in bins_of(shard.document_starts, length):
+        for starts, sizes, ends in bins_of(np.asarray(shard.document_starts), length):
             offsets = pa.array(np.concatenate([[0], ends]), pa.int32())
             columns = [pa.ListArray.from_arrays(offsets, pa.array(values, kind))
                        for values, kind in ((starts, pa.int64()), (sizes, pa.int32()))]  # fmt: skip
