@@ -103,8 +103,17 @@ def summary(job: Job, folder: Path) -> Iterator[tuple[str, str]]:
     yield "run", f"{train['name']} in {_short(job.run, job)}"
     yield "asks for", f"{config.nodes}{spare} nodes x {job.ranks_per_node} ranks{cpus}; queue {queue}"
     yield "time", f"{duration(job.seconds)} and at most {hours:,.0f} {unit} a start, again until its tokens are used up"
-    yield "budget", f"{int(train['tokens']):,} tokens = {int(train['tokens']) // per_step:,} steps"
-    yield "a step", job.arithmetic
+    stages = [stage["name"] for stage in train.get("stages") or []]
+    yield (
+        "budget",
+        f"{int(train['tokens']):,} tokens"
+        + (
+            f" in {len(stages)} stages: {', '.join(stages)}"
+            if stages
+            else f" = {int(train['tokens']) // per_step:,} steps"
+        ),
+    )
+    yield "a step", job.arithmetic + (" (at first)" if stages else "")
     done = look(job.run)
     if done.checkpoint_step:
         left = f"; {duration(done.seconds_left)} left at its last speed" if done.seconds_left else ""

@@ -6,12 +6,18 @@ Imports nothing heavy: ``hanse train --help`` must answer at once.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from omegaconf import MISSING
 
 from train.energy.config import EnergyConfig
+from train.stage_config import StageConfig, StageSchedule
+from train.stages import Timeline, stage_problems, timeline_of
+
+if TYPE_CHECKING:
+    from train.schedule import Course
 
 ZERO_STAGES = (1, 2, 3)
 PRECISIONS = ("auto", "bf16", "fp32")
@@ -86,14 +92,11 @@ class OptimizerConfig:
 
 
 @dataclass
-class ScheduleConfig:
-    """Warmup, middle, decay; the shapes and their sources stand in :mod:`train.schedule`."""
+class ScheduleConfig(StageSchedule):
+    """The same of a whole run, or of its stages up to the first that has a schedule of its own."""
 
     warmup_steps: int = MISSING
     decay_fraction: float = MISSING
-    decay: str = "1-sqrt"
-    final_fraction: float = 0.0
-    fall: float = 0.0
 
 
 @dataclass
@@ -184,29 +187,26 @@ class TrainConfig:
     guards: GuardsConfig = field(default_factory=GuardsConfig)
     track: TrackConfig = field(default_factory=TrackConfig)
     energy: EnergyConfig = field(default_factory=EnergyConfig)
+    stages: list[StageConfig] = field(default_factory=list)
+    change_stages: bool = False
     experiment: Any = None
 
-    @property
-    def tokens_per_step(self) -> int:
-        return self.batch.global_batch_size * self.data.sequence_length
+    @cached_property
+    def timeline(self) -> Timeline:
+        """Which step, sample and token belongs to which stage; what every count of them is taken from."""
+        return timeline_of(self)
+
+    @cached_property
+    def courses(self) -> list[Course]:
+        """The learning rate (:mod:`train.schedule`)."""
+        from train.schedule import courses_of
+
+        return courses_of(self)
 
     @property
     def steps(self) -> int:
         """Optimizer steps in the whole budget of tokens."""
-        return self.tokens // self.tokens_per_step
-
-    @property
-    def samples(self) -> int:
-        """Sequences that all steps take."""
-        return self.steps * self.batch.global_batch_size
-
-    @property
-    def decay_steps(self) -> int:
-        return round(self.steps * self.schedule.decay_fraction)
-
-    def accumulation(self, ranks: int) -> int:
-        """Micro-batches a rank runs in one step."""
-        return self.batch.global_batch_size // (self.batch.micro_batch_size * ranks)
+        return self.timeline.steps
 
     def problems(self) -> list[str]:
         """Everything wrong with the values, one line each."""
@@ -255,16 +255,7 @@ class TrainConfig:
         if self.guards.spikes.rewind_after > self.guards.spikes.rewind_within:
             found.append(f"guards.spikes.rewind_after={self.guards.spikes.rewind_after}: so many do not fit into "
                          f"guards.spikes.rewind_within={self.guards.spikes.rewind_within} steps")  # fmt: skip
-        return found or [*batch_problems(self.batch, self.ranks), *self._budget_problems()]
-
-    def _budget_problems(self) -> list[str]:
-        if self.steps < 1:
-            return [f"tokens={self.tokens}: less than one step, which takes batch.global_batch_size x "
-                    f"data.sequence_length = {self.tokens_per_step} tokens"]  # fmt: skip
-        if self.schedule.warmup_steps + self.decay_steps > self.steps:
-            return [f"schedule.warmup_steps={self.schedule.warmup_steps}: warmup and decay ({self.decay_steps} steps) "
-                    f"do not fit into the {self.steps} steps that tokens={self.tokens} gives"]  # fmt: skip
-        return []
+        return found or stage_problems(self)
 
 
 def batch_problems(batch: BatchConfig, ranks: int) -> list[str]:
@@ -285,7 +276,8 @@ def run_problems(run: str, key: str = "run") -> list[str]:
     return []
 
 
-def _value(config: Any, key: str) -> Any:
+def value_of(config: Any, key: str) -> Any:
+    """What stands under a dotted key."""
     for part in key.split("."):
         config = getattr(config, part)
     return config
@@ -293,10 +285,12 @@ def _value(config: Any, key: str) -> Any:
 
 def at_least(config: Any, least: int, *keys: str) -> list[str]:
     """One line for each key whose value is less than ``least``."""
-    return [f"{key}={_value(config, key)}: must be {least} or more" for key in keys if not _value(config, key) >= least]
+    return [
+        f"{key}={value_of(config, key)}: must be {least} or more" for key in keys if not value_of(config, key) >= least
+    ]
 
 
 def one_of(config: Any, key: str, allowed: tuple[Any, ...]) -> list[str]:
     """A line if the value of ``key`` is none of those allowed."""
-    value = _value(config, key)
+    value = value_of(config, key)
     return [] if value in allowed else [f"{key}={value}: one of {', '.join(map(str, allowed))}"]

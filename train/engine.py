@@ -20,11 +20,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.utils.cpp_extension import _get_build_directory
-from transformers import PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 
-from train.config import TrainConfig
+from train.config import BatchConfig, TrainConfig
 from train.invariant import ExactAdamW, ExactSum, Owned, isolate
-from train.model import PackedLanguageModel, model_inputs
+from train.model import PackedLanguageModel, model_inputs, set_rope
 from train.ranks import Place
 from train.stream import MicroBatch
 
@@ -118,13 +118,13 @@ def deepspeed_config(config: TrainConfig, ranks: int, precision: str, parameters
     if config.engine.zero_stage == 3:
         zero |= {"stage3_prefetch_bucket_size": bucket // 4, "stage3_param_persistence_threshold": 10_000,
                  "stage3_max_live_parameters": bucket, "stage3_max_reuse_distance": bucket}  # fmt: skip
-    micro_batch, accumulation, clipping = (
-        config.batch.micro_batch_size, config.accumulation(ranks), config.optimizer.gradient_clipping)  # fmt: skip
+    batch, clipping = config.timeline.at(0).batch, config.optimizer.gradient_clipping
+    micro_batch, accumulation = batch.micro_batch_size, batch.global_batch_size // (batch.micro_batch_size * ranks)
     if config.determinism == "D2":  # accumulation and clipping are ours: DeepSpeed sees one backward a step
         micro_batch, accumulation, clipping = micro_batch * accumulation, 1, 0.0
         zero["memory_efficient_linear"] = False  # ZeRO-3's: a product of its own, which may round otherwise
     return {
-        "train_batch_size": config.batch.global_batch_size,
+        "train_batch_size": batch.global_batch_size,
         "train_micro_batch_size_per_gpu": micro_batch,
         "gradient_accumulation_steps": accumulation,
         "gradient_clipping": clipping,
@@ -167,6 +167,9 @@ class Engine:
         self.layer_norms: dict[str, float] | None = None  # of the last step, where they were asked for
         self._norm, self._largest_norm, self._wants_layers = math.inf, math.inf, False
         self._turn = 0  # micro-batches of the current step that were run
+        self.batch: BatchConfig | None = None
+        self.rope = model.config
+        self.set_batch(config.timeline.at(0).batch)
         self.mark: Callable[[str], None] = lambda _: None  # told how far this rank has come (train/guards/watchdog.py)
 
     def _exact_sum(self, elements: int) -> ExactSum:
@@ -176,10 +179,30 @@ class Engine:
             self.engine, parameters, [math.prod(self.shapes[self.names[id(one)]]) for one in parameters],
             {key: owned[name] for key, name in self.names.items() if name in owned}, self._flats(),
             sharded=self.stage >= 2,
-            micro_batches=self.config.batch.global_batch_size // self.config.batch.micro_batch_size,
+            micro_batches=1,  # set_batch() tells
             bucket_elements=bucket_elements(elements),
             clip=self.config.optimizer.gradient_clipping,
         )  # fmt: skip
+
+    def set_batch(self, batch: BatchConfig) -> None:
+        """The sizes of the next step and those after it; between two steps only."""
+        if batch == self.batch:
+            return
+        self.batch, self.accumulation = batch, batch.global_batch_size // (batch.micro_batch_size * self.ranks)
+        micro_batch, accumulation = batch.micro_batch_size, self.accumulation
+        if self.exact:  # DeepSpeed sees one backward a step
+            self.exact.micro_batches = batch.global_batch_size // batch.micro_batch_size
+            micro_batch, accumulation = micro_batch * accumulation, 1
+        self.engine.set_train_micro_batch_size(micro_batch)
+        self.engine.set_train_batch_size(batch.global_batch_size)
+        self.engine.micro_steps = 0  # it counts them to tell a step's last
+        self.zero.gradient_accumulation_steps = accumulation
+
+    def set_rope(self, config: PretrainedConfig) -> None:
+        """Let the next steps compute with the rotary embedding of this configuration of the model."""
+        if config is not self.rope:
+            self.rope = config
+            set_rope(self.engine.module, config)
 
     def forward(self, batch: MicroBatch) -> tuple[Tensor, Tensor]:
         """Negative log-likelihood in fp32: () of the micro-batch, for :meth:`backward`, and (B,) a sequence."""
@@ -195,7 +218,7 @@ class Engine:
         self.mark("backward")
         if self.exact:  # which sums, and does not average
             self._turn += 1
-            self.exact.begin(last=self._turn == self.config.accumulation(self.ranks))
+            self.exact.begin(last=self._turn == self.accumulation)
             self.engine.backward(total * (1 / global_targets), scale_wrt_gas=False)
         else:
             self.engine.backward(total * (self.ranks / global_targets), scale_wrt_gas=False)

@@ -99,9 +99,10 @@ class Metrics:
         if not self.speaks or (phase == self._phase and now - self._beaten < HEARTBEAT_SECONDS):
             return
         self._beaten, self._phase = now, phase
-        tokens = step * self.config.tokens_per_step
-        write_json(self._heartbeat, {"time": now, "phase": phase, "step": step, "steps": self.config.steps,
-                                     "consumed_tokens": tokens})  # fmt: skip
+        line = self.config.timeline
+        write_json(self._heartbeat, {"time": now, "phase": phase, "step": step, "steps": line.steps,
+                                     "consumed_tokens": line.tokens(step), "tokens": line.tokens(line.steps),
+                                     **line.name(step)})  # fmt: skip
 
     def say(self, text: str) -> None:
         """A line of its own."""

@@ -167,9 +167,11 @@ def count_unigram(config: TrainConfig, shards: ShardsManifest) -> dict[str, floa
     from train.evaluate import Evaluation
     from train.stream import open_sources
 
-    length, mixture = config.data.sequence_length, config.data.mixture
+    length, mixtures = config.data.sequence_length, [stage.data.mixture for stage in config.timeline]
     validation, training = (open_sources(shards, split, length, config.seed) for split in ("validation", "train"))
-    used = {name: source for name, source in training.items() if not mixture or mixture.get(name, 0) > 0}
+    used = {
+        name: source for name, source in training.items() if any(not one or one.get(name, 0) > 0 for one in mixtures)
+    }
     evaluation = Evaluation(validation, config.evaluate.tokens_per_language, config.batch.micro_batch_size,
                             token_byte_lengths(config.data.tokenizer))  # fmt: skip
     return {name: loss.bits_per_byte for name, loss in evaluation.unigram(used, shards.vocabulary_size).items()}
@@ -245,8 +247,8 @@ def _tiles(evidence: Evidence) -> list[tuple[str, str, str]]:
     if evidence.steps:
         loss = evidence.steps[-1]["loss"]
         tiles.append((f"{loss:.3f}", "training loss, last step", f"first step {evidence.steps[0]['loss']:.3f}"))
-    tokens = evidence.last_step * config.tokens_per_step
-    tiles.append((count(tokens), "tokens trained", f"{evidence.last_step / config.steps:.0%} of the budget"))
+    tokens, line = config.timeline.tokens(evidence.last_step), config.timeline
+    tiles.append((count(tokens), "tokens trained", f"{tokens / line.tokens(line.steps):.0%} of the budget"))
     if evidence.steps:
         speed = totals.get("tokens_per_second") or statistics.median(r["tokens_per_second"] for r in evidence.steps)
         mfu = totals.get("mfu") or statistics.median(r["mfu"] for r in evidence.steps)
@@ -324,7 +326,7 @@ def loss_chart(evidence: Evidence) -> Chart:
     ]  # fmt: skip
     series.append(Series("all", steps, [record["loss"] for record in evidence.steps]))
     marks = {kind: [event["step"] for event in evidence.events if event["event"] == kind]
-             for kind in ("checkpoint", "resume")}  # fmt: skip
+             for kind in ("checkpoint", "resume", "stage")}  # fmt: skip
     return draw("Training loss", "nats per token", series, last_step=evidence.last_step, events=marks)
 
 

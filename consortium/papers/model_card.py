@@ -38,8 +38,7 @@ def model_card(facts: Facts) -> str:
         engine=f"DeepSpeed ZeRO-{head.config.engine.zero_stage}, {facts.get('training.precision')}, "
                f"{head.checkpoint.state['ranks']} ranks",
         learning_rate=facts.get("training.optimizer")["learning_rate"],
-        tokens_per_step=head.config.tokens_per_step,
-        sequence_length=facts.get("training.sequence_length"),
+        **card.sizes(head.config),
         identities=_identities(facts),
         end_of_document=_end_of_document(facts),
         dtype=export.get("dtype"),
