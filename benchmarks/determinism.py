@@ -19,7 +19,7 @@ from omegaconf import OmegaConf
 from data_pipelines.shards import ShardsManifest
 from train.config import BatchConfig, DataConfig, TrainConfig
 from train.ledger import Ledger
-from train.stream import open_stream
+from train.order import open_stream
 
 LENGTH, SEQUENCES = 256, 8
 

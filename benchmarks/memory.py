@@ -55,7 +55,7 @@ def measure(model: str, stage: int, precision: str) -> dict[str, Any]:
     shape = model_config(config.model, VOCABULARY, LENGTH)
     engine = Engine(config, build_model(shape, 0), place.ranks, precision)
     ids, positions = torch.randint(0, VOCABULARY, (1, LENGTH)), torch.arange(LENGTH)[None]
-    turns = config.accumulation(place.ranks)
+    turns = SEQUENCES // place.ranks
     for turn in range(1, turns + 1):
         total, _losses = engine.engine(ids, positions, ids, None)
         engine.backward(total, SEQUENCES * LENGTH)

@@ -58,7 +58,8 @@ def overrides_of(arguments, folder):
     common = ["experiment=demo/train", f"data.shards={arguments.data}/shards",
               f"data.tokenizer={arguments.data}/tokenizer", *arguments.overrides]  # fmt: skip
     return [
-        *common, f"tokens={training_config(common).tokens_per_step * arguments.steps}", f"run={folder}/run",
+        *common, f"tokens={training_config(common).timeline.at(0).tokens_per_step * arguments.steps}",
+        f"run={folder}/run",
         f"ranks={arguments.ranks}", f"threads_per_rank={arguments.threads}", f"engine.precision={arguments.precision}",
         "checkpoint.every_steps=1000000", "evaluate.every_steps=1000000", "evaluate.tokens_per_language=1",
         "schedule.warmup_steps=1", "schedule.decay_fraction=0.1",
@@ -162,14 +163,13 @@ def plain_loop(config, data, model, folder):
     from train.stream import IGNORED
 
     dist.init_process_group("gloo")
-    rank, ranks, batch = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), config.batch
+    rank, ranks = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     parallel = DistributedDataParallel(model)
     optimizer = torch.optim.AdamW(model.parameters(), lr=config.optimizer.learning_rate, fused=True)
     autocast = torch.autocast("cpu", torch.bfloat16) if config.engine.precision == "bf16" else nullcontext()
     times = []
     for step in range(config.steps):
-        parts = data.stream.step(step * batch.global_batch_size, global_batch=batch.global_batch_size,
-                                 micro_batch=batch.micro_batch_size, rank=rank, ranks=ranks)  # fmt: skip
+        parts = data.stream.step(step, rank=rank, ranks=ranks)
         for number, part in enumerate(parts):
             inputs = model_inputs(part, torch.device("cpu"))
             documents = inputs["documents"]
@@ -201,7 +201,7 @@ def trainer(config, data, model, folder):
             return config.steps * batch.global_batch_size
 
         def __getitem__(self, number):
-            part = data.stream.micro_batch([number])
+            part = data.stream.micro_batch(range(number, number + 1))
             labels = torch.cat((torch.tensor([-100]), torch.from_numpy(part.labels[0, :-1])))  # the model shifts them
             return {"input_ids": torch.from_numpy(part.input_ids[0]), "labels": labels,
                     "position_ids": torch.from_numpy(part.positions[0])}  # fmt: skip
@@ -222,7 +222,8 @@ def trainer(config, data, model, folder):
         model=model, train_dataset=Windows(), callbacks=[clock],
         args=TrainingArguments(
             output_dir=str(folder / "trainer"), per_device_train_batch_size=batch.micro_batch_size,
-            gradient_accumulation_steps=config.accumulation(ranks), max_steps=config.steps, optim="adamw_torch_fused",
+            gradient_accumulation_steps=batch.global_batch_size // (batch.micro_batch_size * ranks),
+            max_steps=config.steps, optim="adamw_torch_fused",
             learning_rate=config.optimizer.learning_rate, max_grad_norm=config.optimizer.gradient_clipping,
             bf16=config.engine.precision == "bf16", use_cpu=True, ddp_backend="gloo", save_strategy="no",
             logging_strategy="no", report_to=[], disable_tqdm=True, dataloader_num_workers=0,
@@ -250,7 +251,7 @@ def compare(arguments, shape, names):
         overrides = overrides_of(arguments, Path(scratch) / "none")
         config = training_config(overrides)
         layout = f"{arguments.ranks} ranks x {arguments.threads} threads, {arguments.precision}"
-        print(f"{shape}: {config.model.settings}\n{layout}, {config.tokens_per_step:,} tokens a step, "
+        print(f"{shape}: {config.model.settings}\n{layout}, {config.timeline.at(0).tokens_per_step:,} tokens a step, "
               f"{arguments.steps} steps\n")  # fmt: skip
         for turn in range(arguments.rounds):
             for name in names:
@@ -258,7 +259,7 @@ def compare(arguments, shape, names):
                 folder.mkdir()
                 times = run(name, overrides_of(arguments, folder), arguments, folder)
                 assert len(times) == arguments.steps, f"{name} took {len(times)} steps"
-                tokens = (len(times) - SETTLED) * config.tokens_per_step
+                tokens = (len(times) - SETTLED) * config.timeline.at(0).tokens_per_step
                 rates[name].append(tokens / (times[-1] - times[SETTLED - 1]))
                 if name == "hanse":
                     flops, said = flops_and_peak(folder / "run")

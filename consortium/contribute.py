@@ -42,7 +42,7 @@ from train import ledger
 from train.checkpoint import Checkpoint
 from train.config import TrainConfig
 from train.data_table import corpus_of
-from train.model import flops_per_token, shape_of_model
+from train.model import flops_of_steps
 from train.run_folder import RunFolder
 from train.trained import configuration_of, model_of, open_trained
 
@@ -147,10 +147,8 @@ def _write_run(source: Source, folder: Path) -> int:
     else:
         raise HanseError(f"{source.run.ledger}: knows no checkpoint of step {step} with this Merkle root")
     (folder / LEDGER).write_bytes(b"".join(line + b"\n" for line in lines))
-    spans = [one["samples"] for one in ledger.steps(iter(records)).values() if one["step"] <= step]
-    length = source.config.data.sequence_length
-    per_token = flops_per_token(shape_of_model(configuration_of(source.checkpoint)), length)
-    return per_token * length * sum(last - first for first, last in spans)
+    spans = {at: one["samples"] for at, one in ledger.steps(iter(records)).items() if at <= step}
+    return flops_of_steps(configuration_of(source.checkpoint), source.config.timeline, spans)
 
 
 def _without_paths(values: dict[str, Any]) -> dict[str, Any]:

@@ -227,7 +227,7 @@ def run_papers(case: Case) -> str:
     last = case.records[-1]
     if (last["kind"], last.get("step"), last.get("merkle_root")) != ("checkpoint", paper.step, paper.merkle_root):
         raise HanseError(f"{LEDGER}: does not end with this checkpoint")
-    if max(evidence.steps) < paper.step or paper.step * config.tokens_per_step != paper.tokens:
+    if max(evidence.steps) < paper.step or config.timeline.tokens(paper.step) != paper.tokens:
         raise HanseError(f"{LEDGER}: ends before step {paper.step}, or that step has another number of tokens")
     return said
 
@@ -272,6 +272,9 @@ def _is_whole(record: dict[str, Any]) -> bool:
     if record["kind"] == "rewind":
         first, last = record["samples"]
         return type(record["step"]) is type(first) is type(last) is int
+    if record["kind"] == "stages":
+        hashes = (record["before"], record["config_sha256"])
+        return type(record["step"]) is int and all(SHA256.fullmatch(one) is not None for one in hashes)
     if record["kind"] == "checkpoint":
         return type(record["step"]) is int and SHA256.fullmatch(record["merkle_root"]) is not None
     if record["kind"] != "step":

@@ -24,7 +24,7 @@ from consortium.papers import licences
 from consortium.verify import Unknown
 from train import ledger
 from train.checkpoint import Checkpoint
-from train.model import flops_per_token, shape_of_model
+from train.model import flops_of_steps
 from train.trained import model_of
 
 SAME_SCORE = 1e-3  # bits per byte; measured again on the same text by another machine
@@ -150,11 +150,9 @@ def compute(case: Case) -> str:
 
 def own_flops(case: Case) -> int:
     """FLOPs of the steps that led to this checkpoint; steps that were lost and done again count once."""
-    config = case.train_config
-    spans = [record["samples"] for record in ledger.steps(iter(case.records)).values()
-             if record["step"] <= case.paper.step]  # fmt: skip
-    tokens = sum(last - first for first, last in spans) * config.data.sequence_length
-    return flops_per_token(shape_of_model(case.model_config), config.data.sequence_length) * tokens
+    spans = {step: record["samples"] for step, record in ledger.steps(iter(case.records)).items()
+             if step <= case.paper.step}  # fmt: skip
+    return flops_of_steps(case.model_config, case.train_config.timeline, spans)
 
 
 def third(case: Case) -> str:

@@ -118,10 +118,10 @@ def _other_layout(config: TrainConfig) -> TrainConfig:
                          "bits; leave it out")  # fmt: skip
     size, ranks = config.batch.micro_batch_size, config.ranks
     for micro_batch, on in ((size // 2, ranks), (2 * size, ranks), (size, 1)):
-        if micro_batch and (micro_batch, on) != (size, ranks) and not config.batch.global_batch_size % (
-            micro_batch * on):  # fmt: skip
-            return replace(config, run=str(Path(config.run) / "noise"), ranks=on,
-                           batch=replace(config.batch, micro_batch_size=micro_batch))  # fmt: skip
+        other = replace(config, run=str(Path(config.run) / "noise"), ranks=on,
+                        batch=replace(config.batch, micro_batch_size=micro_batch))  # fmt: skip
+        if micro_batch and (micro_batch, on) != (size, ranks) and not other.timeline.problems(on):
+            return other
     raise HanseError(f"measure_noise=true: a batch of {config.batch.global_batch_size} on {ranks} ranks can be summed "
                      "in one way only; set tolerance=... instead")  # fmt: skip
 

@@ -19,12 +19,13 @@ from consortium.config import VerifyConfig
 from consortium.keys import fingerprint, load_public
 from data_pipelines.shards import ShardsManifest
 from train import ledger
+from train.change import as_changed
 from train.config import TrainConfig
 from train.energy.page import energy_line
 from train.energy.totals import energy_totals
 from train.lock import FORMAT, config_sha256
+from train.order import RunStream, open_stream
 from train.run_folder import RunFolder, read_metrics
-from train.stream import Stream, first_sample, open_stream
 
 if TYPE_CHECKING:
     from train.checkpoint import Checkpoint  # brings torch
@@ -125,7 +126,7 @@ def lock(evidence: Evidence) -> str:
     value = read_json(path, "lock of this run")
     if not isinstance(value, dict) or value.get("format") != FORMAT:
         raise HanseError(f"{path}: not a lock of format {FORMAT}")
-    if value.get("config_sha256") != config_sha256(evidence.config):
+    if as_changed(str(value.get("config_sha256")), evidence.records) != config_sha256(evidence.config):
         raise HanseError(f"{path}: locked with another configuration than {evidence.folder.config} is now")
     named = {record.get("lock") for record in evidence.records if record["kind"] == "start"}
     if named and named != {sha256_file(path)}:
@@ -148,13 +149,13 @@ def whole(evidence: Evidence) -> str:
     """No step is missing or doubled, and each took the samples that come next."""
     if not evidence.steps:
         raise Unknown("the ledger holds no step")
-    size, passed = evidence.config.batch.global_batch_size, ledger.skipped(iter(evidence.records))
+    line, passed = evidence.config.timeline, ledger.skipped(iter(evidence.records))
     for number, step in enumerate(sorted(evidence.steps), 1):
-        first = first_sample(step - 1, size, passed)
-        if step != number or evidence.steps[step]["samples"] != [first, first + size]:
+        samples = line.span(number - 1, passed)
+        if step != number or evidence.steps[step]["samples"] != [samples.start, samples.stop]:
             raise HanseError(f"{evidence.folder.ledger}: step {number} is missing or took other samples than those "
                              "that come next in the order of data")  # fmt: skip
-    end = first_sample(len(evidence.steps) - 1, size, passed) + size
+    end = line.end(len(evidence.steps), passed)
     left_out = sum("skipped" in line for line in evidence.steps.values())
     return (f"steps 1 to {len(evidence.steps)}, samples 0 to {end}"
             + "".join(f", without {start} to {stop}" for start, stop in passed)
@@ -176,24 +177,26 @@ def tokens(evidence: Evidence) -> str:
     """Tokens, counted three times: from the ledger's samples, by the metrics, in the checkpoints."""
     if not evidence.steps:
         raise Unknown("the ledger holds no step")
-    length, size = evidence.config.data.sequence_length, evidence.config.batch.global_batch_size
-    passed = ledger.skipped(iter(evidence.records))
+    line, passed, seen = evidence.config.timeline, ledger.skipped(iter(evidence.records)), 0
+    held = {}
+    for step in sorted(evidence.steps):
+        first, stop = evidence.steps[step]["samples"]
+        held[step] = seen = seen + (stop - first) * line.at(step - 1).length
     for record in evidence.told:
         step = record["step"]
-        if "loss" in record and step in evidence.steps:
-            gone_past = first_sample(step - 1, size, passed) - (step - 1) * size
-            counted, seen = record.get("consumed_tokens"), (evidence.steps[step]["samples"][1] - gone_past) * length
+        if "loss" in record and step in held:
+            counted, seen = record.get("consumed_tokens"), held[step]
             if counted != seen:
                 raise HanseError(f"{evidence.folder.metrics}: step {step} counts {counted} tokens; the samples that "
                                  f"the ledger names hold {seen}")  # fmt: skip
     for step, checkpoint in evidence.checkpoints:
-        wanted = {"step": step, "consumed_samples": first_sample(step, size, passed),
-                  "consumed_tokens": step * size * length}  # fmt: skip
+        wanted = {"step": step, "consumed_samples": line.first_sample(step, passed),
+                  "consumed_tokens": line.tokens(step)}  # fmt: skip
         for key, value in wanted.items():
             if checkpoint.state.get(key) != value:
                 raise HanseError(f"{checkpoint.folder / 'state.json'}: {key} is {checkpoint.state.get(key)}, after "
                                  f"{step} steps it must be {value}")  # fmt: skip
-    return f"{len(evidence.steps) * size * length:,} in ledger, metrics and {len(evidence.checkpoints)} checkpoints"
+    return f"{line.tokens(len(evidence.steps)):,} in ledger, metrics and {len(evidence.checkpoints)} checkpoints"
 
 
 def flops(evidence: Evidence) -> str:
@@ -208,36 +211,43 @@ def flops(evidence: Evidence) -> str:
     from train.model import flops_per_token, parameter_counts, shape_of_model
     from train.trained import configuration_of
 
-    newest, per_step = evidence.checkpoints[-1][1], evidence.config.tokens_per_step
+    newest, line = evidence.checkpoints[-1][1], evidence.config.timeline
     model = shape_of_model(configuration_of(newest))
     newest.check_model({name: tuple(parameter.shape) for name, parameter in model.named_parameters()})
     total, multiplied = parameter_counts(model)
-    per_token = flops_per_token(model, evidence.config.data.sequence_length)
+    per_token = {stage.length: flops_per_token(model, stage.length) for stage in line}
     for record in evidence.records:
-        for key, value in (("parameters", total), ("flops_per_token", per_token)):
+        here = per_token[line.at(record["step"]).length] if record["kind"] == "start" else 0
+        for key, value in (("parameters", total), ("flops_per_token", here)):
             if record["kind"] == "start" and record.get(key, value) != value:
                 raise HanseError(f"{evidence.folder.ledger}: the start at step {record['step']} says {key} "
                                  f"{record[key]}, the model has {value}")  # fmt: skip
-    known = _counted(evidence, per_token * per_step)
-    used = len(evidence.steps) * per_step
+    known = _counted(evidence, per_token)
+    used, done = line.tokens(len(evidence.steps)), len(evidence.steps)
+    flops = sum(tokens * per_token[stage.length] for stage, tokens in line.taken(done))
     counted = f"counted the same in {known} steps" if known else "(of an earlier version) only agree with themselves"
     return (f"6 N D = 6 x {multiplied:,} x {used:,} = {6 * multiplied * used:.3e}, with attention "
-            f"{per_token * used:.3e}; the metrics {counted}")  # fmt: skip
+            f"{flops:.3e}; the metrics {counted}")  # fmt: skip
 
 
-def _counted(evidence: Evidence, wanted: int) -> int:
-    """Steps of the metrics whose counters give the ``wanted`` FLOPs; of starts that name no peak, none are counted."""
+def _counted(evidence: Evidence, per_token: dict[int, int]) -> int:
+    """Steps of the metrics whose counters give the FLOPs that the model takes ``per_token``, by the sequences' length.
+
+    Of starts that name no peak, none are counted.
+    """
     peak, before, known = 0.0, None, 0
     for record in evidence.told:
         if record.get("event") in ("start", "resume"):
             peak, before = record.get("peak_of_all_ranks", 0.0), None
         if "loss" not in record:
             continue
-        counted = record["mfu"] * record["seconds"] * (peak or 1.0)
-        target = wanted if peak else counted if before is None else before
+        stage = evidence.config.timeline.at(record["step"] - 1)
+        wanted = per_token[stage.length] * stage.tokens_per_step
+        counted = record["mfu"] * record["seconds"] * (peak or 1.0) / wanted
+        target = 1.0 if peak else counted if before is None else before
         speed = record["tokens_per_second"] * record["seconds"]
         if not (math.isclose(counted, target, rel_tol=ROUNDING)
-                and math.isclose(speed, evidence.config.tokens_per_step, rel_tol=ROUNDING)):  # fmt: skip
+                and math.isclose(speed, stage.tokens_per_step, rel_tol=ROUNDING)):  # fmt: skip
             raise HanseError(f"{evidence.folder.metrics}: step {record['step']}: MFU, seconds and tokens a second do "
                              f"not give the {wanted:.3e} FLOPs that the model and the batch take")  # fmt: skip
         before, known = counted, known + bool(peak)
@@ -384,8 +394,8 @@ def _manifest(evidence: Evidence) -> ShardsManifest:
     return ShardsManifest.read(evidence.shards)
 
 
-def _stream(evidence: Evidence) -> Stream:
-    return open_stream(_manifest(evidence), evidence.config)
+def _stream(evidence: Evidence) -> RunStream:
+    return open_stream(_manifest(evidence), evidence.config, skipped=ledger.skipped(iter(evidence.records)))
 
 
 CHECKS: tuple[tuple[str, Callable[[Evidence], str]], ...] = (

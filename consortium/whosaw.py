@@ -20,8 +20,8 @@ from common.terminal import next_step, say, table
 from consortium.config import WhosawConfig
 from data_pipelines.shards import SIDECAR, ShardsManifest, beside
 from train import ledger
+from train.order import RunStream, open_stream
 from train.run_folder import RunFolder, complete_steps, read_metrics
-from train.stream import Stream, first_sample, open_stream, steps_of
 
 FORMAT = "hanse.whosaw/1"
 SHOWN = 20  # documents in the printed table
@@ -48,13 +48,12 @@ def run(config: WhosawConfig) -> None:
     folder = RunFolder(config.run)
     trained = folder.read_config()
     manifest = ShardsManifest.read(Path(config.shards or trained.data.shards))
-    stream = open_stream(manifest, trained)
     done = max((record["step"] for record in read_metrics(folder.metrics) if "loss" in record), default=0)
     asked = questions(config.what)
     records = [record for _, record in ledger.lines(folder.ledger)]
+    stream = open_stream(manifest, trained, skipped=ledger.skipped(iter(records)))
     idle = {step for step, line in ledger.steps(iter(records)).items() if "skipped" in line}
-    found = list(sightings(manifest, stream, asked, steps=done, global_batch=trained.batch.global_batch_size,
-                           skipped=ledger.skipped(iter(records)), idle=idle))  # fmt: skip
+    found = list(sightings(manifest, stream, asked, steps=done, idle=idle))
     steps = complete_steps(folder.checkpoints)
     clean = _tell(asked, found, steps, done)
     if config.output:
@@ -80,26 +79,23 @@ def questions(what: str) -> list[str]:
 
 
 def sightings(
-    manifest: ShardsManifest, stream: Stream, asked: Sequence[str], *, steps: int, global_batch: int,
-    skipped: Sequence[tuple[int, int]] = (), idle: Collection[int] = (),
-) -> Iterator[Sighting]:  # fmt: skip
+    manifest: ShardsManifest, stream: RunStream, asked: Sequence[str], *, steps: int, idle: Collection[int] = ()
+) -> Iterator[Sighting]:
     """Every training document that was asked for, with the steps up to ``steps`` that saw it.
 
     Args:
-        skipped: ranges of samples that the run went past; ``idle``: steps that made no update.
+        idle: steps that made no update.
     """
-    end = first_sample(steps - 1, global_batch, skipped) + global_batch if steps else 0
+    line, end = stream.timeline, stream.timeline.end(steps, stream.skipped)
     numbers = {source.name: number for number, source in enumerate(stream.sources)}
     for entry in manifest.of("train"):
         prefix = manifest.folder / entry.name
         for row in _documents(beside(prefix, SIDECAR), asked):
             samples = np.empty(0, dtype=np.int64)
             if entry.language in numbers and row["token_end"] > row["token_start"]:
-                number = numbers[entry.language]
-                windows = stream.sources[number].windows_of(prefix, row["token_start"], row["token_end"])
-                samples = stream.samples_of(number, windows, end)
+                samples = stream.holding(numbers[entry.language], prefix, row["token_start"], row["token_end"], end)
             tokens = row["token_end"] - row["token_start"]
-            at = steps_of(samples, global_batch, skipped)
+            at = line.steps_of(samples, stream.skipped)
             learnt = (at > 0) & ~np.isin(at, list(idle))
             yield Sighting(row["id"], row["url"], entry.name, tokens, np.unique(at[learnt]).tolist(),
                            samples[~learnt].tolist())  # fmt: skip

@@ -36,7 +36,7 @@ class Progress:
     phase: str | None  # what the trainer said it is doing
     bad_nodes: tuple[str, ...]
     failures: int  # in a row, without a new checkpoint
-    tokens_per_step: int | None
+    tokens_left: int | None  # of the whole budget
     slow: tuple[str, ...]  # ranks that the last comparison found slow, in words
     bits_per_byte: dict[str, float]  # {language: the last validation's}
 
@@ -63,9 +63,9 @@ class Progress:
     @property
     def seconds_left(self) -> float | None:
         """Of training, at the present speed; waiting in the queue not counted."""
-        if self.step is None or self.steps is None or not self.tokens_per_second or not self.tokens_per_step:
+        if self.tokens_left is None or not self.tokens_per_second:
             return None
-        return max(self.steps - self.step, 0) * self.tokens_per_step / self.tokens_per_second
+        return self.tokens_left / self.tokens_per_second
 
 
 def launched(runs: Path) -> list[Path]:
@@ -85,28 +85,33 @@ def look(run: Path) -> Progress:
     speeds = [entry["tokens_per_second"] for entry in steps if entry.get("tokens_per_second")]
     utilisation = [entry["mfu"] for entry in steps if entry.get("mfu") is not None]
     heartbeat = _json(run / "heartbeat.json")
-    per_step = tokens_per_step(train)
+    step = steps[-1]["step"] if steps else None
+    whole, left = _budget(train, heartbeat, step)
     return Progress(
         run=run, job=str(_json(submitted[-1] / "job.json").get("job_id") or "") or None if submitted else None,
-        starts=starts, step=steps[-1]["step"] if steps else None,
-        steps=int(train["tokens"]) // per_step if per_step and train.get("tokens") else None,
+        starts=starts, step=step, steps=whole,
         loss=steps[-1]["loss"] if steps else None,
         tokens_per_second=len(speeds) / sum(1 / speed for speed in speeds) if speeds else None,
         mfu=sum(utilisation) / len(utilisation) if utilisation else None,
         checkpoint_step=newest_step(run), silent_seconds=_silence(run),
         phase=heartbeat.get("phase"),
         bad_nodes=excluded_nodes(starts, Policy.read(submitted[-1])) if submitted else (),
-        failures=failures_in_a_row(starts), tokens_per_step=per_step, slow=_slow(tail),
-        bits_per_byte=_bits_per_byte(tail),
+        failures=failures_in_a_row(starts), tokens_left=left, slow=_slow(tail), bits_per_byte=_bits_per_byte(tail),
     )  # fmt: skip
 
 
-def tokens_per_step(train: dict[str, Any]) -> int | None:
-    """Of a training configuration; None where it does not say."""
+def _budget(train: dict[str, Any], heartbeat: dict[str, Any], step: int | None) -> tuple[int | None, int | None]:
+    """(steps of the whole budget, tokens left): as the run says; of one that has not yet, as its configuration does."""
     try:
-        return int(train["batch"]["global_batch_size"]) * int(train["data"]["sequence_length"])
-    except (KeyError, TypeError, ValueError):
-        return None
+        if "tokens" in heartbeat:
+            return int(heartbeat["steps"]), max(int(heartbeat["tokens"]) - int(heartbeat["consumed_tokens"]), 0)
+        per_step = int(train["batch"]["global_batch_size"]) * int(train["data"]["sequence_length"])
+        if train.get("stages"):
+            return None, None  # how many steps they take, the run will say
+        steps = int(train["tokens"]) // per_step
+        return steps, None if step is None else max(steps - step, 0) * per_step
+    except (KeyError, TypeError, ValueError, ZeroDivisionError):
+        return None, None
 
 
 def _slow(entries: list[dict[str, Any]]) -> tuple[str, ...]:

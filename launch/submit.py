@@ -114,8 +114,12 @@ def summary(job: Job, folder: Path) -> Iterator[tuple[str, str]]:
     if job.seconds:
         most = f"{duration(job.seconds)} and at most {hours:,.0f} {unit} a start"
         yield "time", f"{most}, again until its tokens are used up"
-    yield "budget", f"{int(train['tokens']):,} tokens = {int(train['tokens']) // per_step:,} steps"
-    yield "a step", job.arithmetic
+    stages = [stage["name"] for stage in train.get("stages") or []]
+    steps = (
+        f"in {len(stages)} stages: {', '.join(stages)}" if stages else f"= {int(train['tokens']) // per_step:,} steps"
+    )
+    yield "budget", f"{int(train['tokens']):,} tokens {steps}"
+    yield "a step", job.arithmetic + (" (at first)" if stages else "")
     done = look(job.run)
     if done.checkpoint_step:
         left = f"; {duration(done.seconds_left)} left at its last speed" if done.seconds_left else ""

@@ -67,6 +67,10 @@ def _leaves(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def _as_override(value: Any) -> str:
+    if isinstance(value, dict):  # whose keys Hydra takes without quotes only
+        return "{" + ", ".join(f"{key}: {_as_override(inner)}" for key, inner in value.items()) + "}"
+    if isinstance(value, list):
+        return "[" + ", ".join(map(_as_override, value)) + "]"
     if isinstance(value, float) and value.is_integer():
         value = int(value)  # 2e9 tokens; a number without a fraction is taken for every key
     return value if isinstance(value, str) and value.replace("-", "").replace("_", "").isalnum() else json.dumps(value)

@@ -15,11 +15,11 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from common.files import read_json
 from common.terminal import count
+from train.config import TrainConfig
 from train.data_table import corpus_of, data_table
 from train.evaluations import card_section
-from train.mixture import weights_of
+from train.order import stage_draws, windows_of
 from train.run_folder import RunFolder, read_metrics
-from train.stream import windows_in
 from train.trained import Trained
 
 TEMPLATES = PackageLoader("train", "templates")
@@ -54,6 +54,7 @@ class Card:
     Attributes:
         made_by: version of hanse; ``dtype``: of the weights; ``differences``: {language: largest of a logit} between
             exported and trained model. The last two are None where nothing was exported.
+        tokens_per_step, sequence_length: of the first stage; ``later``: of the others, in words; ``longest``: sequence.
         engine: how it was computed, in words; ``end_of_document``: the token; None where the tokenizer is not here.
         continued: what it was trained on from, in words; empty if from random weights.
         identities: {what: hash}.
@@ -76,6 +77,8 @@ class Card:
     learning_rate: float
     tokens_per_step: int
     sequence_length: int
+    later: str
+    longest: int
     identities: dict[str, str]
     end_of_document: str | None = None
     dtype: str | None = None
@@ -136,8 +139,7 @@ def card(trained: Trained, provenance: Mapping[str, Any]) -> str:
         f"{trained.checkpoint.state['ranks']} ranks",
         optimizer=config.optimizer.title,
         learning_rate=config.optimizer.learning_rate,
-        tokens_per_step=config.tokens_per_step,
-        sequence_length=config.data.sequence_length,
+        **sizes(config),
         identities={
             f"checkpoint `{provenance['checkpoint']}`, Merkle root": provenance["checkpoint_merkle_root"],
             "token shards, Merkle root": provenance["data_merkle_root"],
@@ -152,12 +154,20 @@ def card(trained: Trained, provenance: Mapping[str, Any]) -> str:
     ))  # fmt: skip
 
 
+def sizes(config: TrainConfig) -> dict[str, Any]:
+    """What :class:`Card` tells of a step."""
+    first, *others = config.timeline
+    later = [f"then ({one.name}) {one.tokens_per_step:,} in sequences of {one.length:,}" for one in others]
+    return {"tokens_per_step": first.tokens_per_step, "sequence_length": first.length, "later": ", ".join(later),
+            "longest": max(stage.length for stage in config.timeline)}  # fmt: skip
+
+
 def _shares(trained: Trained, tokens: Mapping[str, int]) -> dict[str, str]:
-    length = trained.config.data.sequence_length
-    windows = {language: windows_in(count, length) for language, count in tokens.items()}
-    weights = weights_of(trained.config.data, windows, trained.config.samples)
-    total = sum(weights.values())
-    return {language: f"{weights.get(language, 0) / total:.1%}" for language in tokens}
+    drawn = stage_draws(trained.config, windows_of(trained.shards, trained.config.data.packing), trained.config.steps)
+    weighed = {name: sum(stage.tokens * piece.weights.get(name, 0) / sum(piece.weights.values())
+                         for stage, piece, _ in drawn) for name in tokens}  # fmt: skip
+    total = sum(weighed.values())
+    return {language: f"{weighed[language] / total:.1%}" for language in tokens}
 
 
 def scores(folder: RunFolder, step: int) -> list[Score]:

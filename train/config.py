@@ -6,8 +6,9 @@ Imports nothing heavy: ``hanse train --help`` must answer at once.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from omegaconf import MISSING
 
@@ -15,7 +16,12 @@ from train.config_rules import at_least, one_of
 from train.energy.config import EnergyConfig
 from train.engine_config import AverageConfig, EngineConfig, LossConfig, OptimizerConfig
 from train.init_config import EMBEDDINGS, InitConfig
+from train.stage_config import StageConfig, StageSchedule
+from train.stages import Timeline, stage_problems, timeline_of
 from train.track_config import ProfilingConfig, TrackConfig
+
+if TYPE_CHECKING:
+    from train.schedule import Course
 
 DETERMINISM = ("D0", "D1", "D2")
 ATTENTIONS = ("sdpa", "eager")
@@ -79,14 +85,11 @@ class BatchConfig:
 
 
 @dataclass
-class ScheduleConfig:
-    """Warmup, middle, decay; the shapes and their sources stand in :mod:`train.schedule`."""
+class ScheduleConfig(StageSchedule):
+    """The same of a whole run, or of its stages up to the first that has a schedule of its own."""
 
     warmup_steps: int = MISSING
     decay_fraction: float = MISSING
-    decay: str = "1-sqrt"
-    final_fraction: float = 0.0
-    fall: float = 0.0
 
 
 @dataclass
@@ -166,29 +169,26 @@ class TrainConfig:
     profile: bool = False
     profiling: ProfilingConfig = field(default_factory=ProfilingConfig)
     energy: EnergyConfig = field(default_factory=EnergyConfig)
+    stages: list[StageConfig] = field(default_factory=list)
+    change_stages: bool = False
     experiment: Any = None
 
-    @property
-    def tokens_per_step(self) -> int:
-        return self.batch.global_batch_size * self.data.sequence_length
+    @cached_property
+    def timeline(self) -> Timeline:
+        """Which step, sample and token belongs to which stage; what every count of them is taken from."""
+        return timeline_of(self)
+
+    @cached_property
+    def courses(self) -> list[Course]:
+        """The learning rate (:mod:`train.schedule`)."""
+        from train.schedule import courses_of
+
+        return courses_of(self)
 
     @property
     def steps(self) -> int:
         """Optimizer steps in the whole budget of tokens."""
-        return self.tokens // self.tokens_per_step
-
-    @property
-    def samples(self) -> int:
-        """Sequences that all steps take."""
-        return self.steps * self.batch.global_batch_size
-
-    @property
-    def decay_steps(self) -> int:
-        return round(self.steps * self.schedule.decay_fraction)
-
-    def accumulation(self, ranks: int) -> int:
-        """Micro-batches a rank runs in one step."""
-        return self.batch.global_batch_size // (self.batch.micro_batch_size * ranks)
+        return self.timeline.steps
 
     def problems(self) -> list[str]:
         """Everything wrong with the values, one line each."""
@@ -236,16 +236,7 @@ class TrainConfig:
             found.append(f"guards.spikes.rewind_after={self.guards.spikes.rewind_after}: so many do not fit into "
                          f"guards.spikes.rewind_within={self.guards.spikes.rewind_within} steps")  # fmt: skip
         profiling = self.profiling.problems(self.ranks) if self.profile else []
-        return found or [*batch_problems(self.batch, self.ranks), *self._budget_problems(), *profiling]
-
-    def _budget_problems(self) -> list[str]:
-        if self.steps < 1:
-            return [f"tokens={self.tokens}: less than one step, which takes batch.global_batch_size x "
-                    f"data.sequence_length = {self.tokens_per_step} tokens"]  # fmt: skip
-        if self.schedule.warmup_steps + self.decay_steps > self.steps:
-            return [f"schedule.warmup_steps={self.schedule.warmup_steps}: warmup and decay ({self.decay_steps} steps) "
-                    f"do not fit into the {self.steps} steps that tokens={self.tokens} gives"]  # fmt: skip
-        return []
+        return found or [*stage_problems(self), *profiling]
 
 
 def batch_problems(batch: BatchConfig, ranks: int) -> list[str]:

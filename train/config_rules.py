@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 
-def _value(config: Any, key: str) -> Any:
+def value_of(config: Any, key: str) -> Any:
+    """What stands under a dotted key."""
     for part in key.split("."):
         config = getattr(config, part)
     return config
@@ -13,10 +14,11 @@ def _value(config: Any, key: str) -> Any:
 
 def at_least(config: Any, least: int, *keys: str) -> list[str]:
     """One line for each key whose value is less than ``least``."""
-    return [f"{key}={_value(config, key)}: must be {least} or more" for key in keys if not _value(config, key) >= least]
+    values = {key: value_of(config, key) for key in keys}
+    return [f"{key}={value}: must be {least} or more" for key, value in values.items() if not value >= least]
 
 
 def one_of(config: Any, key: str, allowed: tuple[Any, ...]) -> list[str]:
     """A line if the value of ``key`` is none of those allowed."""
-    value = _value(config, key)
+    value = value_of(config, key)
     return [] if value in allowed else [f"{key}={value}: one of {', '.join(map(str, allowed))}"]

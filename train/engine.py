@@ -19,11 +19,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.utils.cpp_extension import _get_build_directory
-from transformers import PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 
-from train.config import TrainConfig
+from train.config import BatchConfig, TrainConfig
 from train.invariant import ExactSum, Owned, isolate
-from train.model import PackedLanguageModel, model_inputs
+from train.model import PackedLanguageModel, model_inputs, set_rope
 from train.muon import Matrices, Piece
 from train.optimizers import Stepper, build, moments_of
 from train.ranks import Place
@@ -109,6 +109,9 @@ class Engine:
         self.layer_norms: dict[str, float] | None = None  # of the last step, where they were asked for
         self._norm, self._largest_norm, self._wants_layers = math.inf, math.inf, False
         self._turn = 0  # micro-batches of the current step that were run
+        self.batch: BatchConfig | None = None
+        self.rope = model.config
+        self.set_batch(config.timeline.at(0).batch)
         self.mark: Callable[[str], None] = lambda _: None  # told how far this rank has come (train/guards/watchdog.py)
 
     def _exact_sum(self, elements: int) -> ExactSum:
@@ -118,10 +121,30 @@ class Engine:
             self.engine, parameters, [math.prod(self.shapes[self.names[id(one)]]) for one in parameters],
             {key: owned[name] for key, name in self.names.items() if name in owned}, self.shares.flats,
             sharded=self.stage >= 2,
-            micro_batches=self.config.batch.global_batch_size // self.config.batch.micro_batch_size,
+            micro_batches=1,  # set_batch() tells
             bucket_elements=bucket_elements(elements),
             clip=self.config.optimizer.gradient_clipping,
         )  # fmt: skip
+
+    def set_batch(self, batch: BatchConfig) -> None:
+        """The sizes of the next step and those after it; between two steps only."""
+        if batch == self.batch:
+            return
+        self.batch, self.accumulation = batch, batch.global_batch_size // (batch.micro_batch_size * self.ranks)
+        micro_batch, accumulation = batch.micro_batch_size, self.accumulation
+        if self.exact:  # DeepSpeed sees one backward a step
+            self.exact.micro_batches = batch.global_batch_size // batch.micro_batch_size
+            micro_batch, accumulation = micro_batch * accumulation, 1
+        self.engine.set_train_micro_batch_size(micro_batch)
+        self.engine.set_train_batch_size(batch.global_batch_size)
+        self.engine.micro_steps = 0  # it counts them to tell a step's last
+        self.zero.gradient_accumulation_steps = accumulation
+
+    def set_rope(self, config: PretrainedConfig) -> None:
+        """Let the next steps compute with the rotary embedding of this configuration of the model."""
+        if config is not self.rope:
+            self.rope = config
+            set_rope(self.engine.module, config)
 
     def forward(self, batch: MicroBatch) -> tuple[Tensor, Tensor]:
         """Negative log-likelihood in fp32: () of the micro-batch, for :meth:`backward`, and (B,) a sequence."""
@@ -137,7 +160,7 @@ class Engine:
         self.mark("backward")
         if self.exact:  # which sums, and does not average
             self._turn += 1
-            self.exact.begin(last=self._turn == self.config.accumulation(self.ranks))
+            self.exact.begin(last=self._turn == self.accumulation)
             self.engine.backward(total * (1 / global_targets), scale_wrt_gas=False)
         else:
             self.engine.backward(total * (self.ranks / global_targets), scale_wrt_gas=False)

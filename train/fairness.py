@@ -24,8 +24,8 @@ from train import ledger
 from train.config import TrainConfig
 from train.data_table import data_table
 from train.evaluations import read_evaluations, with_task_scores
+from train.order import drawn_in, windows_of
 from train.run_folder import RunFolder, read_metrics
-from train.stream import drawn_in, windows_by_language
 
 LOSSES = ("bits_per_byte", "loss")  # of an evaluation; any other number of a language in it is a task score
 MEASURES = {  # name: (what it is, whether the best language has the highest)
@@ -188,16 +188,14 @@ def _drawn(
     config: TrainConfig, shards: ShardsManifest | None, step: int, skipped: Sequence[tuple[int, int]]
 ) -> dict[str, tuple[int, float | None]]:
     """{language: (tokens, epochs)} that the order of data has given in so many steps; {} where it cannot be told."""
-    length = config.data.sequence_length
-    windows = (
-        windows_by_language(shards, length, config.data.packing)
-        if shards
-        else dict.fromkeys(sorted(config.data.mixture), 0)
-    )
-    if not windows:
+    mixtures = [stage.data.mixture for stage in config.timeline]
+    if not shards and not all(mixtures):
         return {}
-    return {name: (samples * length, samples / windows[name] if windows[name] else None)
-            for name, samples in drawn_in(config, windows, step, skipped).items()}  # fmt: skip
+    unknown = dict.fromkeys(sorted({name for mixture in mixtures for name in mixture}), 0)
+    found = drawn_in(
+        config, windows_of(shards, config.data.packing) if shards else lambda length: unknown, step, skipped
+    )
+    return {name: (drawn.tokens, drawn.epochs) for name, drawn in found.items()}
 
 
 def _fertility(config: TrainConfig, shards: ShardsManifest | None) -> dict[str, dict[str, float]]:

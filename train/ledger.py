@@ -5,11 +5,13 @@
     {"previous": SHA256, "kind": "state", "step": 100, "root": SHA256}
     {"previous": SHA256, "kind": "checkpoint", "step": 100, "merkle_root": SHA256}
     {"previous": SHA256, "kind": "rewind", "step": 100, "samples": [800, 880], "spikes": [108, 109]}
+    {"previous": SHA256, "kind": "stages", "step": 100, "before": SHA256, "config_sha256": SHA256, "changes": {...}}
 
 Numbers are hexadecimal floats: exact, and the same text wherever they are written. Nothing is ever removed: a run that
 goes on from an earlier step says so, and its later lines replace those of the same steps before. Only a last line that
 a crash cut short is dropped. A step with a ``skipped``, "loss" or "gradient_norm", took its samples and changed
-nothing, because that was a spike; a rewind names the samples that the run went past.
+nothing, because that was a spike; a rewind names the samples that the run went past. A change of stages
+(train/change.py) names the configurations before and after it, and what differs.
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ from common.errors import HanseError
 from common.files import room_for
 
 GENESIS = "0" * 64
-STEPPED = ("start", "step", "state", "checkpoint")  # kinds of lines that name a step
+STEPPED = ("start", "step", "state", "checkpoint", "stages")  # kinds of lines that name a step
 
 
 class Ledger:
@@ -100,6 +102,6 @@ def skipped(records: Iterator[dict[str, Any]]) -> list[tuple[int, int]]:
         if record["kind"] == "start":
             found = [(start, stop) for start, stop in record.get("skipped_samples", [])]
         elif record["kind"] == "rewind":
-            start, stop = record["samples"]
-            found = [*(one for one in found if one[0] < start), (start, stop)]
+            ranges = [(start, stop) for start, stop in [record["samples"], *record.get("further_samples", [])]]
+            found = [*(one for one in found if one[0] < ranges[0][0]), *ranges]
     return found

@@ -18,9 +18,12 @@ from common.errors import HanseError
 from common.files import merkle_root, read_json
 from data_pipelines.manifest import fingerprint
 from data_pipelines.shards import ShardsManifest
+from train.change import as_changed
 from train.config import TrainConfig
+from train.ledger import lines
 from train.ranks import Place
-from train.run_folder import FREE
+from train.run_folder import FREE, own_key, plain
+from train.stage_config import StageConfig, StageSchedule
 
 FORMAT = "hanse.lock/1"
 ROOT = Path(__file__).parents[1]
@@ -70,10 +73,16 @@ def config_sha256(config: TrainConfig) -> str:
 
     So is a key at its default: a later version's new keys change no hash, unless they are used.
     """
-    usual = dict(leaves(asdict(TrainConfig())))
+    usual = dict(leaves(plain(TrainConfig())))
+    in_stage = dict(leaves({**asdict(StageConfig()), "schedule": asdict(StageSchedule())}))
+    del in_stage["schedule.decay_fraction"]  # tells a schedule of usual values from none
     free = (*FREE, "name", "determinism")
-    return fingerprint({key: value for key, value in leaves(asdict(config))
-                        if not belongs(key, free) and (key not in usual or value != usual[key])})  # fmt: skip
+    return fingerprint({
+        key: value for key, value in leaves(plain(config))
+        if not belongs(own_key(key), free)
+        and (value != in_stage.get(own_key(key)) if key.startswith("stages.") else key not in usual or
+             value != usual[key])
+    })  # fmt: skip
 
 
 def code() -> dict[str, Any]:
@@ -126,7 +135,8 @@ def hold_to(path: Path, now: Mapping[str, Any]) -> list[str]:
     before = read_json(path, "lock of a run")
     if not isinstance(before, dict) or before.get("format") != FORMAT:
         raise HanseError(f"{path}: not a lock of format {FORMAT}")
-    found = differences(before, now)
+    changes = [record for _, record in lines(path.with_name("ledger.jsonl"))]  # which lies beside it
+    found = differences({**before, "config_sha256": as_changed(str(before.get("config_sha256")), changes)}, now)
     binding = [key for key in found if key in BINDING]
     if binding:
         told = "; ".join(f"{key} was {found[key][0]}, is {found[key][1]}" for key in binding)

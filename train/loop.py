@@ -31,7 +31,6 @@ from train.run_folder import RunFolder
 from train.schedule import learning_rate
 from train.setup import Run, set_up
 from train.step import Batch, accumulate, agree, note_step
-from train.stream import first_sample
 
 
 def train(config: TrainConfig, place: Place) -> int:
@@ -80,6 +79,7 @@ def _loop(run: Run, energy: EnergyRecorder, started: float) -> int:
     step, batches, stop = run.first_step, prefetched(run, run.first_step), False
     energy.begin(run)
     while step < config.steps and not stop:
+        enter_stage(run, step)
         batch, waited = next(batches)
         step_started, rate = time.perf_counter() - waited, learning_rate(step, config)
         mine = accumulate(engine, batch, len(run.data.languages), watch)
@@ -131,6 +131,16 @@ def _loop(run: Run, energy: EnergyRecorder, started: float) -> int:
     return EXIT_DONE if step == config.steps else EXIT_GO_ON
 
 
+def enter_stage(run: Run, step: int) -> None:
+    """Make the engine ready for the step after ``step`` steps; tell of a stage that begins with it."""
+    stage = run.config.timeline.at(step)
+    run.engine.set_batch(stage.batch)
+    run.engine.set_rope(run.data.models[stage.rope_theta])
+    if stage.number and step == stage.first_step:
+        run.metrics.event(step, "stage", stage=stage.name)
+        run.metrics.say(f"step {step + 1}: {stage.told}")
+
+
 def go_back(run: Run, requests: Requests, step: int, started: float) -> int:
     """Rewind (train/guards/rewind.py) and save the checkpoint gone back to with what to go past; its step."""
     with run.watchdog.slowly("going back to an earlier checkpoint"):
@@ -148,9 +158,10 @@ def checkpoint_state(run: Run, step: int, wall_seconds: float) -> dict[str, Any]
     return {
         "step": step,
         # All that the order of data needs to go on:
-        "consumed_samples": first_sample(step, config.batch.global_batch_size, run.skipped),
+        "consumed_samples": config.timeline.first_sample(step, run.skipped),
         **({"skipped_samples": run.skipped.copy()} if run.skipped else {}),
-        "consumed_tokens": step * config.tokens_per_step,
+        "consumed_tokens": config.timeline.tokens(step),
+        **config.timeline.name(step),
         "seed": config.seed,
         "precision": run.precision,
         "ranks": run.place.ranks,
@@ -159,7 +170,7 @@ def checkpoint_state(run: Run, step: int, wall_seconds: float) -> dict[str, Any]
         **run.spikes.state(),
         "data_merkle_root": data.manifest.merkle_root,
         "tokenizer_sha256": data.manifest.tokenizer_sha256,
-        "model": data.model.to_dict(),
+        "model": data.models[config.timeline.at(max(step - 1, 0)).rope_theta].to_dict(),
         "wall_seconds": wall_seconds,
     }
 
@@ -209,13 +220,11 @@ def prefetched(run: Run, done: int) -> Generator[tuple[Batch, float], None, None
 
     A thread builds a step's batch while the step before is computed.
     """
-    config, stream, place, size = run.config, run.data.stream, run.place, run.config.batch.global_batch_size
+    config, stream, place = run.config, run.data.stream, run.place
 
     def build(step: int) -> Batch:
-        first = first_sample(step, size, run.skipped)
-        samples = range(first, first + size)
-        mine = stream.step(samples.start, global_batch=size, micro_batch=config.batch.micro_batch_size,
-                           rank=place.rank, ranks=place.ranks)  # fmt: skip
+        samples = stream.span(step)
+        mine = stream.step(step, rank=place.rank, ranks=place.ranks)
         sha256 = stream.fingerprint(samples) if place.first else None
         return Batch(mine, stream.targets(samples), (samples.start, samples.stop), sha256)
 

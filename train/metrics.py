@@ -96,7 +96,7 @@ class Metrics:
         """What the ranks spend by themselves (train/guards/times.py): written."""
         self._write({"step": step, "rank_times": report})
 
-    def consumed(self, step: int, languages: Mapping[str, Mapping[str, float]]) -> None:
+    def consumed(self, step: int, languages: Mapping[str, Mapping[str, float | None]]) -> None:
         """Tokens that were drawn of each language so far, and how many times its text they are: written."""
         self._write({"step": step, "consumed": languages})
 
@@ -111,9 +111,10 @@ class Metrics:
         if not self.speaks or (phase == self._phase and now - self._beaten < HEARTBEAT_SECONDS):
             return
         self._beaten, self._phase = now, phase
-        tokens = step * self.config.tokens_per_step
-        write_json(self._heartbeat, {"time": now, "phase": phase, "step": step, "steps": self.config.steps,
-                                     "consumed_tokens": tokens})  # fmt: skip
+        line = self.config.timeline
+        write_json(self._heartbeat, {"time": now, "phase": phase, "step": step, "steps": line.steps,
+                                     "consumed_tokens": line.tokens(step), "tokens": line.tokens(line.steps),
+                                     **line.name(step)})  # fmt: skip
 
     def say(self, text: str) -> None:
         """A line of its own."""

@@ -96,16 +96,19 @@ def _assign(weights: tuple[int, ...]) -> np.ndarray:
     return table
 
 
-def weights_of(settings: DataConfig, windows: Mapping[str, int], samples: int) -> dict[str, float]:
+def weights_of(
+    settings: DataConfig, windows: Mapping[str, int], samples: int, taken: Mapping[str, float] | None = None
+) -> dict[str, float]:
     """Weights of the languages that are drawn from, in the order of ``windows``.
 
     Args:
         settings: ``mixture`` as given, else ``mixture_rule``.
         windows: sequences that each language has for one epoch.
-        samples: sequences that the whole run draws.
+        samples: sequences that are drawn in all.
+        taken: sequences of each language that were drawn before.
 
     Raises:
-        HanseError: UniMax, and the run draws more than its epochs allow.
+        HanseError: UniMax, and more are drawn than its epochs allow.
     """
     if settings.mixture:
         weights = {name: float(settings.mixture.get(name, 0)) for name in windows}
@@ -114,26 +117,32 @@ def weights_of(settings: DataConfig, windows: Mapping[str, int], samples: int) -
             name: float(count) ** (1 / settings.temperature) if count else 0.0 for name, count in windows.items()
         }
     elif settings.mixture_rule == "unimax":
-        weights = unimax(windows, samples, settings.max_epochs)
+        weights = unimax(windows, samples, settings.max_epochs, taken)
     else:
         weights = {name: float(count) for name, count in windows.items()}
     return {name: weight for name, weight in weights.items() if weight > 0}
 
 
-def unimax(windows: Mapping[str, int], samples: int, max_epochs: float) -> dict[str, float]:
+def unimax(
+    windows: Mapping[str, int], samples: int, max_epochs: float, taken: Mapping[str, float] | None = None
+) -> dict[str, float]:
     """Samples of each language, as even as no more than ``max_epochs`` of any allows (Chung et al., arXiv 2304.09151).
+
+    ``taken``, sequences of each language that were drawn before, count towards its epochs.
 
     Raises:
         HanseError: all languages together do not have so many.
     """
     left, found = float(samples), {}
-    order = sorted(windows, key=lambda name: (windows[name], name))
+    most = {name: max(max_epochs * count - (taken or {}).get(name, 0), 0) for name, count in windows.items()}
+    order = sorted(windows, key=lambda name: (most[name], name))
     for place, name in enumerate(order):  # the smallest first: what they cannot give, the others share
-        found[name] = min(left / (len(order) - place), max_epochs * windows[name])
+        found[name] = min(left / (len(order) - place), most[name])
         left -= found[name]
     if left > 1e-6 * samples:
-        raise HanseError(f"data.max_epochs={max_epochs:g}: so many epochs of all languages are {samples - left:,.0f} "
-                         f"sequences, but the run draws {samples:,}; give fewer tokens or more epochs")  # fmt: skip
+        there = f"{samples - left:,.0f} {'more ' if taken and any(taken.values()) else ''}sequences"
+        raise HanseError(f"data.max_epochs={max_epochs:g}: so many epochs of all languages are {there}, but the run "
+                         f"draws {samples:,}; give fewer tokens or more epochs")  # fmt: skip
     return {name: found[name] for name in windows}
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 import torch
@@ -12,6 +14,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, Pre
 from common.errors import HanseError
 from train.config import ModelConfig
 from train.loss import PLAIN_HEADS, FusedHead, losses_of_logits
+from train.stages import Timeline
 from train.stream import MicroBatch
 
 
@@ -45,6 +48,32 @@ def build_model(config: PretrainedConfig, seed: int, attention: str = "sdpa") ->
         return AutoModelForCausalLM.from_config(config, attn_implementation=attention, dtype=torch.float32)
     except ValueError as error:
         raise HanseError(f"model.settings: {' '.join(str(error).split())}") from None
+
+
+def with_rope_theta(config: PretrainedConfig, theta: float | None) -> PretrainedConfig:
+    """A configuration with this base of its rotary embedding (Su et al., arXiv 2104.09864); None: as it is.
+
+    Raises:
+        HanseError: the architecture has none.
+    """
+    if theta is None:
+        return config
+    rope = getattr(config, "rope_parameters", None)
+    if not isinstance(rope, dict) or "rope_theta" not in rope:
+        raise HanseError(f"rope_theta={theta:g}: {config.model_type} has no rotary embedding with one base")
+    changed = copy.deepcopy(config)
+    changed.rope_parameters = {**rope, "rope_theta": theta}
+    return changed
+
+
+def set_rope(model: nn.Module, config: PretrainedConfig) -> None:
+    """Let a model's rotary embeddings be those of ``config``: another base for longer sequences (arXiv 2309.16039)."""
+    for module in model.modules():
+        if isinstance(getattr(module, "inv_freq", None), Tensor) and hasattr(module, "config"):
+            fresh = cast(Any, type(module))(config)
+            held = cast(Any, module)
+            held.inv_freq.copy_(fresh.inv_freq)
+            held.original_inv_freq.copy_(fresh.original_inv_freq)
 
 
 def recompute_activations(model: PreTrainedModel, every_layers: int) -> None:
@@ -146,6 +175,14 @@ def model_inputs(batch: MicroBatch, device: torch.device) -> dict[str, Any]:
         "labels": tensor(batch.labels),
         "documents": tensor(batch.documents) if batch.packed else None,
     }
+
+
+def flops_of_steps(config: PretrainedConfig, line: Timeline, spans: Mapping[int, Sequence[int]]) -> int:
+    """Model FLOPs of steps of a run; ``spans``: {step, counted from 1: its first sample and the first after it}."""
+    model = shape_of_model(config)
+    per_token = {stage.length: flops_per_token(model, stage.length) for stage in line}
+    lengths = {step: line.at(step - 1).length for step in spans}
+    return sum((last - first) * lengths[step] * per_token[lengths[step]] for step, (first, last) in spans.items())
 
 
 def parameter_counts(model: PreTrainedModel) -> tuple[int, int]:

@@ -33,15 +33,16 @@ def opening(
 ) -> str:  # fmt: skip
     """The lines before the first step."""
     measured = ", ".join(f"{name} {count(peak, 'FLOP/s')}" for name, peak in peaks.items())
-    tokens = (
-        f"{config.steps} steps of {config.tokens_per_step:,} tokens = {count(config.steps * config.tokens_per_step)}"
-    )
+    line = config.timeline
+    each = " and ".join(f"{size:,}" for size in dict.fromkeys(stage.tokens_per_step for stage in line))
+    tokens = f"{line.steps} steps of {each} tokens = {count(line.tokens(line.steps))}"
     zero = f"{place.ranks} ranks, ZeRO-{config.engine.zero_stage}"
     lines = [
         f"{config.name}: {count(parameters)} parameters, {zero}, {tokens} tokens",
         f"precision {precision} ({'asked for' if config.engine.precision != 'auto' else 'chosen'}; "
         f"matrix products a rank: {measured})",
     ]
+    lines += [stage.told for stage in line if stage.name]
     if resumed:
         lines.append(f"going on from {resumed.folder} (step {resumed.state['step']})")
     if initial:
@@ -75,9 +76,11 @@ def summary(
     run: Run, step: int, *, losses: Mapping[str, LanguageLoss], unigram: Mapping[str, LanguageLoss], clock: StepClock,
     wall_seconds: float,
 ) -> dict[str, Any]:  # fmt: skip
-    """What came out, for people and scripts. ``tokens_per_second`` and ``mfu`` are those of this start."""
-    config, data = run.config, run.data
-    speed = config.tokens_per_step / clock.mean_seconds if clock.steps else 0.0
+    """What came out, for people and scripts. Speed, MFU and FLOPs a token are this start's means."""
+    config, data, line = run.config, run.data, run.config.timeline
+    tokens, flops = run.work(step)
+    speed = tokens / (step - run.first_step) / clock.mean_seconds if clock.steps else 0.0
+    per_token = flops // tokens
     languages = sorted({*data.training, *data.validation})
     corpus = data.manifest.folder.parent / "corpus"
     paths = {
@@ -91,11 +94,12 @@ def summary(
         "finished": step == config.steps,
         "languages": {name: _language(name, data, losses, unigram) for name in languages},
         "tokens_per_second": speed,
-        "mfu": speed * run.flops_per_token / run.peak,
-        "flops_per_token": run.flops_per_token,
+        "mfu": speed * per_token / run.peak,
+        "flops_per_token": per_token,
         "parameters": run.parameters,
         "steps": step,
-        "consumed_tokens": step * config.tokens_per_step,
+        **line.name(step),
+        "consumed_tokens": line.tokens(step),
         "wall_seconds": wall_seconds,
         "data_wait_share": clock.wait_seconds / clock.total_seconds if clock.total_seconds else 0.0,
         "checkpoint_share": clock.shares.get("checkpoint", 0.0),

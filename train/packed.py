@@ -21,7 +21,12 @@ class PackedSource(Source):
     """
 
     def __init__(
-        self, name: str, shards: Sequence[TokenShard], bins: Sequence[Bins], seed: int = 0, end_of_document_id: int = 0
+        self,
+        name: str,
+        shards: Sequence[TokenShard],
+        bins: Sequence[Bins],
+        seed: int | str = 0,
+        end_of_document_id: int = 0,
     ):
         super().__init__(name, shards, bins[0].length if bins else 1, seed)
         self.bins, self.end_of_document_id = bins, end_of_document_id
@@ -62,7 +67,7 @@ class PackedSource(Source):
         return which, number - (int(self._ends[which - 1]) if which else 0)
 
 
-def open_packed(manifest: ShardsManifest, length: int, seed: int, *, hashes: bool = False) -> dict[str, Source]:
+def open_packed(manifest: ShardsManifest, length: int, seed: int | str, *, hashes: bool = False) -> dict[str, Source]:
     """The packed sources of the training split by language, in alphabetical order.
 
     Raises:

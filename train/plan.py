@@ -20,11 +20,12 @@ from train.config import TrainConfig
 from train.engine_config import ZERO_STAGES
 from train.hardware import GPUS, Gpu, find_gpu
 from train.memory import VALUE_BYTES, Activations, Layout, Memory, activations, memory, on_host
-from train.mixture import Share, repeated, shares, weights_of
+from train.mixture import Share
 from train.model import flops_per_token, model_config, parameter_counts, shape_of_model
 from train.optimizers import bytes_per_parameter
+from train.plan_stages import StagePlan, plan_stages, show_stages, whole
+from train.plan_stages import as_json as stages_as_json
 from train.scaling import TURN_SECONDS, Work, efficiency, network
-from train.stream import drawn_in, windows_by_language
 from train.verb_config import PlanConfig
 
 GB = 1e9
@@ -44,7 +45,7 @@ class Machine:
 
 @dataclass(frozen=True)
 class Subject:
-    """What is to be trained."""
+    """What is to be trained; ``flops_per_token``: the mean of the run's stages."""
 
     config: TrainConfig
     vocabulary: int
@@ -54,6 +55,7 @@ class Subject:
     activations: Activations
     precision: str
     optimizer_bytes: float  # a parameter: master, moments, average; what a checkpoint holds
+    stages: list[StagePlan]
     shares: dict[str, Share]  # of each language; empty where there are no shards yet
 
 
@@ -134,26 +136,18 @@ def describe(config: PlanConfig) -> Subject:
     there = (shards / "manifest.json").is_file()
     manifest = ShardsManifest.read(shards) if there else None
     vocabulary = manifest.vocabulary_size if manifest else train.model.vocabulary_size
-    shape = model_config(train.model, vocabulary, train.data.sequence_length)
+    longest = max(stage.length for stage in train.timeline)
+    shape = model_config(train.model, vocabulary, longest)
     model = shape_of_model(shape)
+    stages, taken = plan_stages(train, manifest), train.timeline.taken(train.steps)
+    flops = sum(flops_per_token(model, stage.length) * tokens for stage, tokens in taken)
     precision = "fp32" if train.engine.precision == "fp32" else "bf16"
     return Subject(
         train, shape.vocab_size, parameter_counts(model)[0], shape.num_hidden_layers,
-        flops_per_token(model, train.data.sequence_length),
-        activations(shape, train.data.sequence_length, precision, train.engine.recompute_every_layers), precision,
-        bytes_per_parameter(model, train), mixture(train, manifest) if manifest else {},
+        flops // train.timeline.tokens(train.steps),
+        activations(shape, longest, precision, train.engine.recompute_every_layers), precision,
+        bytes_per_parameter(model, train), stages, whole(stages, train, manifest) if manifest else {},
     )  # fmt: skip
-
-
-def mixture(train: TrainConfig, manifest: ShardsManifest) -> dict[str, Share]:
-    """What the whole run would draw of each language.
-
-    Raises:
-        HanseError: UniMax, and the text does not suffice.
-    """
-    windows = windows_by_language(manifest, train.data.sequence_length, train.data.packing)
-    weights = weights_of(train.data, windows, train.samples)
-    return shares(weights, drawn_in(train, windows, train.steps), windows)
 
 
 def find_machine(config: PlanConfig) -> Machine:
@@ -197,9 +191,12 @@ def room(config: PlanConfig, memory_gb: float) -> float:
 
 
 def choose(subject: Subject, ranks: int, available: float) -> Choice | None:
-    """The lowest stage that fits with one sequence, and the largest micro-batch that fits then and gives the batch."""
-    whole = subject.config.batch.global_batch_size
-    sizes = [size for size in range(1, whole // ranks + 1) if whole % (size * ranks) == 0] if ranks <= whole else []
+    """The lowest stage that fits with one sequence, and the largest micro-batch that fits then and gives the batch.
+
+    Sequences are the longest of the run's stages, and the micro-batch divides the batches of all of them.
+    """
+    batches = [stage.size for stage in subject.config.timeline]
+    sizes = [size for size in range(1, min(batches) // ranks + 1) if not any(one % (size * ranks) for one in batches)]
     for stage in ZERO_STAGES:
         fitting = [(size, need) for size in sizes if (need := needs(subject, ranks, stage, size)).total <= available]
         if fitting:
@@ -256,29 +253,18 @@ MEMORY = ("weights", "gradients", "optimizer", "buffers", "activations", "head")
 
 def _show(plan: Plan) -> None:
     subject, machine, train = plan.subject, plan.machine, plan.subject.config
+    steps = " and ".join(f"{size:,}" for size in dict.fromkeys(stage.tokens_per_step for stage in train.timeline))
     say(f"{train.model.architecture}, {count(subject.parameters)} parameters (vocabulary {subject.vocabulary:,}), "
-        f"{count(train.tokens)} tokens in {train.steps:,} steps of {train.tokens_per_step:,}")  # fmt: skip
+        f"{count(train.tokens)} tokens in {train.steps:,} steps of {steps}")  # fmt: skip
     say(f"{count(subject.flops_per_token, 'FLOP')} a token, {subject.flops_per_token * train.tokens:.2e} FLOP in all, "
         f"{subject.precision}; {machine.name} of {machine.memory_gb:g} GB, {machine.gpus_per_node} a node")  # fmt: skip
-    _show_mixture(subject)
+    show_stages(subject.stages, subject.shares, train)
     _show_memory(plan)
     _show_fits(plan)
     _show_times(plan)
     size, speed = subject.optimizer_bytes * subject.parameters, plan.config.storage_gb_per_second
     write = f", {duration(size / GB / speed)} to write" if speed else ""
     say(f"checkpoint {count(size, 'B')}{write}; exported in bf16 {count(2 * subject.parameters, 'B')}\n")
-
-
-def _show_mixture(subject: Subject) -> None:
-    if not subject.shares:
-        say("no shards yet: the vocabulary is that of train.model.vocabulary_size, languages and epochs are not known")
-        return
-    length = subject.config.data.sequence_length
-    rows = [[name, f"{one.asked:.2%}", f"{one.share:.2%}", count(one.samples * length), f"{one.epochs:.2f}"]
-            for name, one in subject.shares.items()]  # fmt: skip
-    table("\nwhat is drawn", ["language", "asked", "obtained", "tokens", "epochs"], rows)
-    for warning in repeated(subject.shares):
-        say(f"WARNING: {warning}")
 
 
 def _show_memory(plan: Plan) -> None:
@@ -357,6 +343,7 @@ def as_json(plan: Plan) -> dict[str, Any]:
         "gpus_per_node": machine.gpus_per_node, "network_gbit": machine.network_gbit,
         "mfu": plan.mfu, "mfu_is": plan.mfu_is, "pue": plan.config.pue,
         "mixture": {name: dataclasses.asdict(one) for name, one in subject.shares.items()},
+        "stages": stages_as_json(subject.stages),
         "checkpoint_bytes": subject.optimizer_bytes * subject.parameters,
         "fits": {str(nodes): choice and dataclasses.asdict(choice) for nodes, choice in plan.choices.items()},
         "times": [dataclasses.asdict(one) for one in plan.times],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import socket
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -18,16 +19,30 @@ from yaml import YAMLError
 from common.configuration import belongs, differences
 from common.errors import HanseError
 from common.files import read_json, room_for, write_json, write_text
+from train.change import Change
 from train.config import TrainConfig
 from train.determinism import FROZEN
 
 # What may change between two starts of one run: how it is computed and watched, not what is computed.
 # (What a run began with is bound by its hash, wherever its folder lies now.)
-FREE = ("run", "lock", "init_from", "init_tokenizer", "until_step", "ranks", "threads_per_rank", "experiment",
-        "state_hash_every_steps", "engine", "model.attention", "batch.micro_batch_size", "data.shards",
+FREE = ("run", "lock", "change_stages", "init_from", "init_tokenizer", "until_step", "ranks", "threads_per_rank",
+        "experiment", "state_hash_every_steps", "engine", "model.attention", "batch.micro_batch_size", "data.shards",
         "data.tokenizer", "data.verify_hashes", "checkpoint", "evaluate", "track", "profile", "profiling", "energy",
         "guards.watchdog_seconds", "guards.watchdog_slow_seconds", "guards.times_every_steps",
         "guards.slow_ratio", "guards.weights_every_steps", "guards.layer_norms_every_steps")  # fmt: skip
+# What may be changed for the steps that are still to come, if it is asked for (train/change.py).
+STAGED = ("stages", "tokens", "schedule")
+
+
+def plain(config: TrainConfig) -> dict[str, Any]:
+    """A configuration as nested dictionaries; ``stages.0.tokens`` is a key as every other."""
+    values = asdict(config)
+    return {**values, "stages": {str(number): one for number, one in enumerate(values["stages"])} or []}
+
+
+def own_key(key: str) -> str:
+    """The key of a run that a key of a stage stands for: ``data.mixture`` of ``stages.0.data.mixture``."""
+    return re.sub(r"^stages\.\d+\.", "", key)
 
 
 class RunFolder:
@@ -128,20 +143,35 @@ class RunFolder:
                              f"name another folder with run=... (if that process is gone, delete {lock})")  # fmt: skip
         lock.unlink(missing_ok=True)
 
-    def check_config(self, config: TrainConfig) -> None:
+    def check_config(self, config: TrainConfig) -> Change | None:
         """Hold a run to the configuration that it was started with.
+
+        Returns:
+            What differs of its stages, tokens and schedule, where ``change_stages`` lets it; not yet checked.
 
         Raises:
             HanseError: a key that decides what is computed differs from the first start.
         """
-        if self.config.is_file():
-            before = asdict(self.read_config())  # keys that are newer than the run have their defaults
-            frozen = FROZEN[config.determinism]
-            changed = [f"{key} was {was}, now {now}" for key, (was, now) in differences(before, asdict(config)).items()
-                       if not belongs(key, FREE) or belongs(key, frozen)]  # fmt: skip
-            if changed:
-                raise HanseError(f"{self.path} was started with another configuration: {'; '.join(changed)}; "
-                                 "give it the same again, or name another folder with run=...")  # fmt: skip
+        if not self.config.is_file():
+            return None
+        before = self.read_config()  # keys that are newer than the run have their defaults
+        frozen = FROZEN[config.determinism]
+        found = {key: both for key, both in differences(plain(before), plain(config)).items()
+                 if not belongs(own_key(key), FREE) or belongs(own_key(key), frozen)}  # fmt: skip
+        staged = {key: both for key, both in found.items() if belongs(key, STAGED)}
+        if found and (found != staged or not config.change_stages):
+            changed = [f"{key} was {was}, now {now}" for key, (was, now) in found.items()]
+            raise HanseError(f"{self.path} was started with another configuration: {'; '.join(changed)}; "
+                             "give it the same again, or name another folder with run=..."
+                             + ("; or, to change what is still to come, say change_stages=true" if staged == found
+                                else ""))  # fmt: skip
+        return Change(before, config, found) if found else None
+
+    def keep_old_config(self, step: int) -> Path:
+        """A copy of ``config.yaml`` as it was before it is changed after ``step`` steps."""
+        copy = self.config.with_name(f"config.before-step-{step:08d}.yaml")
+        write_text(copy, self.config.read_text(encoding="utf-8"))
+        return copy
 
     def keep_config(self, config: TrainConfig) -> None:
         """Write ``config.yaml``, once everything else about it was found to be right: later starts are held to it."""

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
+from transformers import PreTrainedModel
 
 from common.configuration import differences
 from common.errors import HanseError
@@ -37,14 +38,17 @@ from train.model import (
     model_config,
     parameter_counts,
     recompute_activations,
+    with_rope_theta,
 )
+from train.order import RunStream, open_stream, windows_of
 from train.parametrisation import scale_fresh
 from train.precision import choose, measured_peaks
 from train.ranks import Place, together
 from train.run_folder import RunFolder, complete_steps, folder_of
+from train.stages import Stage
 from train.state_hash import StateHasher
 from train.stopwatch import Stopwatch
-from train.stream import Stream, open_sources, open_stream
+from train.stream import open_sources
 
 
 @dataclass(frozen=True)
@@ -53,8 +57,7 @@ class Run:
 
     Attributes:
         first_step: optimizer steps done before this start; ``seconds_before``: wall-clock seconds spent on them.
-        skipped: ranges of samples that the run went past (train/guards/rewind.py); changed in place.
-        parameters: of the model; ``flops_per_token``: model FLOPs of one training token.
+        parameters: of the model; ``flops``: model FLOPs of one training token, by the length of the sequences.
         watch: tells where this rank's time goes.
         hasher: of weights and moments, for the ledger; None: never.
         peak: measured FLOP/s of all ranks together in ``precision``.
@@ -73,13 +76,28 @@ class Run:
     watchdog: Watchdog
     watch: Stopwatch
     spikes: Spikes
-    skipped: list[tuple[int, int]]
     precision: str
     parameters: int
-    flops_per_token: int
+    flops: dict[int, int]
     peak: float
     first_step: int
     seconds_before: float
+
+    @property
+    def skipped(self) -> list[tuple[int, int]]:
+        """Ranges of samples that the run went past (train/guards/rewind.py)."""
+        return self.data.stream.skipped
+
+    def flops_per_token(self, stage: Stage) -> int:
+        """Model FLOPs of one training token."""
+        return self.flops[stage.length]
+
+    def work(self, step: int) -> tuple[int, int]:
+        """(tokens, model FLOPs) of this start's steps until ``step``."""
+        line = self.config.timeline
+        parts = [(stage, tokens - before) for (stage, tokens), (_, before)
+                 in zip(line.taken(step), line.taken(self.first_step), strict=True)]  # fmt: skip
+        return sum(part for _, part in parts), sum(part * self.flops_per_token(stage) for stage, part in parts)
 
 
 def set_up(
@@ -92,8 +110,7 @@ def set_up(
     """
     with together(place):
         data = open_data(config)
-        if place.first:
-            folder.check_config(config)
+        change = folder.check_config(config) if place.first else None
     resumed = open_checkpoint(folder, data, place)
     initial, parents = open_initial(config, resumed, data.model, data.manifest.tokenizer_sha256, place)
     first_step = resumed.state["step"] if resumed else 0
@@ -105,32 +122,33 @@ def set_up(
     peaks = measured_peaks(device)
     precision = agree_on_precision(config, resumed, peaks)
     with together(place):
-        model = build_model(data.model, config.seed, config.model.attention)
-        if config.engine.recompute_every_layers:
-            recompute_activations(model, config.engine.recompute_every_layers)
-        scale_fresh(model, config.model.init)
-        if config.engine.compile:
-            compile_layers(model)
+        if change:
+            change.check(first_step, windows_of(data.manifest, config.data.packing))
+        model = fresh_model(config, data)
         if resumed:
             resumed.check_model({name: tuple(parameter.shape) for name, parameter in model.named_parameters()})
             model.load_state_dict(resumed.weights(), strict=False)  # tied weights have one name
         if initial:
             initial.load(model)
-    parameters, flops = parameter_counts(model)[0], flops_per_token(model, config.data.sequence_length)
+    parameters = parameter_counts(model)[0]
+    flops = {stage.length: flops_per_token(model, stage.length) for stage in config.timeline}
     engine = Engine(config, model, place.ranks, precision)
     engine.mark = watchdog.at
-    ledger, skipped = None, []
+    ledger = None
     with together(place):
         if resumed:
             resumed.restore(engine)
-            skipped = skipped_in(resumed.state, resumed.folder)
+            data.stream.skip(skipped_in(resumed.state, resumed.folder))
         if initial:
             initial.restore(engine)
         if place.first:
             now = lock.describe(config, data.manifest, place, precision, parents)
-            facts = {"parameters": parameters, "flops_per_token": flops,
-                     **({"skipped_samples": skipped} if skipped else {})}  # fmt: skip
+            passed = data.stream.skipped
+            facts = {"parameters": parameters, "flops_per_token": flops[config.timeline.at(first_step).length],
+                     **({"skipped_samples": passed} if passed else {})}  # fmt: skip
             ledger = open_ledger(config, folder, now, first_step, facts)
+            if change:
+                change.note(folder, ledger, first_step, (lock.config_sha256(change.before), now["config_sha256"]))
             folder.keep_config(config)
             folder.cut_metrics(first_step)
             sweep_partial(folder.checkpoints)
@@ -143,7 +161,7 @@ def set_up(
     peak = float(all_reduce_sum(torch.tensor([peaks[precision]], dtype=torch.float64), engine)[0])
     metrics.event(first_step, "resume" if resumed else "start", ranks=place.ranks, zero_stage=config.engine.zero_stage,
                   precision=precision, peak_flops_per_second=peaks, peak_of_all_ranks=peak,
-                  host=platform.node())  # fmt: skip
+                  host=platform.node(), **({"stages_changed": change.told} if change else {}))  # fmt: skip
     return Run(
         config=config,
         place=place,
@@ -159,14 +177,24 @@ def set_up(
         watchdog=watchdog,
         watch=Stopwatch.of_training(),
         spikes=Spikes(config.guards.spikes, resumed.state.get("spikes") if resumed else None),
-        skipped=skipped,
         precision=precision,
         parameters=parameters,
-        flops_per_token=flops,
+        flops=flops,
         peak=peak,
         first_step=first_step,
         seconds_before=resumed.state["wall_seconds"] if resumed else 0.0,
     )  # fmt: skip
+
+
+def fresh_model(config: TrainConfig, data: Data) -> PreTrainedModel:
+    """The model as a run without a checkpoint begins with it."""
+    model = build_model(data.model, config.seed, config.model.attention)
+    scale_fresh(model, config.model.init)
+    if config.engine.recompute_every_layers:
+        recompute_activations(model, config.engine.recompute_every_layers)
+    if config.engine.compile:
+        compile_layers(model)
+    return model
 
 
 def open_ledger(
@@ -193,13 +221,18 @@ def open_ledger(
 
 @dataclass(frozen=True)
 class Data:
-    """Everything read from the shards folder."""
+    """Everything read from the shards folder; ``models``: configurations of ``transformers``, by ``rope_theta``."""
 
     manifest: ShardsManifest
-    stream: Stream
+    stream: RunStream
     validation: dict[str, Any]
     token_bytes: np.ndarray
-    model: Any
+    models: dict[float | None, Any]
+
+    @property
+    def model(self) -> Any:
+        """The ``transformers`` configuration that the run begins with."""
+        return self.models[None]
 
     @property
     def training(self) -> dict[str, Any]:
@@ -226,10 +259,13 @@ def open_data(config: TrainConfig) -> Data:
             "the one in their manifest); set data.tokenizer, or run 'hanse tokenize' again"
         )
     length, hashes, end = settings.sequence_length, settings.verify_hashes, manifest.end_of_document_id
+    longest = max(stage.length for stage in config.timeline)
     stream = open_stream(manifest, config, hashes=hashes)
     validation = open_sources(manifest, "validation", length, config.seed, hashes=hashes)
-    model = model_config(config.model, manifest.vocabulary_size, length, bos_token_id=end, eos_token_id=end)
-    return Data(manifest, stream, validation, token_byte_lengths(tokenizer), model)
+    model = model_config(config.model, manifest.vocabulary_size, longest, bos_token_id=end, eos_token_id=end)
+    thetas = dict.fromkeys([None, *(stage.rope_theta for stage in config.timeline)])
+    models = {theta: with_rope_theta(model, theta) for theta in thetas}
+    return Data(manifest, stream, validation, token_byte_lengths(tokenizer), models)
 
 
 def open_checkpoint(folder: RunFolder, data: Data, place: Place) -> Checkpoint | None:

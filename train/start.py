@@ -8,7 +8,7 @@ from pathlib import Path
 
 from common.errors import ConfigError
 from data_pipelines.shards import ShardsManifest
-from train.config import TrainConfig, batch_problems
+from train.config import TrainConfig
 from train.determinism import set_variables
 from train.local_start import rank_of_local_start, start_ranks
 from train.ranks import ToldElsewhere, find_place, torchrun_variables
@@ -31,7 +31,7 @@ def _start_ranks(config: TrainConfig) -> int:
 def _be_a_rank(config: TrainConfig) -> int:
     place = find_place(os.environ)
     assert place is not None
-    problems = batch_problems(config.batch, place.ranks)
+    problems = config.timeline.problems(place.ranks)
     problems += config.profiling.problems(place.ranks) if config.profile else []
     if problems:
         raise ConfigError(problems)

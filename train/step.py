@@ -12,11 +12,12 @@ from train.engine import Engine
 from train.evaluate import all_reduce_sum
 from train.guards.finite import due
 from train.guards.times import slow_ranks, summary_of
+from train.order import drawn_in, windows_of
 from train.requests import Requests
 from train.setup import Run
 from train.state_hash import append_state
 from train.stopwatch import Stopwatch, memory_bytes
-from train.stream import MicroBatch, drawn_in
+from train.stream import MicroBatch
 
 
 @dataclass(frozen=True)
@@ -85,19 +86,20 @@ def note_step(
     run: Run, step: int, batch: Batch, *, told: Agreed, spike: tuple[str, float] | None, values: dict[str, Any]
 ) -> None:
     """Write a step into ledger and metrics, and say what about it was unusual (a spike, slow ranks). Collective."""
-    config, seconds = run.config, values["seconds"]
+    config, seconds, stage = run.config, values["seconds"], run.config.timeline.at(step - 1)
     skipped = {"skipped": spike[0]} if spike else {}
     if run.ledger:
         exact = {key: values[key] for key in ("learning_rate", "loss", "gradient_norm")}
         run.ledger.write("step", {"step": step, "samples": batch.samples, "batch": batch.sha256, **exact, **skipped})
     run.metrics.step({
         "step": step,
-        "consumed_tokens": step * config.tokens_per_step,
+        **config.timeline.name(step),
+        "consumed_tokens": config.timeline.tokens(step),
         "loss_by_language": {name: float(nll / labels) for name, (nll, labels)
                              in zip(run.data.languages, told.sums, strict=True) if labels},
         **values,
-        "tokens_per_second": config.tokens_per_step / seconds,
-        "mfu": run.flops_per_token * config.tokens_per_step / seconds / run.peak,
+        "tokens_per_second": stage.tokens_per_step / seconds,
+        "mfu": run.flops_per_token(stage) * stage.tokens_per_step / seconds / run.peak,
         "memory_bytes": memory_bytes(),
         **skipped,
         **note_state(run, step),
@@ -125,10 +127,10 @@ def note_times(run: Run, step: int, told: torch.Tensor, step_seconds: float) -> 
 def note_consumed(run: Run, step: int) -> None:
     """Tell what was drawn of each language so far, where a report is due and at the end."""
     if run.place.first and (due(step, run.config.guards.times_every_steps) or step == run.config.steps):
-        windows = {name: source.windows for name, source in run.data.training.items()}
+        windows_at = windows_of(run.data.manifest, run.config.data.packing)
         run.metrics.consumed(step, {
-            name: {"tokens": count * run.config.data.sequence_length, "epochs": count / windows[name]}
-            for name, count in drawn_in(run.config, windows, step, run.skipped).items()
+            name: {"tokens": drawn.tokens, "epochs": drawn.epochs}
+            for name, drawn in drawn_in(run.config, windows_at, step, run.skipped).items()
         })  # fmt: skip
 
 

@@ -1,24 +1,23 @@
-"""The global order of data: which window of which source is sample n, at any number of ranks, for ever.
+"""The order of data: which window of which source is sample n, at any number of ranks, for ever.
 
 Sample n -> its source (:class:`Mixture`) -> the k-th window of that source -> epoch and place in a keyed permutation
 (:class:`Permutation`) -> tokens. Every arrow can be computed from its left side alone, and inverted; there is no index
-file and no state but the number of samples consumed.
+file and no state but the number of samples consumed. This is the order of one mixture of windows of one length;
+:mod:`train.order` puts a run together of these.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from common.errors import HanseError
 from data_pipelines.packing import PackingManifest
 from data_pipelines.shards import ShardsManifest, TokenShard
-from train.config import TrainConfig
-from train.mixture import Mixture, weights_of
+from train.mixture import Mixture
 
 IGNORED = -100  # label of a position whose next token belongs to another document (torch's ignore_index)
 ROUNDS = 6
@@ -119,7 +118,7 @@ class Source:
     Every id but a shard's first, and the tail, is a label exactly once an epoch.
     """
 
-    def __init__(self, name: str, shards: Sequence[TokenShard], length: int, seed: int = 0):
+    def __init__(self, name: str, shards: Sequence[TokenShard], length: int, seed: int | str = 0):
         self.name, self.shards, self.length, self.seed = name, shards, length, seed
         self._ends = np.cumsum([windows_in(len(shard.tokens), length) for shard in shards])
         self.windows = int(self._ends[-1]) if len(shards) else 0
@@ -197,25 +196,33 @@ def pack(windows: Sequence[tuple[np.ndarray, np.ndarray]], sources: Sequence[int
 
 
 class Stream:
-    """All training data in its global order."""
+    """The training data of one piece of a run in its order; samples are counted from where the piece begins.
+
+    Attributes:
+        before: draws of each source in earlier pieces with windows of this length, which this one goes on after.
+    """
 
     def __init__(self, sources: Sequence[Source], weights: Sequence[float]):
         self.sources, self.mixture = sources, Mixture(weights)
+        self.before = [0] * len(sources)
+
+    @property
+    def length(self) -> int:
+        """Tokens of a sequence."""
+        return self.sources[0].length
 
     def sample(self, number: int) -> tuple[int, int]:
         """(source, window) of a sample."""
         source, k = self.mixture.draw(number)
-        return source, self.sources[source].drawn(k)
+        return source, self.sources[source].drawn(self.before[source] + k)
 
     def samples_of(self, source: int, windows: np.ndarray, below: int) -> np.ndarray:
         """The inverse of :meth:`sample`: the sample numbers under ``below`` that are these windows, ascending."""
-        held, found = self.sources[source], [np.empty(0, dtype=np.int64)]
-        for epoch in range(below // held.windows + 1):  # a source is drawn once a sample at most
-            draws = epoch * held.windows + held.order(epoch).inverse(windows)
-            samples = self.mixture.samples(source, draws)
-            found.append(samples[samples < below])
-            if self.mixture.sample(source, epoch * held.windows) >= below:
-                break
+        held, begin = self.sources[source], self.before[source]
+        draws, found = self.mixture.drawn(below)[source], [np.empty(0, dtype=np.int64)]
+        for epoch in range(begin // held.windows, -(-(begin + draws) // held.windows)) if draws else ():
+            k = epoch * held.windows + held.order(epoch).inverse(windows) - begin
+            found.append(self.mixture.samples(source, k[(k >= 0) & (k < draws)]))
         return np.sort(np.concatenate(found))
 
     def fingerprint(self, samples: Sequence[int]) -> str:
@@ -250,31 +257,14 @@ def rank_samples(consumed: int, *, global_batch: int, micro_batch: int, rank: in
     return [range(first, first + micro_batch) for first in firsts]
 
 
-def first_sample(step: int, global_batch: int, skipped: Sequence[tuple[int, int]]) -> int:
-    """The sample with which a step begins, ``step`` steps having been done before it.
-
-    Args:
-        skipped: ranges of samples that the run went past without learning from them, ascending; each begins where a
-            step did.
-    """
-    sample = step * global_batch
-    for start, stop in skipped:
-        sample += stop - start if sample >= start else 0
-    return sample
-
-
-def steps_of(samples: np.ndarray, global_batch: int, skipped: Sequence[tuple[int, int]]) -> np.ndarray:
-    """The steps, counted from 1, that took these samples; 0 of those in a skipped range. The inverse of the above."""
-    before = np.zeros_like(samples)
-    inside = np.zeros(samples.shape, dtype=bool)
-    for start, stop in skipped:
-        before += np.where(samples >= stop, stop - start, 0)
-        inside |= (samples >= start) & (samples < stop)
-    return np.where(inside, 0, (samples - before) // global_batch + 1)
-
-
 def open_sources(
-    manifest: ShardsManifest, split: str, length: int, seed: int, *, hashes: bool = False, packing: str = CONCATENATE
+    manifest: ShardsManifest,
+    split: str,
+    length: int,
+    seed: int | str,
+    *,
+    hashes: bool = False,
+    packing: str = CONCATENATE,
 ) -> dict[str, Source]:
     """The sources of a split by language, in alphabetical order.
 
@@ -295,49 +285,3 @@ def open_sources(
         )
         for language in languages
     }
-
-
-def drawn_in(
-    config: TrainConfig, windows: Mapping[str, int], steps: int, skipped: Sequence[tuple[int, int]] = ()
-) -> dict[str, int]:
-    """{language: sequences} that the first ``steps`` steps of a run take, of the languages that are drawn from.
-
-    Args:
-        config: of the run.
-        windows: of each language for one epoch.
-        steps: optimizer steps.
-        skipped: see :func:`first_sample`.
-    """
-    weights = weights_of(config.data, windows, config.samples)
-    if not weights or not steps:
-        return dict.fromkeys(weights, 0)
-    mixture, size = Mixture(list(weights.values())), config.batch.global_batch_size
-    end = first_sample(steps - 1, size, skipped) + size
-    counts = np.array(mixture.drawn(end))
-    for start, stop in skipped:
-        if start < end:
-            counts -= np.array(mixture.drawn(min(stop, end))) - np.array(mixture.drawn(start))
-    return dict(zip(weights, counts.tolist(), strict=True))
-
-
-def open_stream(manifest: ShardsManifest, config: TrainConfig, *, hashes: bool = False) -> Stream:
-    """The training data of a run in its order, out of a shards folder.
-
-    Raises:
-        HanseError: the mixture names a language that is not there, or one with less than a window of text.
-    """
-    length = config.data.sequence_length
-    sources = open_sources(manifest, "train", length, config.seed, hashes=hashes, packing=config.data.packing)
-    unknown = sorted(set(config.data.mixture) - set(sources))
-    if unknown:
-        raise HanseError(f"data.mixture: no training shards for {', '.join(unknown)} in {manifest.folder}; "
-                         f"there are {', '.join(sources) or 'none'}")  # fmt: skip
-    weights = weights_of(config.data, {name: source.windows for name, source in sources.items()}, config.samples)
-    used = {name: sources[name] for name in weights}
-    for name, source in sources.items():
-        if source.windows == 0 and (name in used or not config.data.mixture):
-            raise HanseError(f"data.sequence_length={length}: '{name}' in {manifest.folder} has fewer tokens than that;"
-                             " leave it out with data.mixture={...}, or take shorter sequences")  # fmt: skip
-    if not sources:
-        raise HanseError(f"{manifest.folder}: no training shards; write them with 'hanse tokenize'")
-    return Stream(list(used.values()), [weights[name] for name in used])

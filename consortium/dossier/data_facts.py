@@ -21,7 +21,7 @@ from data_pipelines.annotate import personal_data
 from data_pipelines.manifest import CorpusManifest, Tally
 from data_pipelines.shards import ShardsManifest
 from train.data_table import corpus_of
-from train.stream import drawn_in, windows_by_language
+from train.order import drawn_in, windows_of
 
 OFFICIAL = {code: names[0] for code, names in UNION.items()}  # English names of the Union's official languages
 OTHERS = {
@@ -203,24 +203,22 @@ def _counts(evidence: Evidence, lineage: Lineage, corpora: Corpora) -> None:
 def _consumed(evidence: Evidence, lineage: Lineage, corpora: Corpora) -> None:
     """Tokens of each language that training took, exact, by the order of data."""
     total: Counter[str] = Counter()
-    windows: Counter[str] = Counter()
+    epoch: Counter[str] = Counter()  # tokens of all windows
     citations: list[Citation] = []
-    drawn: Counter[str] = Counter()
     for segment in lineage.trained:
         if segment.config is None or segment.configuration is None:
             reason = f"the configuration of {segment.name} is not here"
             return evidence.miss(("training.tokens_by_language", "training.epochs_by_language"), reason)
         corpus, length = corpora.by_run[segment.identity], segment.config.data.sequence_length
-        there = windows_by_language(corpus.shards, length, segment.config.data.packing)
-        for name, samples in drawn_in(segment.config, there, segment.step, segment.skipped).items():
-            total[name] += samples * length
-            drawn[name] += samples
-            windows[name] = max(windows[name], there[name])
+        windows_at = windows_of(corpus.shards, segment.config.data.packing)
+        for name, drawn in drawn_in(segment.config, windows_at, segment.step, segment.skipped).items():
+            total[name] += drawn.tokens
+            epoch[name] = max(epoch[name], windows_at(length)[name] * length)
         citations += [segment.configuration.at("data.mixture"), corpus.shards_paper.at("shards"),
                       segment.state.at("consumed_samples")]  # fmt: skip
     assert sum(total.values()) == sum(one.tokens for one in lineage.trained)
     evidence.know("training.tokens_by_language", dict(sorted(total.items())), *citations)
-    epochs = {name: drawn[name] / windows[name] for name in sorted(drawn)}
+    epochs = {name: total[name] / epoch[name] for name in sorted(total)}
     evidence.know("training.epochs_by_language", epochs, *citations)
 
 

@@ -23,7 +23,6 @@ from train.config import TrainConfig
 from train.guards.rewind import skipped_in
 from train.model import flops_per_token
 from train.run_folder import RunFolder, complete_steps, folder_of, read_metrics
-from train.stream import first_sample
 
 MANIFEST = "manifest.json"
 LOCKED = ("code", "distributions", "machine", "layout")  # what a dossier tells of a lock
@@ -116,12 +115,16 @@ class Segment:
     @property
     def tokens(self) -> int:
         """Tokens that this run itself consumed on the way to the checkpoint, those done twice counted once."""
-        return self.samples * self.sequence_length
+        return self.config.timeline.tokens_of(self.samples) if self.config else self.samples * self.sequence_length
 
     @cached_property
     def flops(self) -> int:
         """Model FLOPs of :attr:`tokens` (:func:`train.model.flops_per_token`)."""
-        return flops_of(self.checkpoint.state["model"], self.sequence_length) * self.tokens
+        model = self.checkpoint.state["model"]
+        if not self.config:
+            return flops_of(model, self.sequence_length) * self.tokens
+        taken = self.config.timeline.taken(self.step) if self.trained else []
+        return sum(tokens * flops_of(model, stage.length) for stage, tokens in taken if tokens)
 
     @cached_property
     def records(self) -> list[dict[str, Any]]:
@@ -148,13 +151,13 @@ class Segment:
             yield self.configuration.at("data.sequence_length")
         if not (self.trained and self.folder and self.config):
             return
-        size, per_step = self.config.batch.global_batch_size, self.config.tokens_per_step
+        line = self.config.timeline
         if self.ledger and self.records:
             steps = ledger.steps(iter(self.records))
-            firsts = {step: first_sample(step - 1, size, self.skipped) for step in range(1, self.step + 1)}
-            taken = [step for step, first in firsts.items()
-                     if step in steps and steps[step]["samples"] == [first, first + size]]  # fmt: skip
-            if len(taken) != self.step or self.samples != self.step * size:
+            spans = {step: line.span(step - 1, self.skipped) for step in range(1, self.step + 1)}
+            taken = [step for step, span in spans.items()
+                     if step in steps and steps[step]["samples"] == [span.start, span.stop]]  # fmt: skip
+            if len(taken) != self.step or self.samples != line.sample(self.step):
                 raise HanseError(
                     f"{self.ledger.path}: does not hold steps 1 to {self.step} with the samples that "
                     f"{self.checkpoint.folder} counts; 'hanse verify run={self.folder.path}' says more"
@@ -165,10 +168,10 @@ class Segment:
         if self.metrics:
             told = [(number, one["consumed_tokens"]) for number, one in enumerate(read_metrics(self.metrics.path), 1)
                     if one["step"] == self.step and "consumed_tokens" in one]  # fmt: skip
-            if told and told[-1][1] != self.step * per_step:
+            if told and told[-1][1] != line.tokens(self.step):
                 raise HanseError(
                     f"{self.metrics.path}: line {told[-1][0]} tells of {told[-1][1]} tokens, the checkpoint of "
-                    f"{self.step * per_step}; 'hanse verify run={self.folder.path}' says more"
+                    f"{line.tokens(self.step)}; 'hanse verify run={self.folder.path}' says more"
                 )
             if told:
                 yield self.metrics.at(f"line {told[-1][0]}")

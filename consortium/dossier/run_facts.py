@@ -145,10 +145,14 @@ def _training(evidence: Evidence, lineage: Lineage) -> None:
 def _recipe(segment: Segment) -> list[str]:
     config = segment.config
     assert config
-    optimizer, schedule = config.optimizer, config.schedule
+    optimizer, schedule, line = config.optimizer, config.schedule, config.timeline
+    taken = [(stage, tokens) for stage, tokens in line.taken(segment.step) if tokens]
+    sizes = "; then ".join(
+        f"{f'{stage.name} ({tokens:,} tokens): ' if stage.name else ''}Sequences of {stage.length:,} tokens, "
+        f"{stage.size:,} sequences ({stage.tokens_per_step:,} tokens) an optimizer step" for stage, tokens in taken
+    )  # fmt: skip
     return [
-        f"Sequences of {config.data.sequence_length:,} tokens, {config.batch.global_batch_size:,} sequences "
-        f"({config.tokens_per_step:,} tokens) an optimizer step; {segment.step:,} steps",
+        f"{sizes}; {segment.step:,} steps",
         f"{optimizer.title}: peak learning rate {optimizer.learning_rate:g}, "
         f"betas {' and '.join(map(str, optimizer.betas))}, weight decay {optimizer.weight_decay:g}, "
         f"gradients clipped at norm {optimizer.gradient_clipping:g}",

@@ -34,7 +34,7 @@ def write_run(path: Path, config: TrainConfig, *, seed: int = 0, parents: list[d
     path.mkdir(parents=True)
     config.run, config.seed = str(path), 0
     folder.keep_config(config)
-    state = {"step": step, "consumed_samples": step * 8, "consumed_tokens": step * config.tokens_per_step, "seed": 0,
+    state = {"step": step, "consumed_samples": step * 8, "consumed_tokens": config.timeline.tokens(step), "seed": 0,
              "precision": "fp32", "ranks": 1, "zero_stage": 1, "engine": {}, "wall_seconds": 1.0,
              "data_merkle_root": data.manifest.merkle_root, "tokenizer_sha256": data.manifest.tokenizer_sha256,
              "model": data.model.to_dict()}  # fmt: skip

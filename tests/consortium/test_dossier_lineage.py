@@ -217,12 +217,12 @@ def test_a_real_run_fills_all_it_can_and_agrees_with_its_manifests(tiny_run, tin
 def test_tokens_of_each_language_are_those_that_the_stream_draws(tiny_run, tiny_data):
     from collections import Counter
 
-    from train.stream import open_stream
+    from train.order import open_stream
 
     config = RunFolder(tiny_run).read_config()
     length = config.data.sequence_length
     stream = open_stream(ShardsManifest.read(tiny_data / "shards"), config)
-    drawn = Counter(stream.sources[stream.sample(number)[0]].name for number in range(12 * 8))
+    drawn = Counter(stream.sample(number)[0].name for number in range(12 * 8))
     told = gather(tiny_run).plain("training.tokens_by_language")
     assert told == {name: number * length for name, number in sorted(drawn.items())}
 

@@ -11,7 +11,8 @@ from consortium.whosaw import sightings
 from data_pipelines.shards import SIDECAR, ShardsManifest, beside
 from train.config import BatchConfig, DataConfig, TrainConfig
 from train.mixture import Mixture
-from train.stream import Source, Stream, open_stream
+from train.order import open_stream
+from train.stream import Source, Stream
 
 LENGTH, BATCH, STEPS = 64, 8, 60  # more than an epoch of each language
 
@@ -26,7 +27,7 @@ def drawn(stream, below):
     seen = {}
     for number in range(below):
         source, window = stream.sample(number)
-        shard, start = stream.sources[source].place(window)
+        shard, start = source.place(window)
         for token in range(start, start + LENGTH + 1):
             seen.setdefault((shard.prefix, token), set()).add(number)
     return seen
@@ -39,7 +40,7 @@ def test_every_document_was_seen_in_exactly_the_steps_that_drew_its_tokens(tiny_
     for entry in manifest.of("train"):
         prefix = manifest.folder / entry.name
         for row in pq.read_table(beside(prefix, SIDECAR)).to_pylist():
-            (found,) = sightings(manifest, stream, [row["id"]], steps=STEPS, global_batch=BATCH)
+            (found,) = sightings(manifest, stream, [row["id"]], steps=STEPS)
             samples = set().union(*(seen.get((prefix, token), set())
                                     for token in range(row["token_start"], row["token_end"])))  # fmt: skip
             assert found.steps == sorted({sample // BATCH + 1 for sample in samples}), row["id"]
@@ -50,14 +51,14 @@ def test_what_was_drawn_but_not_learnt_is_no_sighting_and_is_said(tiny_data):
     """Samples 40 to 63 were gone past, and step 3 made no update."""
     manifest = ShardsManifest.read(tiny_data / "shards")
     stream = open_stream(manifest, config())
-    seen, skipped, lost = drawn(stream, STEPS * BATCH), [(40, 64)], {*range(16, 24), *range(40, 64)}
+    stream.skip([(40, 64)])
+    seen, lost = drawn(stream, STEPS * BATCH), {*range(16, 24), *range(40, 64)}
     end = STEPS * BATCH
     found = 0
     for entry in manifest.of("train"):
         prefix = manifest.folder / entry.name
         for row in pq.read_table(beside(prefix, SIDECAR)).to_pylist()[::5]:
-            (one,) = sightings(manifest, stream, [row["id"]], steps=STEPS - 3, global_batch=BATCH, skipped=skipped,
-                               idle={3})  # fmt: skip
+            (one,) = sightings(manifest, stream, [row["id"]], steps=STEPS - 3, idle={3})
             samples = set().union(*(seen.get((prefix, token), set())
                                     for token in range(row["token_start"], row["token_end"])))  # fmt: skip
             samples = {sample for sample in samples if sample < end}

@@ -12,8 +12,8 @@ import pytest
 from data_pipelines.shards import ShardsManifest
 from tests.train.test_report import START, config, evaluation, step, text_of, write_run
 from train.fairness import Fairness, Language, fairness, fairness_of, gap, section
+from train.order import open_stream
 from train.run_folder import RunFolder
-from train.stream import open_stream
 
 LANGUAGES = ("de", "es", "fr", "it")
 
@@ -30,7 +30,7 @@ def run_with(folder, data, evaluations=(), steps=20, **settings):
 def test_tokens_and_epochs_are_those_of_the_order_of_data(tiny_data, tmp_path, mixture, steps):
     found = fairness_of(run_with(tmp_path / "run", tiny_data, steps=steps, mixture=mixture))
     stream = open_stream(ShardsManifest.read(tiny_data / "shards"), RunFolder(tmp_path / "run").read_config())
-    drawn = Counter(stream.sources[stream.sample(number)[0]].name for number in range(8 * steps))
+    drawn = Counter(stream.sample(number)[0].name for number in range(8 * steps))
     windows = {source.name: source.windows for source in stream.sources}
     assert found.step == steps
     assert {one.language for one in found.languages} == set(LANGUAGES)

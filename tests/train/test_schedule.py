@@ -31,7 +31,7 @@ def schedules(draw):
 @given(schedules())
 def test_rises_stays_falls_and_ends_where_it_should(settings):
     rates = [learning_rate(step, settings) for step in range(settings.steps)]
-    peak, warmup, decay = 0.5, settings.schedule.warmup_steps, settings.decay_steps
+    peak, warmup, decay = 0.5, settings.schedule.warmup_steps, settings.courses[0].decay_steps
     assert all(0 <= rate <= peak for rate in rates)
     assert rates[:warmup] == pytest.approx([peak * (step + 1) / warmup for step in range(warmup)])
     assert set(rates[warmup : settings.steps - decay]) <= {peak}

@@ -11,7 +11,8 @@ from common.errors import HanseError
 from data_pipelines.shards import ShardsManifest
 from train.config import BatchConfig, DataConfig, TrainConfig
 from train.mixture import Mixture, integer_weights
-from train.stream import IGNORED, Permutation, Source, Stream, open_stream, pack
+from train.order import open_stream
+from train.stream import IGNORED, Permutation, Source, Stream, pack
 
 
 class Shard:

@@ -113,10 +113,13 @@ class EnergyRecorder:
 
     def begin(self, run: Run) -> None:
         """The line of this start."""
+        line = run.config.timeline
+        stage = line.at(run.first_step)
+        table = [[one.stop_step, one.tokens_per_step, run.flops_per_token(one)] for one in line]
         self._write("start", run.first_step, {
             "format": FORMAT,
-            "run": {"tokens_per_step": run.config.tokens_per_step, "flops_per_token": run.flops_per_token,
-                    "parameters": run.parameters},
+            "run": {"tokens_per_step": stage.tokens_per_step, "flops_per_token": run.flops_per_token(stage),
+                    "parameters": run.parameters, **({"stages": table} if len(table) > 1 else {})},
             "site": site(self.config),
             "slurm": slurm_step(os.environ),
             "ranks": self.place.ranks,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,6 +32,7 @@ class Start:
         power: mean watts of all nodes between its first line and its last; None: nothing known, or only one line.
         rated_power: watts of all nodes at full load; None where one is not known.
         slurm: "JOB.STEP", or "".
+        stages: of the run: the step each ends with, tokens a step, FLOPs a token.
     """
 
     first_step: int
@@ -45,12 +46,27 @@ class Start:
     power: float | None
     rated_power: float | None
     devices: dict[str, int]
-    tokens_per_step: int
-    flops_per_token: int
+    stages: tuple[tuple[float, int, int], ...]
     pue: float | None
     grid: GridFactor | None
     grid_market: GridFactor | None
     slurm: str
+
+    def tokens(self, first_step: int | None = None) -> int:
+        """Tokens of the steps since ``first_step`` (None: those of this start)."""
+        return sum(tokens for tokens, _ in self._work(first_step))
+
+    def flops(self, first_step: int | None = None) -> int:
+        """Model FLOPs of them."""
+        return sum(tokens * per_token for tokens, per_token in self._work(first_step))
+
+    def _work(self, first_step: int | None) -> Iterator[tuple[int, int]]:
+        """(tokens, FLOPs a token) of the steps in each stage."""
+        done = self.first_step if first_step is None else first_step
+        for stop, per_step, per_token in self.stages:
+            steps = max(int(min(stop, self.last_step)) - done, 0)
+            yield steps * per_step, per_token
+            done += steps
 
     @property
     def seconds(self) -> float:
@@ -105,8 +121,7 @@ def _start(records: list[Record], sign: Record | None) -> Start:
         covered_seconds=covered, gap_seconds=gap, power=power,
         rated_power=None if None in rated else math.fsum(map(_number, rated)),
         devices={str(kind): _whole(number) for kind, number in first["devices"].items()},
-        tokens_per_step=_whole(first["run"]["tokens_per_step"]),
-        flops_per_token=_whole(first["run"]["flops_per_token"]),
+        stages=_stages(first["run"]),
         pue=None if site["pue"] is None else _number(site["pue"]), grid=_factor(site["grid"]),
         grid_market=_factor(site["grid_market"]), slurm=f"{slurm['job']}.{slurm['step']}" if slurm.get("step") else "",
     )  # fmt: skip
@@ -123,6 +138,14 @@ def _readings(line: Record, nodes: Mapping[str, Record]) -> dict[str, Record]:
         if not all(isinstance(text, str) for text in texts):
             raise TypeError(f"a text of node {name} is none")
     return found
+
+
+def _stages(told: Record) -> tuple[tuple[float, int, int], ...]:
+    """Those of a run; one without stages tells of its only one."""
+    rows = told.get("stages", [])
+    table = [(_number(stop), _whole(per_step), _whole(per_token)) for stop, per_step, per_token in rows]
+    return (*table[:-1], (math.inf, *(table[-1][1:] if table else
+                                      (_whole(told["tokens_per_step"]), _whole(told["flops_per_token"])))))  # fmt: skip
 
 
 def _number(value: Any) -> float:

@@ -155,9 +155,8 @@ def energy_totals(run_folder: str | Path, *, pue: float | None = None, grid: Gri
     if joules is not None and all(effectiveness for _, _, effectiveness in pairs):
         facility = math.fsum(drawn.joules * (effectiveness or 1) for _, drawn, effectiveness in pairs)
     steps = [one.last_step - one.first_step for one in starts]
-    kept = starts[-1].last_step - min(one.first_step for one in starts) if starts else 0
-    tokens = [number * one.tokens_per_step for number, one in zip(steps, starts, strict=True)]
-    per_step, per_token = (starts[-1].tokens_per_step, starts[-1].flops_per_token) if starts else (0, 0)
+    begin = min((one.first_step for one in starts), default=0)
+    kept = starts[-1].last_step - begin if starts else 0
     return EnergyTotals(
         joules=joules,
         measured_joules=math.fsum(value for drawn in spent for value in drawn.measured.values()),
@@ -177,10 +176,10 @@ def energy_totals(run_folder: str | Path, *, pue: float | None = None, grid: Gri
         devices=_devices(starts),
         steps_kept=kept,
         steps_done=sum(steps),
-        tokens_kept=kept * per_step,
-        tokens_done=sum(tokens),
-        flops=float(sum(number * one.flops_per_token for number, one in zip(tokens, starts, strict=True))) or None,
-        flops_kept=float(kept * per_step * per_token) or None,
+        tokens_kept=starts[-1].tokens(begin) if starts else 0,
+        tokens_done=sum(one.tokens() for one in starts),
+        flops=float(sum(one.flops() for one in starts)) or None,
+        flops_kept=float(starts[-1].flops(begin)) if starts and kept else None,
         flops_formula=FLOPS_FORMULA,
         starts=len(starts),
         killed=sum(not one.ended for one in starts),

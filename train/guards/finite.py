@@ -12,8 +12,9 @@ import torch.distributed as dist
 
 from common.errors import FlakyError, HanseError
 from train.guards.replicas import differing
+from train.order import RunStream
 from train.ranks import together
-from train.stream import MicroBatch, Stream, first_sample, rank_samples
+from train.stream import MicroBatch
 
 if TYPE_CHECKING:
     from train.setup import Run
@@ -127,17 +128,12 @@ def _watch(name: str, names: list[str]) -> Any:
 
 def sample_number(run: Run, step: int, turn: int, place: int) -> int:
     """The number in the order of data of a sequence of this rank's micro-batches."""
-    batch = run.config.batch
-    first = first_sample(step, batch.global_batch_size, run.skipped)
-    mine = rank_samples(first, global_batch=batch.global_batch_size,
-                        micro_batch=batch.micro_batch_size, rank=run.place.rank, ranks=run.place.ranks)  # fmt: skip
-    return mine[turn][place]
+    return run.data.stream.rank_samples(step, run.place.rank, run.place.ranks)[turn][place]
 
 
-def documents_of(stream: Stream, sample: int) -> str:
+def documents_of(stream: RunStream, sample: int) -> str:
     """Where a sample's text lies: its source, its shard, and the numbers of its documents there, counted from 0."""
-    source, window = stream.sample(sample)
-    held = stream.sources[source]
+    held, window = stream.sample(sample)
     _, documents = held.window(window)
     numbers = [number for number in np.unique(documents).tolist() if number >= 0]
     shard, _ = held.place(window)

@@ -18,7 +18,6 @@ from common.errors import HanseError
 from train.checkpoint import Checkpoint
 from train.ranks import together
 from train.run_folder import complete_steps, folder_of
-from train.stream import first_sample
 
 if TYPE_CHECKING:
     from train.setup import Run
@@ -63,7 +62,7 @@ def rewind(run: Run, step: int) -> dict[str, Any]:
         HanseError: it went back as often as it may, or no checkpoint is old enough.
     """
     settings, spikes = run.config.guards.spikes, run.spikes
-    series, rewinds, size = list(spikes.recent), spikes.rewinds + 1, run.config.batch.global_batch_size
+    series, rewinds, stream = list(spikes.recent), spikes.rewinds + 1, run.data.stream
     back = _agree(run, target(complete_steps(run.folder.checkpoints), series[0], settings.rewind_margin))
     with together(run.place):
         _refuse(run, step, back, rewinds)
@@ -73,11 +72,10 @@ def rewind(run: Run, step: int) -> dict[str, Any]:
     run.engine.spread_masters()
     spikes.load(found.state.get("spikes", {}))
     spikes.recent, spikes.rewinds = [], rewinds
-    begin, end = found.state["consumed_samples"], first_sample(step - 1, size, run.skipped) + size
-    run.skipped[:] = [*(one for one in skipped_in(found.state, found.folder) if one[0] < begin), (begin, end)]
+    passed = stream.go_back(step, back, skipped_in(found.state, found.folder))
     with together(run.place):
         if run.place.first:
-            _tell(run, step, back, (begin, end), series)
+            _tell(run, step, back, passed, series)
     return found.state
 
 
@@ -102,7 +100,7 @@ def _refuse(run: Run, step: int, back: int, rewinds: int) -> None:
         raise HanseError(f"{what}, and no checkpoint is older than these{margin}; {advice}")
 
 
-def _tell(run: Run, step: int, back: int, samples: tuple[int, int], series: Sequence[int]) -> None:
+def _tell(run: Run, step: int, back: int, passed: Sequence[tuple[int, int]], series: Sequence[int]) -> None:
     """Note the rewind, and put later checkpoints where no start finds them."""
     for later in complete_steps(run.folder.checkpoints):
         if later > back:
@@ -111,10 +109,13 @@ def _tell(run: Run, step: int, back: int, samples: tuple[int, int], series: Sequ
             if aside.exists():
                 shutil.rmtree(aside)
             folder.rename(aside)
+    samples, *others = map(list, passed)
     if run.ledger:
-        run.ledger.write("rewind", {"step": back, "samples": list(samples), "spikes": list(series)})
+        facts = {"further_samples": others} if others else {}
+        run.ledger.write("rewind", {"step": back, "samples": samples, "spikes": list(series), **facts})
         run.ledger.sync()
     run.folder.cut_metrics(back)
-    run.metrics.event(back, "rewind", undone_to=step, samples=list(samples), spikes=list(series))
+    run.metrics.event(back, "rewind", undone_to=step, samples=samples, spikes=list(series))
+    without = " and ".join(f"{start} to {stop - 1}" for start, stop in passed)
     run.metrics.say(f"REWIND: {len(series)} spikes in steps {series[0]} to {step}: back to step {back}, and on without "
-                    f"samples {samples[0]} to {samples[1] - 1}; later checkpoints are kept as *{UNDONE}")  # fmt: skip
+                    f"samples {without}; later checkpoints are kept as *{UNDONE}")  # fmt: skip

@@ -140,9 +140,10 @@ def count_unigram(config: TrainConfig, shards: ShardsManifest) -> dict[str, floa
     from train.evaluate import Evaluation
     from train.stream import open_sources
 
-    length, mixture = config.data.sequence_length, config.data.mixture
+    length, mixtures = config.data.sequence_length, [stage.data.mixture for stage in config.timeline]
     validation, training = (open_sources(shards, split, length, config.seed) for split in ("validation", "train"))
-    used = {name: source for name, source in training.items() if not mixture or mixture.get(name, 0) > 0}
+    used = {name: source for name, source in training.items()
+            if any(not one or one.get(name, 0) > 0 for one in mixtures)}  # fmt: skip
     evaluation = Evaluation(validation, config.evaluate.tokens_per_language, config.batch.micro_batch_size,
                             token_byte_lengths(config.data.tokenizer))  # fmt: skip
     return {name: loss.bits_per_byte for name, loss in evaluation.unigram(used, shards.vocabulary_size).items()}

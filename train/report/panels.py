@@ -40,7 +40,7 @@ def loss_chart(evidence: Evidence) -> Chart:
     ]  # fmt: skip
     series.append(Series("all", steps, [record["loss"] for record in evidence.steps]))
     marks = {kind: [event["step"] for event in evidence.events if event["event"] == kind]
-             for kind in ("checkpoint", "resume")}  # fmt: skip
+             for kind in ("checkpoint", "resume", "stage")}  # fmt: skip
     return draw("Training loss", "nats per token", series, last_step=evidence.last_step, events=marks)
 
 

@@ -45,8 +45,9 @@ def headlines(evidence: Evidence) -> list[tuple[str, str, str]]:
     if evidence.steps:
         loss = evidence.steps[-1]["loss"]
         tiles.append((f"{loss:.3f}", "training loss, last step", f"first step {evidence.steps[0]['loss']:.3f}"))
-    tokens = evidence.last_step * config.tokens_per_step
-    tiles.append((count(tokens), "tokens trained", f"{evidence.last_step / config.steps:.0%} of the budget"))
+    line = config.timeline
+    tokens = line.tokens(evidence.last_step)
+    tiles.append((count(tokens), "tokens trained", f"{tokens / line.tokens(line.steps):.0%} of the budget"))
     if evidence.steps:
         speed = totals.get("tokens_per_second") or statistics.median(r["tokens_per_second"] for r in evidence.steps)
         mfu = totals.get("mfu") or statistics.median(r["mfu"] for r in evidence.steps)

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import torch
 import torch.distributed as dist
 
+from train.config import BatchConfig, DataConfig, TrainConfig
 from train.energy.config import EnergyConfig
 from train.energy.recorder import EnergyRecorder
 from train.ranks import find_place
@@ -22,8 +23,8 @@ dist.init_process_group("gloo")
 node = place.rank // 2
 os.environ["SLURMD_NODENAME"] = f"nid{node}"
 recorder = EnergyRecorder(EnergyConfig(), place, RunFolder(run), torch.device("cpu"), root=Path(roots[node]))
-config = SimpleNamespace(tokens_per_step=512)
-recorder.begin(SimpleNamespace(first_step=0, config=config, flops_per_token=1, parameters=1))
+config = TrainConfig(tokens=512 * 10, data=DataConfig(sequence_length=64), batch=BatchConfig(8, 1))
+recorder.begin(SimpleNamespace(first_step=0, config=config, flops_per_token=lambda stage: 1, parameters=1))
 if place.rank % 2 == 0:
     energy = Path(roots[node]) / "sys/cray/pm_counters/energy"
     joules = int(energy.read_text().split()[0])

@@ -19,6 +19,7 @@ from hypothesis import strategies as some
 from common.errors import HanseError
 from launch.local import run_ranks
 from tests.train.energy.trees import Machine, cray, mi250x, rapl
+from train.config import BatchConfig, DataConfig, TrainConfig
 from train.energy.config import EnergyConfig, FactorConfig
 from train.energy.grid import GridFactor, country_factors
 from train.energy.page import energy_line, energy_note, energy_rows
@@ -56,8 +57,8 @@ def start(
     recorder = EnergyRecorder(config or EnergyConfig(), Place(0, 1), folder, CPU, root=machine.root, clock=machine)
     folder.cut_metrics(first)
     machine.advance(SET_UP_SECONDS)
-    config_like = SimpleNamespace(tokens_per_step=TOKENS)
-    recorder.begin(SimpleNamespace(first_step=first, config=config_like, flops_per_token=FLOPS, parameters=100))
+    whole = TrainConfig(tokens=10**6 * TOKENS, data=DataConfig(sequence_length=1), batch=BatchConfig(TOKENS, 1))
+    recorder.begin(SimpleNamespace(first_step=first, config=whole, flops_per_token=lambda stage: FLOPS, parameters=100))
     saved = first
     for step in range(first + 1, last + 1):
         machine.advance(STEP_SECONDS)

@@ -16,7 +16,7 @@ from common.errors import EXIT_DONE, EXIT_FLAKY, HanseError
 from tests.train.multirank import losses, train_cases
 from tests.train.test_invariant import fingerprint
 from train import ledger
-from train.config import SpikesConfig
+from train.config import BatchConfig, DataConfig, SpikesConfig, TrainConfig
 from train.guards.replicas import checksums, outvoted
 from train.guards.rewind import skipped_in, target
 from train.guards.spikes import Spikes, limit_of
@@ -24,7 +24,6 @@ from train.guards.times import Times, slow_ranks, summary_of
 from train.ranks import Place, node_name
 from train.run_folder import complete_steps, folder_of, read_metrics
 from train.stopwatch import Stopwatch
-from train.stream import first_sample, steps_of
 
 STEPS, SEQUENCES = 20, 8
 BAD = {"steep": [12 * SEQUENCES, 15 * SEQUENCES]}  # the samples of steps 13 to 15
@@ -229,9 +228,10 @@ ranges = some.lists(some.integers(0, 30), max_size=6, unique=True).map(
 def test_steps_take_the_samples_that_are_not_skipped_in_their_order_and_back(skipped):
     inside = {sample for start, stop in skipped for sample in range(start, stop)}
     left = [sample for sample in range(60 * 8) if sample not in inside]
+    whole = TrainConfig(tokens=60 * 8, data=DataConfig(sequence_length=1), batch=BatchConfig(8, 1)).timeline
     for step in range(len(left) // 8):
-        assert first_sample(step, 8, skipped) == left[step * 8]
-    at = steps_of(np.arange(60 * 8), 8, skipped)
+        assert whole.first_sample(step, skipped) == left[step * 8]
+    at = whole.steps_of(np.arange(60 * 8), skipped)
     assert [sample for sample in range(60 * 8) if at[sample] == 0] == sorted(inside)
     assert at[left].tolist() == [number // 8 + 1 for number in range(len(left))]
 

@@ -1,0 +1,50 @@
+"""What a stage of a run may have of its own. Meanings, units and defaults stand in ``configs/train.yaml``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from omegaconf import MISSING
+
+
+@dataclass
+class StageSchedule:
+    """Warmup, middle, decay, from a stage on; the shapes and their sources stand in :mod:`train.schedule`."""
+
+    warmup_steps: int = 0
+    decay_fraction: float = 0.0
+    decay: str = "1-sqrt"
+    final_fraction: float = 0.0
+    fall: float = 0.0
+
+
+@dataclass
+class StageData:
+    """What replaces keys of ``data`` in a stage; None: as the run has it."""
+
+    sequence_length: int | None = None
+    mixture: dict[str, float] | None = None
+    mixture_rule: str | None = None
+    temperature: float | None = None
+    max_epochs: float | None = None
+
+
+@dataclass
+class StageBatch:
+    """What replaces keys of ``batch`` in a stage; None: as the run has it."""
+
+    global_batch_size: int | None = None
+    micro_batch_size: int | None = None
+
+
+@dataclass
+class StageConfig:
+    """A part of a run's budget of tokens, and what is its own there (:mod:`train.stages`)."""
+
+    name: str = MISSING
+    tokens: int | None = None
+    data: StageData = field(default_factory=StageData)
+    batch: StageBatch = field(default_factory=StageBatch)
+    learning_rate: float | None = None
+    schedule: StageSchedule | None = None
+    rope_theta: float | None = None
