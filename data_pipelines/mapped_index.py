@@ -6,7 +6,6 @@ import mmap
 import resource
 import struct
 from bisect import bisect_left, bisect_right
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, overload
 
@@ -18,7 +17,7 @@ I64 = struct.Struct("<q")
 OTHER_FILES = 256  # that a process may have open beside shards
 
 
-class MappedStarts(Sequence[int]):
+class MappedStarts:
     """``document_starts`` of a shard (data_pipelines/shards.py) as a sequence in a file: nothing of it is read ahead.
 
     ``numpy.searchsorted`` works on it, a binary search in which some twenty-five places of the file are looked at. As

@@ -22,7 +22,8 @@ class TrackConfig:
         if self.wandb not in WANDB_MODES:
             found.append(f"track.wandb={self.wandb}: one of {', '.join(WANDB_MODES)}")
         if self.tensorboard and find_spec("tensorboard") is None:
-            found.append("track.tensorboard=true: the package tensorboard is not installed (pip install tensorboard)")
+            found.append("track.tensorboard=true: the package tensorboard is not installed; pip install "
+                         "'hanse[tensorboard]'")  # fmt: skip
         return found
 
 
