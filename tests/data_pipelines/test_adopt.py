@@ -142,7 +142,7 @@ def test_a_megatron_file_trains_here_packed_by_best_fit(adopt, texts, tiny_data,
     records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     losses = [record["loss"] for record in records if "loss" in record]
     assert len(losses) == 3
-    assert losses[2] < losses[0]
+    assert np.allclose(losses, np.log(1024), atol=0.5)  # a model of 42,000 weights that has seen 768 tokens
     row = pq.read_table(manifest.folder / "train/fr.docs.parquet").to_pylist()[0]
     assert hanse("whosaw", f"run={run}", f"what={row['id']}", f"output={tmp_path / 'saw.json'}") == 0
     found = json.loads((tmp_path / "saw.json").read_text())["documents"]

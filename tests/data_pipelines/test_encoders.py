@@ -126,3 +126,20 @@ def test_tokens_added_to_a_foreign_tokenizer_are_part_of_the_comparison(file, tm
     assert 1024 in ids
     assert 1 not in ids
     assert token_byte_lengths(path)[ids].sum() == len("l'<été> <|pad|>".encode())
+
+
+def test_gigatoken_is_made_anew_when_memory_has_grown_and_the_ids_stay(file, prose, monkeypatch):
+    """Its cache of words has no bound of its own; 20 texts of nothing but new words fill some megabytes of it."""
+    import gigatoken
+
+    made, real = [], gigatoken.Tokenizer.from_json
+    monkeypatch.setattr(encoders, "CACHE_BYTES", 2**20)
+    monkeypatch.setattr(gigatoken.Tokenizer, "from_json", lambda value: made.append(1) or real(value))
+    encoder, reference = encoders.with_gigatoken(file), encoders.with_tokenizers(file)
+    for turn in range(4):
+        encoder.encode([" ".join(f"{chr(97 + turn)}{number:x}q" for number in range(20_000))])
+    ids, lengths = encoder.encode(prose("fr"))
+    assert len(made) > 1
+    expected = reference.encode(prose("fr"))
+    assert ids.tolist() == expected[0].tolist()
+    assert lengths.tolist() == expected[1].tolist()
