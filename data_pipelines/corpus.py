@@ -26,7 +26,7 @@ from common.files import sha256_file
 from common.folders import replaced_folder, restore
 from common.terminal import Progress, count, next_step, say, table
 from data_pipelines import boilerplate, datasheet, dedup, dedup_ray, downloads
-from data_pipelines.annotate.stage import FACTS, SIGNAL_COLUMNS, counts_of, quality_of
+from data_pipelines.annotate.stage import FACTS, SIGNAL_COLUMNS, counts_of, quality_of, repeated_of
 from data_pipelines.config import CorpusConfig
 from data_pipelines.dedup import SIGNATURES, Clusters, Originals
 from data_pipelines.documents import split_of
@@ -171,7 +171,7 @@ def _removed_lines(planned: list[Planned], folder: Path) -> dict[str, FileEntry]
     """Write ``boilerplate/LANGUAGE.parquet``: the repeated lines that annotation removed, where it looked for them."""
     removed: dict[str, dict[str, boilerplate.Removed]] = {}
     for one in planned:
-        found = counts_of(one.path)[2] if one.part.boilerplate else None
+        found = repeated_of(one.path) if one.part.boilerplate else None
         if found:
             sources = removed.setdefault(one.part.source.language, {})
             sources.setdefault(one.part.name, boilerplate.Removed()).add(found)
@@ -237,7 +237,7 @@ def _select(
         _count(tally, columns, verdicts)
         tell(share)
     came = tally.documents_in - before[0], tally.bytes_in - before[1]
-    assert came == said[:2], f"{one.path}: {said[:2]} documents and bytes came in, {came} are there"
+    assert came == said, f"{one.path}: {said} documents and bytes came in, {came} are there"
 
 
 def _row_groups(path: Path) -> Iterator[tuple[pa.RecordBatch, float]]:

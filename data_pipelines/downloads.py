@@ -72,7 +72,8 @@ def fetch(name: str, source: SourceConfig, downloads: Path) -> int:
             known = [replace(file, size=size, sha256=file.sha256 or sha256_file(root / file.path))
                      for file in files for size in [(root / file.path).stat().st_size]]  # fmt: skip
             _write(place, origin, known, complete=True)
-        shutil.rmtree(root / INCOMING, ignore_errors=True)
+        if all(_read(other)[1] for other in root.glob("list-*.json")):  # nobody else goes on with what lies there
+            shutil.rmtree(root / INCOMING, ignore_errors=True)
     return len(missing)
 
 

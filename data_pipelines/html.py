@@ -1,7 +1,7 @@
 """Web pages -> their main text, and what they say about themselves: language, licence, objection to training.
 
-The text is resiliparse's (the extra ``web``): on pages built by hand and on real manuals it keeps more of what a reader
-came for than trafilatura, and is some twenty times faster (``benchmarks/html_text.py``).
+The text is resiliparse's (the extra ``web``): on pages built by hand it keeps more of what a reader came for than
+trafilatura, on real manuals about as much, and it takes a tenth of the time (``benchmarks/html_text.py``).
 """
 
 from __future__ import annotations

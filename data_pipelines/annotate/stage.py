@@ -102,15 +102,30 @@ def annotate(part: Part, path: Path, tell: Tell) -> None:
         writer.add_key_value_metadata({COUNTS: json.dumps(counts)})
 
 
-def counts_of(path: Path) -> tuple[int, int, dict[str, Any] | None]:
-    """(documents, bytes of text, lines that were removed, if they were looked for) that an annotated file tells of.
+def counts_of(path: Path) -> tuple[int, int]:
+    """(documents, bytes of text) that an annotated file says came in.
 
     Raises:
         HanseError: it is no annotated file, or damaged.
     """
+    counts = _counts(path)
+    return counts["documents"], counts["bytes"]
+
+
+def repeated_of(path: Path) -> dict[str, Any] | None:
+    """The repeated lines that were removed from an annotated file, as of :class:`~data_pipelines.boilerplate.Removed`;
+    None where nobody looked for them.
+
+    Raises:
+        HanseError: it is no annotated file, or damaged.
+    """
+    return _counts(path).get("boilerplate")
+
+
+def _counts(path: Path) -> dict[str, Any]:
     try:
         counts = json.loads(pq.read_metadata(path).metadata[COUNTS])
-        return counts["documents"], counts["bytes"], counts.get("boilerplate")
+        return {"documents": counts["documents"], "bytes": counts["bytes"], **counts}
     except (OSError, pa.ArrowException, KeyError, TypeError, ValueError) as error:
         raise HanseError(f"{path}: damaged ({first_line(error)}); delete it and run the same command again") from None
 

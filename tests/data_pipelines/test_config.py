@@ -6,6 +6,7 @@ import pytest
 
 from data_pipelines.config import (
     AnnotateConfig,
+    BoilerplateConfig,
     CorpusConfig,
     HubConfig,
     SelectConfig,
@@ -91,3 +92,25 @@ def test_each_reader_needs_its_origin():
 def test_names_of_sources_are_checked():
     config = dataclasses.replace(CORPUS, sources={"a/b": SOURCE, "ok": dataclasses.replace(SOURCE, language="x")})
     assert [problem.split(":")[0] for problem in config.problems()] == ["sources.a/b", "sources.ok.language"]
+
+
+@pytest.mark.parametrize(("key", "value"), [("min_documents", 1), ("by", "domain")])
+def test_a_wrong_value_of_the_repeated_lines_too(key, value):
+    annotate = AnnotateConfig(boilerplate=BoilerplateConfig(**{key: value}))
+    problems = dataclasses.replace(CORPUS, annotate=annotate).problems()
+    assert [problem.split(":")[0] for problem in problems] == [f"annotate.boilerplate.{key}"]
+
+
+def test_a_source_of_many_languages_becomes_one_a_language():
+    web = SourceConfig(reader="parquet", language="mul", license="CC0-1.0", path="in/{code}/{language}.parquet",
+                       codes={"fr": "fra", "de": "deu", "es": "spa"}, where={"language": ["{code}", None]})  # fmt: skip
+    config = CorpusConfig(name="x", sources={"web": web, "own": SOURCE}, languages=["de", "fr"])
+    assert config.problems() == []
+    assert list(config.sources) == ["web_de", "web_fr", "own"]
+    made = config.sources["web_de"]
+    assert (made.language, made.path, made.where) == ("de", "in/deu/de.parquet", {"language": ["deu", None]})
+    wrong = CorpusConfig(name="x", sources={"web": dataclasses.replace(web, languages=["it"])})
+    assert [problem.split(":")[0] for problem in wrong.problems()] == ["sources.web.languages"]
+    assert "add sources.web.codes.it=" in wrong.problems()[0]
+    none = CorpusConfig(name="x", sources={"web": dataclasses.replace(web, languages=[])})
+    assert [problem.split(":")[0] for problem in none.problems()] == ["sources.web.languages"]

@@ -62,8 +62,22 @@ def test_a_connection_that_breaks_off_is_gone_on_with(server, tmp_path):
     assert any(wanted for _, path, wanted in server.requests if path in PAGES)  # the rest only
 
 
+def test_what_is_complete_leaves_what_others_have_begun(server, tmp_path):
+    (one, _), (other, _) = PAGES.items()
+    first, second = (web(server, listing=None, checksums=None, urls=[server.address + path]) for path in (one, other))
+    downloads.fetch("first", first, tmp_path)
+    server.cuts = 1
+    with pytest.raises(HanseError, match="broke off"):
+        downloads.fetch("second", second, tmp_path)
+    downloads.fetch("first", first, tmp_path)
+    downloads.fetch("second", second, tmp_path)
+    assert server.requests[-1][2] == f"bytes={len(PAGES[other]) // 2}-"
+    assert contents(second, tmp_path) == [PAGES[other]]
+    assert not (tmp_path / "web" / downloads.INCOMING).exists()
+
+
 def test_a_file_that_changed_meanwhile_comes_from_its_beginning(server, tmp_path):
-    (path, data), source = next(iter(PAGES.items())), None
+    path, data = next(iter(PAGES.items()))
     source = web(server, listing=None, checksums=None, urls=[server.address + path])
     server.cuts = 1
     with pytest.raises(HanseError, match="broke off"):
