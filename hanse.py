@@ -24,7 +24,7 @@ VERBS = {
              "token shards -> run folder; goes on by itself where a checkpoint is"),
         Verb("evaluate", "train.verb_config:EvaluateVerbConfig", "train.score:run",
              "checkpoint -> bits per byte and accuracy a language and source; tasks"),
-        Verb("checkpoint", "train.verb_config:CheckpointVerbConfig", "train.checkpoint_verb:run",
+        Verb("checkpoint", "train.checkpoint_config:CheckpointVerbConfig", "train.checkpoint_verb:run",
              "checkpoint -> what it holds, whether it is sound; to and from DeepSpeed's universal layout"),
         Verb("export", "train.verb_config:ExportConfig", "train.export:run",
              "checkpoint -> Hugging Face folder that transformers loads"),

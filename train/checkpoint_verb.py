@@ -19,10 +19,10 @@ from common.folders import replaced_folder, restore
 from common.terminal import count, next_step, say, table
 from train import universal
 from train.checkpoint import DAMAGED, KEY, Checkpoint
+from train.checkpoint_config import CheckpointVerbConfig
 from train.convert import from_universal
 from train.run_folder import RunFolder
 from train.universal import Universal, universal_folder, write_universal
-from train.verb_config import CheckpointVerbConfig
 from train.weights import HubWeights, Weights, open_weights
 
 LAYER = re.compile(r"\.\d+\.")
@@ -103,7 +103,10 @@ def show(one: Checkpoint, *, check: bool) -> None:
     """
     optimizer = one.slices("optimizer")
     one.slices("model")
-    keys = sorted({name.rpartition(".")[2] for name in optimizer})
+    states: dict[str, list[str]] = {}
+    for name, _, key in (name.rpartition(".") for name in optimizer):
+        states.setdefault(name, []).append(key)
+    keys = sorted({key for found in states.values() for key in found})
     facts = {"format": one.manifest["format"], **_facts(one.state, one.shapes)}
     facts["optimizer"] = f"{', '.join(keys)} after {_updates(one.state):,} updates" if keys else (
         "none: a run begins with these weights (init_from), and cannot go on from them")  # fmt: skip
@@ -116,7 +119,7 @@ def show(one: Checkpoint, *, check: bool) -> None:
         _table_of_values(measure(one))
         say(f"sound: {len(one.files)} hashes are those of the manifest, every tensor is whole, every number is finite")
     else:
-        _table_of_shapes(one.shapes, keys)
+        _table_of_shapes(one.shapes, states)
         next_step(f"hanse checkpoint folder={one.folder} action=check")
 
 
@@ -161,7 +164,7 @@ def show_universal(one: Universal, *, check: bool) -> None:
         hashes = f"{hashed} hashes are those of {universal.MANIFEST}" if hashed else "it comes without hashes"
         say(f"sound: {hashes}, every tensor is whole, every number is finite")
     else:
-        _table_of_shapes(one.shapes, list(universal.PARTS[1:]))
+        _table_of_shapes(one.shapes, {name: list(universal.PARTS[1:]) for name in one.shapes})
         next_step(f"hanse checkpoint folder={one.folder} action=convert output=...")
 
 
@@ -177,7 +180,7 @@ def show_hub(one: HubWeights, *, check: bool) -> None:
     if check:
         _table_of_values([Values.of(name, "weights", _whole(one, name)) for name in one.shapes])
     else:
-        _table_of_shapes(one.shapes, [])
+        _table_of_shapes(one.shapes, {})
         next_step(f"hanse train init_from={one.folder} ...")
 
 
@@ -194,13 +197,14 @@ def _tell(folder: Path, facts: Mapping[str, str]) -> None:
         say(f"  {key:{width}s}  {value}")
 
 
-def _table_of_shapes(shapes: Mapping[str, tuple[int, ...]], states: list[str]) -> None:
+def _table_of_shapes(shapes: Mapping[str, tuple[int, ...]], states: Mapping[str, list[str]]) -> None:
     """Tensors that differ only in their layer are one line; ``states``: what the optimizer keeps of each."""
-    lines: dict[tuple[str, tuple[int, ...]], list[str]] = {}
+    lines: dict[tuple[str, tuple[int, ...], str], int] = {}
     for name, shape in shapes.items():
-        lines.setdefault((LAYER.sub(".*.", name), shape), []).append(name)
-    rows = [[pattern, str(len(names)), " x ".join(map(str, shape)), f"{len(names) * math.prod(shape):,}",
-             ", ".join(states)] for (pattern, shape), names in lines.items()]  # fmt: skip
+        line = (LAYER.sub(".*.", name), shape, ", ".join(states.get(name, [])))
+        lines[line] = lines.get(line, 0) + 1
+    rows = [[pattern, str(number), " x ".join(map(str, shape)), f"{number * math.prod(shape):,}", kept]
+            for (pattern, shape, kept), number in lines.items()]  # fmt: skip
     rows.append(["all", str(len(shapes)), "", f"{sum(map(math.prod, shapes.values())):,}", ""])
     table("", ["tensor", "tensors", "shape", "elements", "optimizer"], rows, total=True)
 
@@ -299,6 +303,8 @@ def convert(config: CheckpointVerbConfig, folder: Path) -> None:
     one.verify()
     with replaced_folder(output, universal.FORMAT, universal.MANIFEST) as partial:
         write_universal(one, partial)
+    if any(name.startswith("ema/") for name in one.files):
+        say("left out: the average of the weights, for which DeepSpeed has no place")
     say(f"wrote {output} (step {one.state['step']:,}), for any number of ranks at ZeRO stage 1, 2 or 3:")
     say('  deepspeed.initialize(..., config={"checkpoint": {"load_universal": true}, ...}); '
         f"engine.load_checkpoint({str(output)!r})")  # fmt: skip

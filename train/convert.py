@@ -15,12 +15,12 @@ from common.files import merkle_root, read_json, sha256_file
 from common.folders import replaced_folder
 from data_pipelines.shards import ShardsManifest
 from train.checkpoint import FORMAT
+from train.checkpoint_config import CheckpointVerbConfig
 from train.checkpoint_writer import write_papers, write_stream
 from train.model import shape_of_model
 from train.optimizers import MOMENTS
 from train.trained import configuration_in
 from train.universal import Universal
-from train.verb_config import CheckpointVerbConfig
 
 
 def from_universal(source: Universal, output: Path, config: CheckpointVerbConfig) -> int:

@@ -22,6 +22,7 @@ from hydra.core.config_store import ConfigStore
 from common.configuration import instantiate
 from common.verbs import QUIET_ENVIRONMENT
 from tests.train.multirank import losses
+from train.checkpoint_config import CheckpointVerbConfig
 from train.config import TrainConfig
 from train.convert import from_universal
 from train.engine import initialise_ranks
@@ -31,7 +32,6 @@ from train.ranks import find_place
 from train.schedule import learning_rate
 from train.setup import open_data
 from train.universal import Universal
-from train.verb_config import CheckpointVerbConfig
 
 BUCKETS = {"reduce_bucket_size": 10**6, "allgather_bucket_size": 10**6, "stage3_prefetch_bucket_size": 10**5,
            "stage3_max_live_parameters": 10**6, "stage3_max_reuse_distance": 10**6}  # fmt: skip
