@@ -525,7 +525,7 @@ def test_a_checkpoint_holds_what_its_optimizer_is_said_to_keep_and_the_average(t
     assert set(found.slices("optimizer")) == {*(f"{name}.exp_avg" for name in SHAPES), f"{NORM}.exp_avg_sq"}
     for name, tensor in found.weights("ema").items():
         assert torch.equal(tensor, -found.weights()[name])
-    with pytest.raises(HanseError, match="optimizer.kind=muon, this configuration says adamw"):
+    with pytest.raises(HanseError, match=r"optimizer\.kind=muon, this configuration says adamw"):
         found.restore(Share(values_of(SHAPES), whole(SHAPES), 0))
 
 
