@@ -496,3 +496,55 @@ def test_a_checkpoint_of_a_later_format_is_refused_but_not_called_damaged(folder
     ) as caught:
         Checkpoint(folder)
     assert not isinstance(caught.value, Damaged)
+
+
+# --- other optimizers, and the average ------------------------------------------------------------------------------
+
+MUON = {"kind": "muon", "moments": {"exp_avg": list(SHAPES), "exp_avg_sq": [NORM]}}
+
+
+def with_moments(checkpoints: Path, declared, averaged: bool) -> Path:
+    """A checkpoint of two ranks that keeps what is declared."""
+    values, final = values_of(SHAPES), folder_of(checkpoints, 12)
+    partial, files = final.with_name(final.name + ".partial"), {}
+    for rank in range(2):
+        parts = {}
+        for one in fragments(values, HALVES, rank):
+            moments = {key: one.moments[key] for key in MUON["moments"] if one.name in MUON["moments"][key]}
+            part = Fragment(one.name, one.start, one.stop, 0, 0, one.master, moments, -one.master if averaged else None)
+            for name, ending, tensor in part.tensors():
+                parts.setdefault(name, {})[f"{one.name}{ending}[{one.start}:{one.stop}]"] = tensor
+        files |= write_share(parts, partial, rank)
+    finish(partial, final, files, SHAPES, {**STATE, "engine": {"optimizer": declared}})
+    return final
+
+
+def test_a_checkpoint_holds_what_its_optimizer_is_said_to_keep_and_the_average(tmp_path):
+    found = Checkpoint(with_moments(tmp_path, MUON, averaged=True))
+    assert found.kind == "muon"
+    assert set(found.slices("optimizer")) == {*(f"{name}.exp_avg" for name in SHAPES), f"{NORM}.exp_avg_sq"}
+    for name, tensor in found.weights("ema").items():
+        assert torch.equal(tensor, -found.weights()[name])
+    with pytest.raises(HanseError, match=r"optimizer\.kind=muon, this configuration says adamw"):
+        found.restore(Share(values_of(SHAPES), whole(SHAPES), 0))
+
+
+@pytest.mark.parametrize(
+    ("declared", "message"),
+    [
+        ({**MUON, "moments": {"exp_avg": list(SHAPES)}}, "the manifest knows no such tensor"),
+        ({**MUON, "moments": {"exp_avg": list(SHAPES), "exp_avg_sq": list(SHAPES)}}, "does not hold every element"),
+        ({**MUON, "moments": {"exp_avg": ["elsewhere"]}}, "does not tell what its optimizer keeps"),
+        ({**MUON, "moments": {"nothing": []}}, "does not tell what its optimizer keeps"),
+        ({"kind": "muon"}, "does not tell what its optimizer keeps"),
+        ([1], "does not tell what its optimizer keeps"),
+    ],
+)
+def test_moments_that_are_not_those_declared_are_refused(tmp_path, declared, message):
+    with pytest.raises(HanseError, match=message):
+        Checkpoint(with_moments(tmp_path, declared, averaged=False)).slices("optimizer")
+
+
+def test_asked_for_an_average_that_is_not_there_it_says_how_to_keep_one(folder):
+    with pytest.raises(HanseError, match=r"holds no average of the weights; .*ema.decay"):
+        Checkpoint(folder).weights("ema")
