@@ -17,13 +17,14 @@ from common.terminal import count
 TEMPLATES = Path(__file__).parent / "templates"
 
 
-def render(package: str, template: str, *, title: str, folder: Path, **shown: Any) -> str:
+def render(package: str, template: str, *, title: str, folder: Path, dated: bool = True, **shown: Any) -> str:
     """The page as HTML. Everything that comes out of files is escaped by the templates.
 
     Args:
         package: whose ``templates/`` hold ``template``, which extends ``page.html.j2``.
         title: of the page.
         folder: what it is about.
+        dated: say when it was written; one that is not is the same in every run.
         shown: what the template shows.
     """
     loader = ChoiceLoader([PackageLoader(package, "templates"), PackageLoader("common", "templates")])
@@ -34,7 +35,7 @@ def render(package: str, template: str, *, title: str, folder: Path, **shown: An
     return environment.get_template(template).render(
         title=title,
         folder=folder,
-        written=shown_time(datetime.now(UTC).timestamp()),
+        written=f" on {shown_time(datetime.now(UTC).timestamp())} UTC" if dated else "",
         version=importlib.metadata.version("hanse"),
         style=Markup(style),  # noqa: S704 (our own files)
         script=Markup(script),  # noqa: S704

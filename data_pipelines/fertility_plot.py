@@ -104,7 +104,7 @@ def write(folder: Path, name: str) -> Path | None:
     if found is None:
         return None
     path = folder / "fertility.html"
-    write_text(path, render("data_pipelines", "tokenizer.html.j2", title=name, folder=folder, found=found,
+    write_text(path, render("data_pipelines", "tokenizer.html.j2", title=name, folder=folder, dated=False, found=found,
                             fertility=section(found)))  # fmt: skip
     return path
 
