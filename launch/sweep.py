@@ -160,7 +160,8 @@ def _show(elements: Sequence[Element], folder: Path, why: str) -> None:
     at_once = f", at most {job.config.at_once} at a time" if job.config.at_once else ""
     say(f"{job.site.title} (site={job.site.name}, {why})")
     say(f"  sweep         {len(elements)} runs in {_short(folder)}/, {waiting} to launch{at_once}")
-    say(f"  asks for      {nodes} nodes x {job.ranks_per_node} ranks each; queue {job.config.queue or job.site.queue}")
+    queue = job.config.queue or job.site.queue
+    say(f"  asks for      {nodes} nodes x {job.ranks_per_node} ranks each" + (f"; queue {queue}" if queue else ""))
     if job.seconds:
         say(f"  time          {duration(job.seconds)} a start, at most {hours:,.0f} "
             f"{'GPU' if job.gpus_per_node else 'node'}-hours for one start of each")  # fmt: skip

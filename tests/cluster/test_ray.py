@@ -33,6 +33,7 @@ def test_duplicates_found_by_ray_on_three_nodes(
     cluster: Cluster, hanse: Callable[..., int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    before = set(Path("/tmp").glob("ray-??????"))
     sources = Path("mine/source")
     sources.mkdir(parents=True)
     for language in LANGUAGES[:2]:
@@ -58,3 +59,4 @@ def test_duplicates_found_by_ray_on_three_nodes(
     assert len(roots) == 2, logs
     assert roots[0] == roots[1]
     cluster.wait_until("the end of all that Ray started", lambda: not rays(), 60)
+    assert set(Path("/tmp").glob("ray-??????")) <= before
