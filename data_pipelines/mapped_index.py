@@ -34,7 +34,7 @@ class MappedStarts:
     def __len__(self) -> int:
         return self._entries
 
-    @overload  # type: ignore[override]
+    @overload
     def __getitem__(self, which: int) -> int: ...
     @overload
     def __getitem__(self, which: slice) -> np.ndarray: ...
