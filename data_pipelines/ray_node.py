@@ -119,8 +119,16 @@ def main(words: Sequence[str]) -> None:
     if arguments.role == "worker":
         wait_for(arguments.address)
     write_ports_early()
-    sys.argv = ["ray", *options_of(arguments)]
-    ray_command()
+    end = time.monotonic() + PATIENCE_SECONDS
+    while True:
+        sys.argv = ["ray", *options_of(arguments)]
+        try:
+            ray_command()
+        except Exception as error:  # a head that listens, and does not yet know itself; Ray has no type for it
+            if arguments.role == "head" or time.monotonic() > end:
+                raise
+            print(f"not yet: {error}", file=sys.stderr, flush=True)
+            time.sleep(2)
 
 
 if __name__ == "__main__":
