@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import ctypes
+import importlib
 import inspect
 import os
 import signal
@@ -83,9 +84,8 @@ def write_ports_early() -> None:
     It waits fifteen seconds (Ray 2.60) for the agent beside it to do so, and dies; they are known already.
     """
     try:
-        from ray import _raylet as raylet
-        from ray._private import services
-
+        raylet: Any = importlib.import_module("ray._raylet")
+        services: Any = importlib.import_module("ray._private.services")
         start, persist = services.start_raylet, raylet.persist_port
         names = {"dashboard_agent_listen_port": raylet.DASHBOARD_AGENT_LISTEN_PORT_NAME,
                  "metrics_export_port": raylet.METRICS_EXPORT_PORT_NAME}  # fmt: skip
