@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -168,19 +168,21 @@ class Checkpoint:
         return any(name.startswith("ema/") for name in self.files)
 
     def slices(self, part: str) -> dict[str, list[Slice]]:
-        """{tensor name: its ranges in order} of one of ``PARTS``; nothing where a checkpoint has none of it.
+        """{tensor name: its ranges in order} of one of ``PARTS``, or of another folder of tensors like the model's;
+        nothing where a checkpoint has no optimizer's state or no average.
 
         Raises:
             HanseError: the ranges of a tensor do not lie side by side from its first element to its last.
         """
         if (part == "optimizer" and self.weights_only) or (part == "ema" and not self.averaged):
             return {}
-        names = {
-            "model": list(self.shapes),
-            "optimizer": [f"{name}.{key}" for name in self.shapes for key, of in self.moments.items() if name in of],
-            "ema": [f"{name}.ema" for name in self.shapes],
-        }[part]
-        sizes = {name: math.prod(self.shapes[name if part == "model" else name.rpartition(".")[0]]) for name in names}
+        parts: dict[str, dict[str, Collection[str]]] = {
+            "optimizer": {f".{key}": of for key, of in self.moments.items()},
+            "ema": {".ema": self.shapes},
+        }
+        held = parts.get(part, {"": self.shapes})  # {ending: names that it is kept of}
+        sizes = {name + ending: math.prod(shape) for name, shape in self.shapes.items()
+                 for ending, of in held.items() if name in of}  # fmt: skip
         found: dict[str, list[Slice]] = {name: [] for name in sizes}
         for file in self.files:
             if not file.startswith(f"{part}/"):
