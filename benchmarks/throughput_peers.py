@@ -87,6 +87,9 @@ def litgpt(work, windows, folder):
         def __init__(self, clocked):
             self.clocked = clocked
 
+        def __reduce__(self):  # its checkpoint at the end holds this, and nobody reads it
+            return list, ()
+
         def __iter__(self):
             while True:
                 for number in range(len(windows)):
