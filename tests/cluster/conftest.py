@@ -26,15 +26,28 @@ EXTENSIONS = Path.home() / ".cache/torch_extensions" / f"py{sys.version_info[0]}
 PATIENCE_SECONDS = float(os.environ.get("HANSE_TEST_PATIENCE", "600"))  # of a machine that does much else
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def reason_to_skip() -> str:
+    """What this machine lacks for nodes with networks of their own; empty where it lacks nothing."""
     missing = [package for command, package in PACKAGES.items() if shutil.which(command, path=PATH) is None]
-    why = f"install {' '.join(missing)} (Debian's names)" if missing else "" if os.geteuid() == 0 else "wants root"
-    for item in items:
-        if HERE in item.path.parents:
-            item.add_marker(pytest.mark.slow)
-            item.add_marker(pytest.mark.cluster)
-            if why:
-                item.add_marker(pytest.mark.skip(reason=f"no simulated Slurm here: {why}"))
+    if missing:
+        return f"install {' '.join(missing)} (Debian's names)"
+    if os.geteuid():
+        return "wants root"
+    for command in ("unshare --net --uts --mount mount -t tmpfs tmpfs /mnt", "unshare --net ip link add type bridge"):
+        done = subprocess.run(command.split(), check=False, capture_output=True, text=True, env={"PATH": PATH})
+        if done.returncode:
+            return f"'{command}' is not allowed here: {done.stderr.strip()}"
+    return ""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    ours = [item for item in items if HERE in item.path.parents]
+    why = reason_to_skip() if ours else ""
+    for item in ours:
+        item.add_marker(pytest.mark.slow)
+        item.add_marker(pytest.mark.cluster)
+        if why:
+            item.add_marker(pytest.mark.skip(reason=f"no simulated Slurm here: {why}"))
 
 
 def slurm(*command: object) -> str:

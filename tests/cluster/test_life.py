@@ -95,22 +95,6 @@ def test_ranks_that_hang_when_the_limit_comes_are_ended_in_time_for_a_successor(
     assert cluster.wait_for_end(run, 1) == "done", run.log
 
 
-def test_hung_ranks_are_ended_and_the_stuck_node_is_named(
-    cluster: Cluster, hanse: Hanse, settings: list[str], undisturbed: Run, tmp_path: Path
-) -> None:
-    run = cluster.run(tmp_path / "run")
-    assert hanse("launch", *settings, f"train.run={run.folder}", "life.hang_minutes=0.2", "life.exclude_after=1") == 0
-    cluster.wait_for_progress(run, 0)
-    stuck = run.nodes(0)[-1]
-    os.kill(next(pid for pid, node in run.ranks().items() if node == stuck), signal.SIGSTOP)
-    assert cluster.wait_for_end(run, 0) == "hung", run.log
-    assert run.starts()[0]["blamed"] == stuck
-    cluster.start_now(run.number)
-    assert cluster.wait_for_end(run, 1) == "done", run.log
-    assert stuck not in run.nodes(1), "the next start does without it"
-    assert_equal_runs(run, undisturbed)
-
-
 def test_a_bad_node_is_named_excluded_and_replaced(
     cluster: Cluster, hanse: Hanse, settings: list[str], undisturbed: Run, tmp_path: Path
 ) -> None:
