@@ -121,7 +121,7 @@ def start(folder):
 
     import data_pipelines.shards
     from train.config import BatchConfig, DataConfig, TrainConfig
-    from train.stream import open_stream
+    from train.order import open_stream
 
     data_pipelines.shards.MAPPED_FROM = 0
     config = replace(
@@ -134,7 +134,7 @@ def start(folder):
     read = time.process_time() - begun
     stream = open_stream(manifest, config)
     seconds = time.process_time() - begun
-    drawn = [stream.sample(number) for number in (0, 1, 10**6)]
+    drawn = [(source.name, window) for source, window in map(stream.sample, (0, 1, 10**6))]
     print(json.dumps({"seconds": seconds, "manifest": read, "bytes": process.memory_info().rss - before,
                       "drawn": drawn, "files": process.num_fds()}))  # fmt: skip
 

@@ -19,8 +19,8 @@ from launch.local import run_ranks
 from tests.train.multirank import losses
 from train.checkpoint import Checkpoint
 from train.checkpoint_writer import finish, write_share
-from train.engine import MOMENTS
 from train.model import build_model
+from train.optimizers import MOMENTS
 from train.universal import Universal
 
 MODEL = AutoConfig.for_model("llama", vocab_size=40, hidden_size=16, intermediate_size=24, num_hidden_layers=2,
