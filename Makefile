@@ -2,8 +2,7 @@
 #
 #   make demo    text in four languages -> a trained model, its export and its report (runs/demo/)
 #   make test    all tests but those of a cluster;  make quick  without the slow ones
-#   make cluster jobs on a real Slurm of four simulated nodes: root, Debian's Slurm packages, half an hour;
-#                make cluster-again  those that failed
+#   make cluster jobs on a real Slurm of four simulated nodes: root, Debian's Slurm packages, half an hour
 #   make lint    ruff and mypy;  make docs  the site (site/);  make clean  what the tools left behind
 #
 #   PYTHON=python3.12       the Python that the virtual environment is built with (3.11 or newer)
@@ -26,7 +25,7 @@ export PYTHONDONTWRITEBYTECODE :=
 PYTEST := python -m pytest --numprocesses=logical --maxprocesses=4 --dist=loadgroup --no-loadscope-reorder
 INSTALL := python -m pip install -qq --no-compile --constraint constraints.txt
 
-.PHONY: demo test quick cluster cluster-again lint docs clean
+.PHONY: demo test quick cluster lint docs clean
 
 demo: $(VENV)/.installed
 	hanse corpus experiment=demo
@@ -43,9 +42,6 @@ test: $(VENV)/.installed-dev
 
 cluster: $(VENV)/.installed-dev
 	python -m pytest -m cluster
-
-cluster-again: $(VENV)/.installed-dev
-	python -m pytest -m cluster --last-failed
 
 quick: $(VENV)/.installed-dev
 	$(PYTEST) -m "not slow"

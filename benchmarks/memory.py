@@ -65,9 +65,9 @@ def measure(model: str, stage: int, precision: str) -> dict[str, Any]:
             engine.end_micro_batch()
     engine.update(1e-3)
     parameters = sum(map(torch.Size.numel, map(torch.Size, engine.shapes.values())))
-    summed, _ = config.engine.sums(precision, config.determinism)
+    summed, travelling = config.engine.sums(precision, config.determinism)
     planned = sum(states(parameters, Layout(place.ranks, stage, precision, accumulated=summed)))
-    held = {3: VALUE_BYTES[precision], 1: VALUE_BYTES[summed] if summed != precision else 0}.get(stage, 0)
+    held = {3: VALUE_BYTES[travelling], 1: VALUE_BYTES[summed] if summed != precision else 0}.get(stage, 0)
     bucket = held * min(bucket_elements(parameters), parameters)  # what is kept of it from one micro-batch to the next
     engine.engine.destroy()
     return {"parameters": parameters, "states_planned": planned, "bucket": bucket, "found": found}

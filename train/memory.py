@@ -102,15 +102,16 @@ def on_host(parameters: int, layout: Layout) -> float:
 
 def buffers(parameters: int, layout: Layout) -> float:
     """Bytes of what DeepSpeed needs beside the states, at the worse of two moments: reducing, and stepping."""
-    value = VALUE_BYTES[layout.precision]
-    bucket = value * min(bucket_elements(parameters), parameters)
-    reducing = bucket * (2 if layout.overlap else 1)  # one is filled while another is sent
+    value, summed = VALUE_BYTES[layout.precision], VALUE_BYTES[layout.accumulated or layout.precision]
+    elements = min(bucket_elements(parameters), parameters)
+    reducing = summed * elements * (2 if layout.overlap else 1)  # one is filled while another is sent
     copied = layout.precision != "fp32" and not layout.apart and "optimizer" not in layout.offloaded
     stepping = (4 if copied else 0) * parameters / layout.ranks
     if layout.stage == 3:
-        return 2 * bucket + max(reducing - bucket, stepping)  # one for gradients stays; gathered weights fill another
+        kept = summed * elements  # one for gradients stays, which travel as they are summed
+        return kept + value * elements + max(reducing - kept, stepping)  # gathered weights fill another
     if layout.apart and layout.stage == 1:  # sums travel in fp32, and the own share is put together beside them
-        return reducing * VALUE_BYTES[layout.accumulated] / value + 4 * parameters / layout.ranks
+        return reducing + 4 * parameters / layout.ranks
     return max(reducing, stepping + (0 if layout.apart else value * parameters / layout.ranks))
 
 

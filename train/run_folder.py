@@ -255,8 +255,12 @@ def _boot() -> str:
 
 
 def _process_start(pid: int) -> str | None:
-    """Start time of a process in clock ticks since boot, which tells it from a later one with its number."""
+    """Start time of a process in clock ticks since boot, which tells it from a later one with its number.
+
+    None where it is gone, or dead and nobody asks how it ended (in a container whose first process does not).
+    """
     try:
-        return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()[19]
+        facts = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
     except OSError:
         return None
+    return None if facts[0] in "ZX" else facts[19]

@@ -16,7 +16,7 @@ def test_reader_on_the_format_page_reads_the_weights_that_export_writes(tiny_run
     from safetensors.numpy import load_file
 
     page = PAGE.read_text(encoding="utf-8")
-    (program,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    program, *_ = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
     names: dict = {}
     exec(compile(program, "checkpoint-format.md", "exec"), names)
     read = names["weights"](sorted((tiny_run / "checkpoints").glob("step-*"))[-1])

@@ -3,18 +3,30 @@
 import json
 import os
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from common.errors import HanseError
 from tests.disk import fill, small_disk
 from train.config import BatchConfig, EngineConfig
-from train.run_folder import RunFolder, read_metrics
+from train.run_folder import RunFolder, _process_start, read_metrics
 
 
 @pytest.fixture
 def folder(tmp_path):
     return RunFolder(tmp_path / "run")
+
+
+def test_a_dead_process_that_nobody_has_asked_about_holds_nothing():
+    child = os.fork()
+    if not child:
+        os._exit(0)
+    os.waitid(os.P_PID, child, os.WEXITED | os.WNOWAIT)  # dead, and still in the list of processes
+    assert Path(f"/proc/{child}").exists()
+    assert _process_start(child) is None
+    os.waitpid(child, 0)
+    assert _process_start(os.getpid()) is not None
 
 
 def test_a_folder_in_use_is_refused_and_let_go_afterwards(folder):
