@@ -15,7 +15,7 @@ from torch.nn.functional import cross_entropy
 
 from data_pipelines.shards import ShardsManifest
 from tests.train.multirank import train_cases
-from train.evaluate import Evaluation, LanguageLoss
+from train.evaluate import Evaluation, LanguageScore
 from train.model import build_model, model_config
 from train.run_folder import read_metrics
 from train.stream import Source
@@ -129,4 +129,4 @@ def test_unigram_model_is_counted_on_training_tokens_plus_one_and_scored_on_vali
 
 
 def test_nothing_validated_is_no_division_by_zero():
-    assert LanguageLoss(0.0, 0, 0).bits_per_byte == LanguageLoss(0.0, 0, 0).loss == 0
+    assert LanguageScore(0.0, 0, 0, 0).bits_per_byte == LanguageScore(0.0, 0, 0, 0).loss == 0

@@ -11,7 +11,7 @@ from common.errors import HanseError
 from tests.disk import fill, small_disk
 from train import metrics as metrics_module
 from train.config import TrackConfig
-from train.evaluate import LanguageLoss
+from train.evaluate import LanguageScore
 from train.metrics import Metrics, StepClock
 from train.run_folder import RunFolder, read_metrics
 
@@ -43,7 +43,7 @@ def test_what_is_told_is_read_back_in_order(folder, tiny_config, capsys):
     metrics = Metrics(folder, tiny_config, first_step=0, speaks=True)
     metrics.event(0, "start", ranks=2)
     metrics.step(record(1))
-    metrics.evaluation(1, {"fr": LanguageLoss(nll=2.0, targets=4, bytes=8)})
+    metrics.evaluation(1, {"fr": LanguageScore(nll=2.0, targets=4, correct=1, bytes=8)})
     metrics.close(1)
     start, step, evaluation = told(folder)
     assert (start["step"], start["event"], start["ranks"]) == (0, "start", 2)
@@ -56,7 +56,7 @@ def test_only_rank_0_writes_and_speaks(folder, tiny_config, capsys):
     metrics = Metrics(folder, tiny_config, first_step=0, speaks=False)
     metrics.event(0, "start")
     metrics.step(record(12))
-    metrics.evaluation(12, {"fr": LanguageLoss(1.0, 1, 1)})
+    metrics.evaluation(12, {"fr": LanguageScore(1.0, 1, 0, 1)})
     metrics.say("something")
     metrics.close(12)
     assert list(folder.path.iterdir()) == []
@@ -141,7 +141,7 @@ def test_wandb_offline_keeps_every_step_in_a_file_of_the_run_folder(folder, tiny
     metrics = Metrics(folder, config, first_step=0, speaks=True)
     metrics.event(0, "start", ranks=2)
     metrics.step(record(1))
-    metrics.evaluation(1, {"fr": LanguageLoss(2.0, 4, 8)})
+    metrics.evaluation(1, {"fr": LanguageScore(2.0, 4, 1, 8)})
     metrics.close(1)
     (file,) = folder.path.glob("wandb/offline-run-*/run-*.wandb")
     written = file.read_bytes()
