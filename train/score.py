@@ -20,7 +20,7 @@ from common.files import sha256_file, write_json
 from common.terminal import Progress, count, next_step, say, table
 from data_pipelines.tokenizer import token_byte_lengths
 from train import harness
-from train.evaluations import FORMAT
+from train.evaluations import FORMAT, name_of
 from train.generate import Prompt, generate
 from train.local_start import rank_of_local_start, start_ranks
 from train.model import PackedLanguageModel, model_inputs
@@ -63,8 +63,7 @@ def _evaluate(config: EvaluateVerbConfig) -> int:
     }
     if state.is_main_process:
         value = as_json(config, trained, scores, found)
-        name = f"{'ema-' if config.weights == 'ema' else ''}step-{trained.step:08d}.json"
-        path = Path(config.output or trained.folder.path / "evaluations" / name)
+        path = Path(config.output or trained.folder.path / "evaluations" / name_of(trained.step, config.weights))
         write_json(path, value)
         _show(value)
         say(f"written: {path}")
