@@ -54,10 +54,10 @@ def by_hand(data, config) -> dict[str, dict[str, Score]]:
                         logits = model(ids[None, :-1]).logits[0].double()
                     source = ("even", "odd")[(np.searchsorted(shard.document_starts, start, side="right") - 1) % 2]
                     # a token of a byte-level BPE is written with one character a byte
-                    labels += [(source, Score(float(nll), 1, int(guess == number),
-                                              len(tokenizer.id_to_token(number)) if number != end else 0))
-                               for nll, guess, number in zip(cross_entropy(logits, ids[1:], reduction="none"),
-                                                             logits.argmax(1), ids[1:].tolist(), strict=True)]  # fmt: skip
+                    nll = cross_entropy(logits, ids[1:], reduction="none")
+                    for cost, guess, number in zip(nll, logits.argmax(1), ids[1:].tolist(), strict=True):
+                        size = len(tokenizer.id_to_token(number)) if number != end else 0
+                        labels.append((source, Score(float(cost), 1, int(guess == number), size)))
         out[entry.language] = {"": total(one for _, one in labels)} | {
             name: total(one for source, one in labels if source == name) for name in ("even", "odd")
         }
@@ -81,7 +81,8 @@ def test_every_layout_finds_the_bits_per_byte_that_a_calculation_by_hand_gives(
 ):
     # One step that moves nothing, then all validation windows; of some languages they fill no whole micro-batch.
     with_two_sources(tiny_data, tmp_path / "data")
-    common = [*tiny_settings, f"data.shards={tmp_path / 'data/shards'}", f"tokens={8 * LENGTH}", "schedule.warmup_steps=0", "schedule.decay_fraction=0",
+    common = [*tiny_settings, f"data.shards={tmp_path / 'data/shards'}",
+              f"tokens={8 * LENGTH}", "schedule.warmup_steps=0", "schedule.decay_fraction=0",
               "optimizer.learning_rate=1e-30", "evaluate.tokens_per_language=1_000_000"]  # fmt: skip
     layouts = {1: [(1, 1), (4, 1), (8, 2)], 2: [(1, 3), (2, 2), (4, 3)]}  # ranks: micro-batch, ZeRO stage
     found = {}
@@ -165,6 +166,6 @@ def test_labels_are_split_by_the_source_of_their_document(lengths, length, seed)
         batch = pack([source.window(one) for one in [*windows, windows[0]]], [0] * (len(windows) + 1))
         nll, first = random.random(batch.labels.shape), random.random(batch.labels.shape) < 0.5
         found = Origins(source, ["a", "b", "c"], [of]).split(windows, batch, nll, first, np.arange(9))
-        labels = [(of[number], Score(nll[place], 1, int(first[place]), int(number)))  # a document's tokens are its number
+        labels = [(of[number], Score(nll[place], 1, int(first[place]), int(number)))  # a token is its document's number
                   for place, number in np.ndenumerate(batch.labels[: len(windows)]) if number >= 0]  # fmt: skip
         assert found == {name: total(one for at, one in labels if at == name) for name in {at for at, _ in labels}}

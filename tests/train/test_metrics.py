@@ -54,7 +54,8 @@ def test_what_is_told_is_read_back_in_order(folder, tiny_config, capsys):
     rates = {"bits_per_byte": pytest.approx(0.36067376), "loss": 0.5, "token_accuracy": 0.25}
     assert evaluation == {
         "step": 1, "evaluation": {"de": rates, "fr": rates},
-        "evaluation_by_source": {"fr": {"wiki": {**rates, "token_accuracy": 1.0}, "web": {**rates, "token_accuracy": 0.0}}},
+        "evaluation_by_source": {"fr": {"wiki": {**rates, "token_accuracy": 1.0},
+                                        "web": {**rates, "token_accuracy": 0.0}}},
     }  # fmt: skip
     assert "step 1: validation bits per byte  de 0.361  fr 0.361" in capsys.readouterr().out
 
