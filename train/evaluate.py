@@ -33,7 +33,7 @@ class Evaluation:
         tokens_per_language: to take of it, at most, evenly over all documents.
         micro_batch: windows that go through the model at once.
         token_bytes: UTF-8 bytes of every token.
-        by_source: also tell the sources of a language apart, by the shards' sidecars.
+        by_source: also tell the sources of a language apart, by the shards' sidecars where they are there.
     """
 
     def __init__(
@@ -47,14 +47,15 @@ class Evaluation:
         for number, name in enumerate(self.languages):
             source = sources[name]
             count = min(source.windows, -(-tokens_per_language // source.length))
-            chosen = [index * source.windows // count for index in range(count)]
+            chosen = [index * source.windows // count for index in range(count)]  # evenly over all documents
             for first in range(0, count, micro_batch):
                 windows = chosen[first : first + micro_batch]
                 filled = windows + windows[:1] * (micro_batch - len(windows))
                 self.windows.append(windows)
                 self.batches.append((number, pack([source.window(one) for one in filled], [number] * micro_batch)))
-        read = [Origins.read(sources[name]) for name in self.languages] if by_source else []
-        self.origins = {number: one for number, one in enumerate(read) if len(one.names) > 1}
+        known = [name for name in self.languages if by_source and Origins.are_known(sources[name])]
+        read = {self.languages.index(name): Origins.read(sources[name]) for name in known}
+        self.origins = {number: one for number, one in read.items() if len(one.names) > 1}
 
     @property
     def counted(self) -> list[int]:

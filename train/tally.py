@@ -94,6 +94,11 @@ class Origins:
         known = pa.array(names, type=pa.string())
         return cls(source, names, [pc.index_in(column, value_set=known).to_numpy() for column in columns])
 
+    @staticmethod
+    def are_known(source: Source) -> bool:
+        """Whether every shard has its sidecar: training and validation go without."""
+        return all(beside(shard.prefix, SIDECAR).is_file() for shard in source.shards)
+
     def of(self, window: int, documents: np.ndarray) -> np.ndarray:
         """Number of the source of each position of a window, from its documents, counted in the window's shard."""
         shard = self.source.place(window)[0]

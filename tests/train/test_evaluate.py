@@ -67,7 +67,7 @@ def by_hand(data, config) -> dict[str, dict[str, Score]]:
 def with_two_sources(data, folder) -> None:
     """A copy of ``data`` whose documents are by turns of the source ``even`` and of ``odd``."""
     shutil.copytree(data, folder)
-    for path in (folder / "shards").glob("*.docs.parquet"):
+    for path in (folder / "shards").rglob("*.docs.parquet"):
         read = pq.read_table(path)
         names = pa.array(
             [("even", "odd")[number % 2] for number in range(len(read))], type=read.schema.field("source").type
