@@ -18,10 +18,11 @@ from common.terminal import table
 from data_pipelines.shards import ShardsManifest
 from data_pipelines.tokenizer import token_byte_lengths
 from train.config import ModelConfig
-from train.evaluate import Evaluation, LanguageLoss
+from train.evaluate import Evaluation
 from train.initial import check
 from train.model import PackedLanguageModel, build_model, model_config, model_inputs
 from train.stream import open_sources, pack
+from train.tally import Score
 from train.vocabulary import adapted
 from train.weights import open_weights
 
@@ -40,7 +41,7 @@ def bits_per_byte(module: PackedLanguageModel, evaluation: Evaluation, number: i
                 nll += float(sums[: evaluation.counted[index]].double().sum())
                 labels += len(counted)
                 size += int(evaluation.token_bytes[counted].sum())
-    return LanguageLoss(nll, labels, size).bits_per_byte
+    return Score(nll, labels, 0, size).bits_per_byte
 
 
 def main() -> None:

@@ -23,13 +23,13 @@ from consortium import form, merit
 from consortium.case import Case
 from consortium.config import AcceptConfig
 from consortium.contribution import read_reviews, review_path
+from consortium.evidence import Unknown
 from consortium.index import Registry
 from consortium.keys import fingerprint, load_private
 from consortium.quarantine import quarantined
 from consortium.register import folder_name
 from consortium.registry import open_registry, today
 from consortium.seal import make
-from consortium.verify import Unknown
 
 FORMAT = "hanse.acceptance/1"
 CHECKED, REFUSED, UNKNOWN = "checked", "refused", "not checked"

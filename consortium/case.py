@@ -24,10 +24,10 @@ from consortium.contribution import (
     Contribution,
     read_contribution,
 )
+from consortium.evidence import Unknown
 from consortium.index import Registry
 from consortium.seal import Seal, check
 from consortium.strangers import read_regular, strict_json
-from consortium.verify import Unknown
 from data_pipelines.shards import ShardsManifest
 from train import ledger
 from train.checkpoint import Checkpoint

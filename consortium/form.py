@@ -36,10 +36,10 @@ from consortium.contribution import (
     TOKENIZER,
     is_expected,
 )
+from consortium.evidence import Evidence, Unknown
 from consortium.register import SHA256, parent_problem
 from consortium.strangers import strict_json
 from consortium.tensors import check_tensor_file
-from consortium.verify import Unknown
 from data_pipelines.tokenizer import token_byte_lengths
 from train import ledger
 from train.checkpoint import PARTS
@@ -232,11 +232,11 @@ def run_papers(case: Case) -> str:
     return said
 
 
-def evidence_of(case: Case) -> verify.Evidence:
+def evidence_of(case: Case) -> Evidence:
     """The papers of the run as ``hanse verify`` reads them."""
     from train.run_folder import RunFolder
 
-    return verify.Evidence(folder=RunFolder(case.folder), config=case.train_config, shards=case.folder / "shards",
+    return Evidence(folder=RunFolder(case.folder), config=case.train_config, shards=case.folder / "shards",
                            records=case.records, steps=ledger.steps(iter(case.records)), batches=16,
                            parents=[], trusted={})  # fmt: skip
 

@@ -64,7 +64,7 @@ def golden_logits(model: PreTrainedModel) -> dict[str, Any]:
 def bits_per_byte(
     model: PreTrainedModel, shards: ShardsManifest, tokenizer: Path, *, length: int, tokens_per_language: int
 ) -> dict[str, float]:
-    """Validation bits per byte a language, as ``hanse train`` reports them (:class:`train.evaluate.LanguageLoss`).
+    """Validation bits per byte a language, as ``hanse train`` reports them (:class:`train.tally.Score`).
 
     ``model`` may not be used for anything else afterwards.
 

@@ -18,10 +18,10 @@ from consortium import verify
 from consortium.case import Case
 from consortium.config import ReproduceConfig
 from consortium.contribution import CONFIG, EVALUATION, TOKENIZER
+from consortium.evidence import Evidence, Unknown
 from consortium.form import evidence_of
 from consortium.measure import NoText, bits_per_byte, golden_logits
 from consortium.papers import licences
-from consortium.verify import Unknown
 from train import ledger
 from train.checkpoint import Checkpoint
 from train.model import flops_of_steps
@@ -115,7 +115,7 @@ def batches(case: Case) -> str:
     if case.shards.merkle_root != case.paper.data_merkle_root:
         raise Unknown(f"{case.shards.folder} holds other shards than it was trained on")
     evidence = evidence_of(case)
-    return verify.batches(verify.Evidence(**{**vars(evidence), "shards": case.shards.folder}))
+    return verify.batches(Evidence(**{**vars(evidence), "shards": case.shards.folder}))
 
 
 def lineage(case: Case) -> str:

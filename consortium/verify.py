@@ -5,8 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,69 +12,24 @@ from common.errors import EXIT_USER_ERROR, HanseError
 from common.files import read_json, sha256_file, sha256_files
 from common.terminal import say
 from consortium import seal
-from consortium.bundle import Trusted, Untrusted
+from consortium.bundle import Untrusted
 from consortium.config import VerifyConfig
+from consortium.evaluations import evaluations
+from consortium.evidence import Evidence, Unknown
 from consortium.keys import fingerprint, load_public
 from data_pipelines.shards import ShardsManifest
 from train import ledger
 from train.change import as_changed
-from train.config import TrainConfig
 from train.energy.page import energy_line
 from train.energy.totals import energy_totals
 from train.lock import FORMAT, config_sha256
 from train.order import RunStream, open_stream
-from train.run_folder import RunFolder, read_metrics
+from train.run_folder import RunFolder
 
 if TYPE_CHECKING:
     from train.checkpoint import Checkpoint  # brings torch
 
 ROUNDING = 1e-9  # relative: counters are products and quotients of a few exact numbers
-
-
-class Unknown(Exception):  # noqa: N818
-    """Something that cannot be checked here, and why."""
-
-
-@dataclass(frozen=True)
-class Evidence:
-    """What a run folder holds, read once.
-
-    Attributes:
-        records: all lines of the ledger; ``steps``: the line of each step, as it stands at the end.
-        batches: steps to draw again; ``parents``: folders to look for parents in; ``trusted``: keys of seals.
-    """
-
-    folder: RunFolder
-    config: TrainConfig
-    shards: Path
-    records: list[dict[str, Any]]
-    steps: dict[int, dict[str, Any]]
-    batches: int
-    parents: list[Path]
-    trusted: Trusted
-
-    @cached_property
-    def opened(self) -> list[tuple[int, Checkpoint | HanseError]]:
-        """(step, checkpoint, or what is wrong with it at the first look) of all complete ones, ascending."""
-        from train.checkpoint import Checkpoint
-
-        found: list[tuple[int, Checkpoint | HanseError]] = []
-        for step, folder in self.folder.find_checkpoints().items():
-            try:
-                found.append((step, Checkpoint(folder)))
-            except HanseError as error:
-                found.append((step, error))
-        return found
-
-    @property
-    def checkpoints(self) -> list[tuple[int, Checkpoint]]:
-        """Those of which nothing is wrong at the first look."""
-        return [(step, one) for step, one in self.opened if not isinstance(one, HanseError)]
-
-    @property
-    def told(self) -> list[dict[str, Any]]:
-        """The lines of ``metrics.jsonl``."""
-        return read_metrics(self.folder.metrics)
 
 
 def run(config: VerifyConfig) -> int:
@@ -286,7 +239,7 @@ def checkpoints(evidence: Evidence) -> str:
 
     if not evidence.opened:
         raise Unknown("no complete checkpoint in the run folder")
-    written = {(one["step"], one["merkle_root"]) for one in evidence.records if one["kind"] == "checkpoint"}
+    written = evidence.written
     for step, opened in evidence.opened:
         # Ledgers are younger than that format: one that knows the step knows it with another root.
         if isinstance(opened, HanseError) and (not isinstance(opened, Older) or step in dict(written)):
@@ -410,6 +363,7 @@ CHECKS: tuple[tuple[str, Callable[[Evidence], str]], ...] = (
     ("checkpoints", checkpoints),
     ("states", states),
     ("parents", parents),
+    ("evaluations", evaluations),
     ("energy", energy),
     ("seals", seals),
 )

@@ -152,6 +152,12 @@ class Engine:
         total, nll = self.engine(**model_inputs(batch, self.engine.device))
         return total, nll
 
+    def scores(self, batch: MicroBatch) -> tuple[Tensor, Tensor]:
+        """Of each label, (B, L): negative log-likelihood in fp32, and whether it is the likeliest token."""
+        self.mark("forward")
+        nll, first = self.engine(**model_inputs(batch, self.engine.device), scored=True)
+        return nll, first
+
     def backward(self, total: Tensor, global_targets: int) -> None:
         """Add the gradient of ``total / global_targets``, summed over the ranks, to what is accumulated.
 

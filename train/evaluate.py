@@ -1,10 +1,10 @@
-"""Validation loss a language, in bits per byte, beside what a unigram model of the same tokens reaches."""
+"""Validation a language and a source: bits per byte and accuracy, beside what a unigram model of the tokens reaches."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass, field
 
 import numpy as np
 import torch
@@ -13,100 +13,119 @@ import torch.distributed as dist
 from train.engine import Engine
 from train.ranks import Place
 from train.stream import IGNORED, MicroBatch, Source, pack
+from train.tally import Origins, Score
 
 UNIGRAM_TOKENS = 50_000_000  # a language's training tokens that the unigram model is counted on, at most
 
 
 @dataclass(frozen=True)
-class LanguageLoss:
-    """Sums over the validation labels of one language.
+class LanguageScore(Score):
+    """Of the validation labels of one language; of each of its sources too where there are several."""
 
-    Bits per byte (Gao et al., arXiv 2101.00027): negative log-likelihood in bits over the UTF-8 bytes of the labels;
-    it compares models with different tokenizers. The end-of-document label counts in the bits and has no bytes.
-    """
-
-    nll: float  # nats
-    targets: int
-    bytes: int
-
-    @property
-    def bits_per_byte(self) -> float:
-        return self.nll / math.log(2) / max(self.bytes, 1)
-
-    @property
-    def loss(self) -> float:
-        """Nats a token."""
-        return self.nll / max(self.targets, 1)
+    sources: Mapping[str, Score] = field(default_factory=dict)
 
 
 class Evaluation:
-    """The validation windows of every language, fixed once: the same at every step and any number of ranks."""
+    """The validation windows of every language, fixed once: the same at every step and any number of ranks.
+
+    Args:
+        sources: validation text by language.
+        tokens_per_language: to take of it, at most, evenly over all documents.
+        micro_batch: windows that go through the model at once.
+        token_bytes: UTF-8 bytes of every token.
+        by_source: also tell the sources of a language apart, by the shards' sidecars where they are there.
+    """
 
     def __init__(
-        self, sources: Mapping[str, Source], tokens_per_language: int, micro_batch: int, token_bytes: np.ndarray
-    ):
-        self.micro_batch, self.token_bytes = micro_batch, token_bytes
+        self, sources: Mapping[str, Source], tokens_per_language: int, micro_batch: int, token_bytes: np.ndarray,
+        *, by_source: bool = False,
+    ):  # fmt: skip
+        self.token_bytes = token_bytes
         self.batches: list[tuple[int, MicroBatch]] = []
+        self.windows: list[list[int]] = []  # of each batch; what fills it up is not among them
         self.languages = [name for name, source in sources.items() if source.windows]
         for number, name in enumerate(self.languages):
             source = sources[name]
             count = min(source.windows, -(-tokens_per_language // source.length))
             chosen = [index * source.windows // count for index in range(count)]  # evenly over all documents
             for first in range(0, count, micro_batch):
-                windows = [source.window(window) for window in chosen[first : first + micro_batch]]
-                windows += [windows[0]] * (micro_batch - len(windows))  # filled up; what fills is not counted
-                self.batches.append((number, pack(windows, [number] * micro_batch)))
-        self.counted = [min(micro_batch, count) for count in self._remaining(sources, tokens_per_language)]
+                windows = chosen[first : first + micro_batch]
+                filled = windows + windows[:1] * (micro_batch - len(windows))
+                self.windows.append(windows)
+                self.batches.append((number, pack([source.window(one) for one in filled], [number] * micro_batch)))
+        known = [name for name in self.languages if by_source and Origins.are_known(sources[name])]
+        read = {self.languages.index(name): Origins.read(sources[name]) for name in known}
+        self.origins = {number: one for number, one in read.items() if len(one.names) > 1}
 
-    def _remaining(self, sources: Mapping[str, Source], tokens_per_language: int) -> list[int]:
-        counts = []
-        for name in self.languages:
-            left = min(sources[name].windows, -(-tokens_per_language // sources[name].length))
-            while left > 0:
-                counts.append(left)
-                left -= self.micro_batch
-        return counts
+    @property
+    def counted(self) -> list[int]:
+        """Sequences of each batch that count."""
+        return [len(windows) for windows in self.windows]
 
     def labels(self, index: int) -> np.ndarray:
         """The labels that count in a batch, flat."""
-        labels = self.batches[index][1].labels[: self.counted[index]]
+        labels = self.batches[index][1].labels[: len(self.windows[index])]
         return labels[labels != IGNORED]
 
-    def run(self, engine: Engine, place: Place) -> dict[str, LanguageLoss]:
-        """Validation loss a language; collective."""
-        sums = torch.zeros(len(self.languages), dtype=torch.float64)
-        turns = -(-len(self.batches) // place.ranks)
+    def run(self, engine: Engine, place: Place) -> dict[str, LanguageScore]:
+        """Scores of every language; collective, and the same at any number of ranks.
+
+        Each rank fills in the rows of its batches; the others' are 0 there, so that the sum over the ranks is exact.
+        """
+        most = max((len(one.names) for one in self.origins.values()), default=0)
+        rows = torch.zeros(len(self.batches), 1 + most, 4, dtype=torch.float64)
         with engine.evaluating():
-            for turn in range(turns):
+            for turn in range(-(-len(self.batches) // place.ranks)):
                 index = turn * place.ranks + place.rank
-                language, batch = self.batches[min(index, len(self.batches) - 1)]
-                _, nll = engine.forward(batch)
+                nll, first = engine.scores(self.batches[min(index, len(self.batches) - 1)][1])
                 if index < len(self.batches):  # under ZeRO-3 every rank must run as often as the others
-                    sums[language] += nll[: self.counted[index]].double().sum().cpu()
-        sums = all_reduce_sum(sums, engine)
-        return self._losses(sums.tolist())
+                    for column, score in self._of_batch(index, nll, first).items():
+                        rows[index, column] = torch.tensor(astuple(score), dtype=torch.float64)
+        return self._added(all_reduce_sum(rows, engine).numpy())
 
-    def _losses(self, nll: list[float]) -> dict[str, LanguageLoss]:
-        targets, sizes = [0] * len(nll), [0] * len(nll)
-        for index, (language, _) in enumerate(self.batches):
-            labels = self.labels(index)
-            targets[language] += len(labels)
-            sizes[language] += int(self.token_bytes[labels].sum())
-        rows = zip(self.languages, nll, targets, sizes, strict=True)
-        return {name: LanguageLoss(bits, labels, size) for name, bits, labels, size in rows}
+    def _of_batch(self, index: int, nll: torch.Tensor, first: torch.Tensor) -> dict[int, Score]:
+        """{0: scores of a batch's labels, 1 + number of a source: of that source's}."""
+        (language, batch), windows, labels = self.batches[index], self.windows[index], self.labels(index)
+        count = len(windows)
+        found = {0: Score(float(nll.sum(1)[:count].double().sum()), len(labels), int(first[:count].sum()),
+                          int(self.token_bytes[labels].sum()))}  # fmt: skip
+        if language in self.origins:
+            parts = self.origins[language].split(
+                windows, batch, nll.cpu().numpy(), first.cpu().numpy(), self.token_bytes
+            )
+            found |= {1 + number: score for number, score in parts.items()}
+        return found
 
-    def unigram(self, training: Mapping[str, Source], vocabulary_size: int) -> dict[str, LanguageLoss]:
-        """The loss of a unigram model on the same labels: frequencies of the language's training tokens, plus one."""
-        nll = [0.0] * len(self.languages)
-        log_probability = []
-        for name in self.languages:
+    def _added(self, rows: np.ndarray) -> dict[str, LanguageScore]:
+        """(batches, columns of _of_batch, fields of a score) -> the scores of every language."""
+        found = {}
+        for number, name in enumerate(self.languages):
+            mine = rows[self._batches_of(number)]
+            names = self.origins[number].names if number in self.origins else []
+            whole, *parts = (Score(math.fsum(one[:, 0]), *map(int, one[:, 1:].sum(0)))
+                             for one in mine.transpose(1, 0, 2)[: 1 + len(names)])  # fmt: skip
+            sources = {source: part for source, part in zip(names, parts, strict=True) if part.targets}
+            found[name] = LanguageScore(*astuple(whole), sources)
+        return found
+
+    def _batches_of(self, language: int) -> list[int]:
+        return [index for index, (number, _) in enumerate(self.batches) if number == language]
+
+    def unigram(self, training: Mapping[str, Source], vocabulary_size: int) -> dict[str, LanguageScore]:
+        """The scores of a unigram model on the same labels: frequencies of the language's training tokens, plus one."""
+        found = {}
+        for number, name in enumerate(self.languages):
             counts = np.ones(vocabulary_size)
             for shard in training[name].shards if name in training else ():
                 counts += np.bincount(shard.tokens[:UNIGRAM_TOKENS], minlength=vocabulary_size)
-            log_probability.append(np.log(counts / counts.sum()))
-        for index, (language, _) in enumerate(self.batches):
-            nll[language] -= float(log_probability[language][self.labels(index)].sum())
-        return self._losses(nll)
+            log_probability, nll = np.log(counts / counts.sum()), 0.0
+            held = [self.labels(index) for index in self._batches_of(number)]
+            for labels in held:
+                nll -= float(log_probability[labels].sum())
+            labels = np.concatenate(held)
+            right = int((labels == counts.argmax()).sum())
+            found[name] = LanguageScore(nll, len(labels), right, int(self.token_bytes[labels].sum()))
+        return found
 
 
 def all_reduce_sum(values: torch.Tensor, engine: Engine) -> torch.Tensor:

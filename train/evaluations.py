@@ -49,13 +49,23 @@ def read_evaluations(folder: RunFolder) -> tuple[list[Saved], list[str]]:
     found, wrong = [], []
     for path in sorted((folder.path / "evaluations").glob("step-*.json")):
         try:
-            found.append(_read(path, folder))
+            found.append(read_evaluation(path, folder))
         except HanseError as error:
             wrong.append(str(error))
     return found, wrong
 
 
-def _read(path: Path, folder: RunFolder) -> Saved:
+def name_of(step: int, weights: str = "master") -> str:
+    """The file of a checkpoint's evaluation; that of its averaged weights (``ema``) has another."""
+    return f"{'ema-' if weights == 'ema' else ''}step-{step:08d}.json"
+
+
+def read_evaluation(path: Path, folder: RunFolder) -> Saved:
+    """One of a run's evaluations.
+
+    Raises:
+        HanseError: it is none, or of another checkpoint than the one which is there.
+    """
     value = read_json(path, "evaluation")
     try:
         if value["format"] != FORMAT:

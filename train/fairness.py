@@ -268,7 +268,7 @@ def _table(found: Fairness) -> Table:
         "tokens per word": [written("tokens_per_word", one.tokens_per_word) for one in found.languages],
         "bytes per token": [written("bytes_per_token", one.bytes_per_token) for one in found.languages],
         "bits per byte": [written("bits_per_byte", one.bits_per_byte) for one in found.languages],
-        **{task: [written(task, one.scores.get(task)) for one in found.languages] for task in found.tasks},
+        **{_title(task): [written(task, one.scores.get(task)) for one in found.languages] for task in found.tasks},
     }
     shown = {head: cells for head, cells in columns.items() if any(cells)}
     rows = [[one.language, *(cells[number] or "not known" for cells in shown.values())]
@@ -324,7 +324,7 @@ def _standing(found: Fairness, colours: Mapping[str, int]) -> Chart | None:
 
 
 def _title(measure: str) -> str:
-    return MEASURES[measure][0] if measure in MEASURES else measure
+    return MEASURES[measure][0] if measure in MEASURES else measure.replace("_", " ")
 
 
 def written(measure: str, value: float | None) -> str:

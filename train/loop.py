@@ -18,7 +18,7 @@ from train.config import TrainConfig
 from train.determinism import enforce
 from train.energy.recorder import EnergyRecorder
 from train.engine import initialise_ranks
-from train.evaluate import LanguageLoss
+from train.evaluate import LanguageScore
 from train.guards.finite import due, stop_unless_alike, stop_unless_finite
 from train.guards.rewind import rewind
 from train.guards.times import Times
@@ -75,7 +75,7 @@ def _loop(run: Run, energy: EnergyRecorder, started: float) -> int:
     config, metrics, engine, writer, watchdog = run.config, run.metrics, run.engine, run.writer, run.watchdog
     requests, clock = Requests(run.folder, config.checkpoint.every_minutes), StepClock()
     watch, times, tracer = run.watch, Times(run.place, config.guards.times_every_steps, run.watch), Tracer(run)
-    losses: dict[str, LanguageLoss] = {}
+    losses: dict[str, LanguageScore] = {}
     step, batches, stop = run.first_step, prefetched(run, run.first_step), False
     energy.begin(run)
     while step < config.steps and not stop:
@@ -175,12 +175,12 @@ def checkpoint_state(run: Run, step: int, wall_seconds: float) -> dict[str, Any]
     }
 
 
-def _bits_per_byte(losses: dict[str, LanguageLoss]) -> dict[str, Any]:
+def _bits_per_byte(losses: dict[str, LanguageScore]) -> dict[str, Any]:
     """What tells the best checkpoint, for those that were evaluated."""
     return {"bits_per_byte": {name: loss.bits_per_byte for name, loss in losses.items()}} if losses else {}
 
 
-def evaluated(run: Run, step: int, *, last: bool) -> dict[str, LanguageLoss]:
+def evaluated(run: Run, step: int, *, last: bool) -> dict[str, LanguageScore]:
     """Where it is due, measure the validation loss of every language, and tell of it; {} where it is not."""
     if not (last or due(step, run.config.evaluate.every_steps)):
         return {}

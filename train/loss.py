@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -47,26 +48,18 @@ class LinearCrossEntropy(torch.autograd.Function):
         losses = torch.zeros(len(labels), dtype=torch.float32, device=hidden.device)
         by_hidden = torch.zeros_like(hidden) if needed else None
         by_weight = torch.zeros(weight.shape, dtype=torch.float32, device=weight.device) if needed else None
-        rows = max(16, ROWS_ELEMENTS.get(hidden.device.type, 1 << 28) // len(weight))
-        room = hidden.new_empty(min(rows, len(labels)), len(weight))
-        for start in range(0, len(labels), rows):
-            part, wanted = hidden[start : start + rows], labels[start : start + rows]
-            counts = wanted != IGNORED
-            places = wanted.clamp_min(0)[:, None]
-            logits = torch.mm(part, weight.t(), out=room[: len(part)]).float()
-            of_label = logits.gather(1, places)[:, 0]
-            highest = logits.amax(1, keepdim=True)
-            sums = logits.sub_(highest).exp_().sum(1, keepdim=True)
-            denominator = sums.log()[:, 0] + highest[:, 0]
-            losses[start : start + rows] = (denominator - of_label) * counts
+        for rows, logits in _blocks(hidden, weight, labels):
+            part, wanted = hidden[rows], labels[rows]
+            losses[rows], sums, denominator = _losses(logits, wanted)
             if by_hidden is None or by_weight is None:
                 continue
-            shares = counts[:, None] / sums  # the softmax; with z-loss, more of it: its gradient is 2 z softmax
+            counts, places = (wanted != IGNORED)[:, None], wanted.clamp_min(0)[:, None]
+            shares = counts / sums  # the softmax; with z-loss, more of it: its gradient is 2 z softmax
             if z_weight:
                 shares *= 1 + 2 * z_weight * denominator[:, None]
-            gradient = logits.mul_(shares).scatter_add_(1, places, -counts[:, None].float())
+            gradient = logits.mul_(shares).scatter_add_(1, places, -counts.float())
             gradient = gradient.to(hidden.dtype)
-            by_hidden[start : start + rows] = torch.mm(gradient, weight)
+            by_hidden[rows] = torch.mm(gradient, weight)
             if by_weight.dtype == gradient.dtype:
                 by_weight.addmm_(gradient.t(), part)
             else:  # blocks are summed in fp32
@@ -85,6 +78,42 @@ class LinearCrossEntropy(torch.autograd.Function):
         return by_hidden * gradients[0].to(by_hidden.dtype), by_weight, None, None
 
 
+def _blocks(hidden: Tensor, weight: Tensor, labels: Tensor) -> Iterator[tuple[slice, Tensor]]:
+    """Rows that go through the head together, and their logits (rows, V) in fp32, which the caller may overwrite."""
+    rows = max(16, ROWS_ELEMENTS.get(hidden.device.type, 1 << 28) // len(weight))
+    room = hidden.new_empty(min(rows, len(labels)), len(weight))
+    for start in range(0, len(labels), rows):
+        part = hidden[start : start + rows]
+        yield slice(start, start + rows), torch.mm(part, weight.t(), out=room[: len(part)]).float()
+
+
+def _losses(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """(N, V) and (N,) -> losses (N,); sums (N, 1) of what the logits become in place, and their softmax'
+    log-denominator (N,)."""
+    of_label = logits.gather(1, labels.clamp_min(0)[:, None])[:, 0]
+    highest = logits.amax(1, keepdim=True)
+    sums = logits.sub_(highest).exp_().sum(1, keepdim=True)
+    denominator = sums.log()[:, 0] + highest[:, 0]
+    return (denominator - of_label) * (labels != IGNORED), sums, denominator
+
+
+@torch.no_grad()
+def scores_of_labels(hidden: Tensor, weight: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """The losses of :class:`LinearCrossEntropy`, to the last bit, and which labels are the likeliest token.
+
+    Of tokens that are equally likely the first counts as the likeliest.
+
+    Returns:
+        (N,) fp32 and (N,) bool, 0 and False where no label counts.
+    """
+    losses = torch.zeros(len(labels), dtype=torch.float32, device=hidden.device)
+    first = torch.zeros(len(labels), dtype=torch.bool, device=hidden.device)
+    for rows, logits in _blocks(hidden, weight, labels):
+        first[rows] = logits.argmax(1) == labels[rows]
+        losses[rows] = _losses(logits, labels[rows])[0]
+    return losses, first
+
+
 class FusedHead(nn.Linear):
     """An output embedding that gives the losses of labels, and logits where there are none.
 
@@ -93,10 +122,13 @@ class FusedHead(nn.Linear):
 
     z_weight = 0.0
 
-    def forward(self, hidden: Tensor, labels: Tensor | None = None) -> Any:
-        """hidden (B, L, H); without labels logits (B, L, V), with labels (B, L) the pair of LinearCrossEntropy."""
+    def forward(self, hidden: Tensor, labels: Tensor | None = None, *, scored: bool = False) -> Any:
+        """hidden (B, L, H); without labels logits (B, L, V), with labels (B, L) the pair of LinearCrossEntropy, or
+        that of scores_of_labels."""
         if labels is None:
             return super().forward(hidden)
+        if scored:
+            return scores_of_labels(hidden.flatten(0, 1), self.weight, labels.flatten())
         return LinearCrossEntropy.apply(hidden.flatten(0, 1), self.weight, labels.flatten(), self.z_weight)
 
 
@@ -122,3 +154,9 @@ def losses_of_logits(logits: Tensor, labels: Tensor, z_weight: float = 0.0) -> t
         squares = flat.logsumexp(1).square() * (wanted != IGNORED)
         total = AddToGradient.apply(total, z_weight * squares.sum())
     return total, losses.detach()
+
+
+@torch.no_grad()
+def scores_of_logits(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """What :func:`scores_of_labels` gives, from logits (B, L, V)."""
+    return losses_of_logits(logits, labels)[1], logits.flatten(0, 1).argmax(1) == labels.flatten()

@@ -12,7 +12,7 @@ from typing import Any
 from common.files import room_for, write_json
 from common.terminal import Progress, count, say
 from train.config import TrainConfig
-from train.evaluate import LanguageLoss
+from train.evaluate import LanguageScore
 from train.run_folder import RunFolder
 
 HEARTBEAT_SECONDS = 5.0
@@ -79,18 +79,19 @@ class Metrics:
         extra = f"step {record['step']}/{self.config.steps}  loss {record['loss']:.3f}  MFU {record['mfu']:.0%}"
         self.progress.update(record["step"], extra, rate=rate)
 
-    def evaluation(self, step: int, losses: Mapping[str, LanguageLoss]) -> None:
+    def evaluation(self, step: int, scores: Mapping[str, LanguageScore]) -> None:
         """Validation: written, and shown on a line of its own."""
         if not self.speaks:
             return
+        split = {name: {source: one.rates() for source, one in score.sources.items()}
+                 for name, score in scores.items() if score.sources}  # fmt: skip
         self._write({
             "step": step,
-            "evaluation": {
-                name: {"bits_per_byte": loss.bits_per_byte, "loss": loss.loss} for name, loss in losses.items()
-            },
+            "evaluation": {name: score.rates() for name, score in scores.items()},
+            **({"evaluation_by_source": split} if split else {}),
         })  # fmt: skip
         self.say(f"step {step}: validation bits per byte  "
-                 + "  ".join(f"{name} {loss.bits_per_byte:.3f}" for name, loss in losses.items()))  # fmt: skip
+                 + "  ".join(f"{name} {score.bits_per_byte:.3f}" for name, score in scores.items()))  # fmt: skip
 
     def ranks(self, step: int, report: Mapping[str, Any]) -> None:
         """What the ranks spend by themselves (train/guards/times.py): written."""

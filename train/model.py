@@ -13,7 +13,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, Pre
 
 from common.errors import HanseError
 from train.config import ModelConfig
-from train.loss import PLAIN_HEADS, FusedHead, losses_of_logits
+from train.loss import PLAIN_HEADS, FusedHead, losses_of_logits, scores_of_logits
 from train.stages import Timeline
 from train.stream import MicroBatch
 
@@ -135,20 +135,26 @@ class PackedLanguageModel(nn.Module):
             model.set_output_embeddings(head)
 
     def forward(
-        self, input_ids: Tensor, positions: Tensor, labels: Tensor, documents: Tensor | None
+        self, input_ids: Tensor, positions: Tensor, labels: Tensor, documents: Tensor | None, *, scored: bool = False
     ) -> tuple[Tensor, Tensor]:
         """All arguments (B, L) int64; ``documents`` is None where each sequence is one document.
 
         Returns:
             Sums of -ln p(label), positions labelled IGNORED left out, in fp32: () over all, which carries the gradient,
-            and (B,) a sequence.
+            and (B,) a sequence. With ``scored``, without gradient and (B, L): -ln p of each label, and whether it is
+            the likeliest token.
         """
         inputs = self._inputs(input_ids, positions, documents)
         if self.fused:
             hidden = self.model.base_model(**inputs).last_hidden_state
-            total, losses = cast(Any, self.model.get_output_embeddings())(hidden, labels)
+            found = cast(Any, self.model.get_output_embeddings())(hidden, labels, scored=scored)
         else:
-            total, losses = losses_of_logits(self.model(**inputs).logits, labels, self.z_weight)
+            logits = self.model(**inputs).logits
+            found = scores_of_logits(logits, labels) if scored else losses_of_logits(logits, labels, self.z_weight)
+        if scored:
+            each, likeliest = found
+            return each.view_as(labels), likeliest.view_as(labels)
+        total, losses = found
         return total, losses.view_as(labels).sum(1)
 
     def logits(self, input_ids: Tensor, positions: Tensor, documents: Tensor | None) -> Tensor:

@@ -15,7 +15,7 @@ from train.config import TrainConfig
 from train.data_table import say_losses
 from train.energy.page import energy_line
 from train.energy.totals import energy_totals
-from train.evaluate import LanguageLoss
+from train.evaluate import LanguageScore
 from train.metrics import StepClock
 from train.ranks import Place
 from train.run_folder import RunFolder, complete_steps, folder_of
@@ -63,7 +63,7 @@ def already_done(config: TrainConfig, folder: RunFolder, step: int) -> None:
     _next(config)
 
 
-def finish(run: Run, step: int, losses: Mapping[str, LanguageLoss], clock: StepClock, wall_seconds: float) -> None:
+def finish(run: Run, step: int, losses: Mapping[str, LanguageScore], clock: StepClock, wall_seconds: float) -> None:
     """Write ``summary.json`` and say how the run stands."""
     unigram = run.evaluation.unigram(run.data.training, run.data.manifest.vocabulary_size)
     values = summary(run, step, losses=losses, unigram=unigram, clock=clock, wall_seconds=wall_seconds)
@@ -73,7 +73,7 @@ def finish(run: Run, step: int, losses: Mapping[str, LanguageLoss], clock: StepC
 
 
 def summary(
-    run: Run, step: int, *, losses: Mapping[str, LanguageLoss], unigram: Mapping[str, LanguageLoss], clock: StepClock,
+    run: Run, step: int, *, losses: Mapping[str, LanguageScore], unigram: Mapping[str, LanguageScore], clock: StepClock,
     wall_seconds: float,
 ) -> dict[str, Any]:  # fmt: skip
     """What came out, for people and scripts. Speed, MFU and FLOPs a token are this start's means."""
@@ -115,7 +115,7 @@ def summary(
 
 
 def _language(
-    name: str, data: Data, losses: Mapping[str, LanguageLoss], unigram: Mapping[str, LanguageLoss]
+    name: str, data: Data, losses: Mapping[str, LanguageScore], unigram: Mapping[str, LanguageScore]
 ) -> dict[str, Any]:
     shards = [shard for shard in data.manifest.shards if shard.language == name]
     return {

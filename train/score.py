@@ -6,60 +6,32 @@ any number of ranks gives the same numbers, bit for bit.
 
 from __future__ import annotations
 
-import math
 import os
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pyarrow.parquet as pq
 import torch
 from torch import nn
-from torch.nn.functional import log_softmax
 
 from common.errors import EXIT_DONE
 from common.files import sha256_file, write_json
 from common.terminal import Progress, count, next_step, say, table
-from data_pipelines.shards import SIDECAR, beside
 from data_pipelines.tokenizer import token_byte_lengths
 from train import harness
-from train.evaluations import FORMAT
+from train.evaluations import FORMAT, name_of
 from train.generate import Prompt, generate
 from train.local_start import rank_of_local_start, start_ranks
 from train.model import PackedLanguageModel, model_inputs
 from train.ranks import find_place, torchrun_variables
-from train.stream import IGNORED, MicroBatch, open_sources, pack
+from train.stream import open_sources, pack
+from train.tally import Origins, Score, total
 from train.tasks import Item, answer, questions, summary
 from train.trained import Trained, open_trained
 from train.verb_config import EvaluateVerbConfig, GenerateConfig
 
 SETTINGS = ("tokens_per_language", "tasks", "items_per_language", "lm_eval", "samples", "sample_tokens", "seed")
-
-
-@dataclass(frozen=True)
-class Score:
-    """Sums over labels: negative log-likelihood in nats, labels, those the model ranked first, their UTF-8 bytes."""
-
-    nll: float
-    targets: int
-    correct: int
-    bytes: int
-
-    def to_json(self) -> dict[str, float]:
-        """With what they amount to: nats a token, bits a byte, accuracy of the likeliest token."""
-        targets = max(self.targets, 1)
-        return {"loss": self.nll / targets, "bits_per_byte": self.nll / math.log(2) / max(self.bytes, 1),
-                "token_accuracy": self.correct / targets, **asdict(self)}  # fmt: skip
-
-
-def total(scores: Iterable[Score]) -> Score:
-    """The sum, rounded once."""
-    held = list(scores)
-    return Score(math.fsum(one.nll for one in held), sum(one.targets for one in held),
-                 sum(one.correct for one in held), sum(one.bytes for one in held))  # fmt: skip
 
 
 def run(config: EvaluateVerbConfig) -> int:
@@ -91,8 +63,7 @@ def _evaluate(config: EvaluateVerbConfig) -> int:
     }
     if state.is_main_process:
         value = as_json(config, trained, scores, found)
-        name = f"{'ema-' if config.weights == 'ema' else ''}step-{trained.step:08d}.json"
-        path = Path(config.output or trained.folder.path / "evaluations" / name)
+        path = Path(config.output or trained.folder.path / "evaluations" / name_of(trained.step, config.weights))
         write_json(path, value)
         _show(value)
         say(f"written: {path}")
@@ -126,45 +97,21 @@ def losses(config: EvaluateVerbConfig, trained: Trained, model: nn.Module, state
         chosen = [index * source.windows // windows for index in range(windows)]
         work += [(name, chosen[at : at + config.micro_batch_size]) for at in range(0, windows, config.micro_batch_size)]
     bytes_of = token_byte_lengths(trained.tokenizer_folder)
-    origin = {name: [_sources_of(shard.prefix) for shard in source.shards] for name, source in sources.items()}
+    origins = {name: Origins.read(source) for name, source in sources.items()}
 
+    @torch.no_grad()
     def do(piece: tuple[str, list[int]]) -> list[tuple[tuple[str, str], Score]]:
         language, windows = piece
-        source = sources[language]
-        ids = pack([source.window(window) for window in windows], [0] * len(windows))
-        nll, correct = score_labels(packed, ids, state.device)
-        found = []
-        for row, window in enumerate(windows):
-            held = origin[language][source.shards.index(source.place(window)[0])]
-            of_document = held[ids.documents[row]]
-            for name in np.unique(of_document):
-                where = (of_document == name) & (ids.labels[row] != IGNORED)
-                size = int(bytes_of[ids.labels[row][where]].sum())
-                one = Score(math.fsum(nll[row][where]), int(where.sum()), int(correct[row][where].sum()), size)
-                found.append(((language, str(name)), one))
-        return found
+        batch = pack([sources[language].window(window) for window in windows], [0] * len(windows))
+        nll, first = (part.cpu().numpy() for part in packed(**model_inputs(batch, state.device), scored=True))
+        found = origins[language].split(windows, batch, nll, first, bytes_of)
+        return [((language, origins[language].names[number]), one) for number, one in found.items()]
 
     parts: dict[tuple[str, str], list[Score]] = {}
     for found in shared_out(state, work, do, "validation"):
         for key, one in found:
             parts.setdefault(key, []).append(one)
     return {key: total(scores) for key, scores in sorted(parts.items())}
-
-
-def _sources_of(prefix: Path) -> np.ndarray:
-    """The source of each document of a shard."""
-    return pq.read_table(beside(prefix, SIDECAR), columns=["source"]).column(0).to_numpy(zero_copy_only=False)
-
-
-@torch.no_grad()
-def score_labels(model: PackedLanguageModel, batch: MicroBatch, device: torch.device) -> tuple[np.ndarray, np.ndarray]:
-    """(negative log-likelihood in nats, whether it was ranked first) of each label; (B, L), 0 where none counts."""
-    given = model_inputs(batch, device)
-    scores = log_softmax(model.logits(given["input_ids"], given["positions"], given["documents"]).float(), dim=-1)
-    labels = given["labels"]
-    counts = labels != IGNORED
-    nll = -scores.gather(2, labels.clamp_min(0)[..., None])[..., 0].double() * counts
-    return nll.cpu().numpy(), ((scores.argmax(2) == labels) & counts).cpu().numpy()
 
 
 def tasks(

@@ -169,7 +169,7 @@ def set_up(
         data=data,
         engine=engine,
         evaluation=Evaluation(data.validation, config.evaluate.tokens_per_language, config.batch.micro_batch_size,
-                              data.token_bytes),
+                              data.token_bytes, by_source=True),
         metrics=metrics,
         ledger=ledger,
         hasher=StateHasher(engine, place) if config.state_hash_every_steps else None,

@@ -9,6 +9,7 @@ from common.files import merkle_root, sha256_file
 from train.checkpoint import root_of
 from train.ledger import Ledger
 from train.run_folder import folder_of
+from train.tally import Score
 
 pytestmark = pytest.mark.slow
 
@@ -22,7 +23,7 @@ def run(tiny_run, tmp_path):
 def test_an_untouched_run_passes_every_check(hanse, run, capfd):
     assert hanse("verify", f"run={run}") == 0
     said = capfd.readouterr().out
-    assert "12 checks passed, 0 failed, 1 could not be made" in said
+    assert "12 checks passed, 0 failed, 2 could not be made" in said
     assert "2 in the ledger; that of step 12 is the checkpoint's" in said
     assert "6,144 in ledger, metrics and 2 checkpoints" in said
     assert "the metrics counted the same in 12 steps" in said
@@ -96,7 +97,7 @@ def test_what_is_not_there_is_said_not_failed(hanse, run, capfd):
     assert hanse("verify", f"run={run}", "shards=gone") == 0
     said = capfd.readouterr().out
     assert "no shards in gone" in said
-    assert "8 could not be made" in said
+    assert "9 could not be made" in said
 
 
 def test_a_checkpoint_of_before_is_not_called_edited(hanse, run, capfd):
@@ -138,7 +139,50 @@ def test_seals_beside_are_checked_with_keys_that_are_trusted(hanse, run, tmp_pat
     assert hanse("verify", f"run={run}") == 0
     assert "step-00000012.checkpoint.sig: sealed with keys that you do not name" in capfd.readouterr().out
     assert hanse("verify", f"run={run}", trust) == 0
-    assert "13 checks passed, 0 failed, 0 could not be made" in capfd.readouterr().out
+    assert "13 checks passed, 0 failed, 1 could not be made" in capfd.readouterr().out
     (checkpoint / "more.txt").write_text("added")
     assert hanse("verify", f"run={run}", trust) == 2
     assert "more.txt was added" in capfd.readouterr().out
+
+
+@pytest.fixture(scope="module")
+def evaluation(tiny_run, tmp_path_factory, hanse):
+    """What ``hanse evaluate`` writes of the last checkpoint."""
+    output = tmp_path_factory.mktemp("evaluation") / "found.json"
+    assert (
+        hanse("evaluate", f"run={tiny_run}", f"output={output}", "tokens_per_language=512", "tasks=[]", "samples=0")
+        == 0
+    )
+    return json.loads(output.read_text())
+
+
+def test_evaluations_are_of_checkpoints_of_the_run_and_their_figures_follow_from_their_counts(
+    hanse, run, capfd, evaluation
+):
+    def found(value, name="step-00000012.json", code=2):
+        shutil.rmtree(run / "evaluations", ignore_errors=True)
+        (run / "evaluations").mkdir()
+        (run / "evaluations" / name).write_text(json.dumps(value))
+        assert hanse("verify", f"run={run}", "shards=gone") == code
+        return next(line for line in capfd.readouterr().out.splitlines() if " evaluations " in line)
+
+    def with_score(**changes):
+        return {
+            **evaluation,
+            "languages": {**evaluation["languages"], "de": {**evaluation["languages"]["de"], **changes}},
+        }
+
+    assert found(evaluation, code=0).startswith("ok")
+    assert "is of step 12, which its name does not say" in found(evaluation, "step-00000006.json")
+    assert "of another checkpoint" in found({**evaluation, "checkpoint_merkle_root": "0" * 64})
+    assert "of another checkpoint" in found({**evaluation, "checkpoint_manifest_sha256": "0" * 64})
+    assert "de: loss, bits per byte or accuracy is not what the counts give" in found(with_score(bits_per_byte=1.0))
+    assert "a record that no run writes" in found({**evaluation, "languages": {"de": with_score()["languages"]["de"]},
+                                                   "sources": {"fr": {}}})  # fmt: skip
+    more = Score(*(evaluation["languages"]["de"][key] + 1 for key in ("nll", "targets", "correct", "bytes"))).to_json()
+    assert "the sources of de do not add up to it" in found(with_score(**more))
+    shutil.rmtree(run / "checkpoints")  # as retention does: the ledger still knows the root
+    assert found(evaluation, code=0).startswith("ok")
+    assert "the ledger knows no checkpoint" in found({**evaluation, "checkpoint_merkle_root": "0" * 64})
+    (run / "ledger.jsonl").unlink()
+    assert "neither here nor in the ledger" in found(evaluation, code=0)

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import math
+import shutil
 from itertools import pairwise
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from hypothesis import given, settings
@@ -15,10 +18,11 @@ from torch.nn.functional import cross_entropy
 
 from data_pipelines.shards import ShardsManifest
 from tests.train.multirank import train_cases
-from train.evaluate import Evaluation, LanguageLoss
+from train.evaluate import Evaluation, LanguageScore
 from train.model import build_model, model_config
 from train.run_folder import read_metrics
-from train.stream import Source
+from train.stream import Source, pack
+from train.tally import Origins, Score, total
 
 LENGTH = 64
 
@@ -31,15 +35,15 @@ class Shard:
         self.tokens = np.concatenate(documents).astype(np.int64)
 
 
-def by_hand(data, config) -> dict[str, tuple[float, float]]:
-    """{language: (bits per byte, nats a token)} of the untrained model: every document of every window by itself."""
+def by_hand(data, config) -> dict[str, dict[str, Score]]:
+    """{language: {"": of all, source: of its labels}} of the untrained model: every document by itself."""
     manifest = ShardsManifest.read(data / "shards")
     tokenizer = Tokenizer.from_file(str(data / "tokenizer/tokenizer.json"))
     end = manifest.end_of_document_id
     model = build_model(model_config(config.model, manifest.vocabulary_size, LENGTH), config.seed).eval()
     out = {}
     for entry in manifest.of("validation"):
-        shard, nll, targets, size = manifest.open(entry), 0.0, 0, 0
+        shard, labels = manifest.open(entry), []
         for first in range(0, len(shard.tokens) - LENGTH, LENGTH):
             last = first + LENGTH + 1
             edges = [first, *(at for at in shard.document_starts if first < at < last), last]
@@ -48,12 +52,27 @@ def by_hand(data, config) -> dict[str, tuple[float, float]]:
                 if len(ids) > 1:
                     with torch.no_grad():
                         logits = model(ids[None, :-1]).logits[0].double()
-                    nll += float(cross_entropy(logits, ids[1:], reduction="sum"))
-                    targets += len(ids) - 1
+                    source = ("even", "odd")[(np.searchsorted(shard.document_starts, start, side="right") - 1) % 2]
                     # a token of a byte-level BPE is written with one character a byte
-                    size += sum(len(tokenizer.id_to_token(number)) for number in ids[1:].tolist() if number != end)
-        out[entry.language] = nll / math.log(2) / size, nll / targets
+                    nll = cross_entropy(logits, ids[1:], reduction="none")
+                    for cost, guess, number in zip(nll, logits.argmax(1), ids[1:].tolist(), strict=True):
+                        size = len(tokenizer.id_to_token(number)) if number != end else 0
+                        labels.append((source, Score(float(cost), 1, int(guess == number), size)))
+        out[entry.language] = {"": total(one for _, one in labels)} | {
+            name: total(one for source, one in labels if source == name) for name in ("even", "odd")
+        }
     return out
+
+
+def with_two_sources(data, folder) -> None:
+    """A copy of ``data`` whose documents are by turns of the source ``even`` and of ``odd``."""
+    shutil.copytree(data, folder)
+    for path in (folder / "shards").rglob("*.docs.parquet"):
+        read = pq.read_table(path)
+        names = pa.array(
+            [("even", "odd")[number % 2] for number in range(len(read))], type=read.schema.field("source").type
+        )
+        pq.write_table(read.set_column(read.schema.get_field_index("source"), "source", names), path)
 
 
 @pytest.mark.slow
@@ -61,7 +80,9 @@ def test_every_layout_finds_the_bits_per_byte_that_a_calculation_by_hand_gives(
     tiny_data, tiny_settings, tiny_config, tmp_path
 ):
     # One step that moves nothing, then all validation windows; of some languages they fill no whole micro-batch.
-    common = [*tiny_settings, f"tokens={8 * LENGTH}", "schedule.warmup_steps=0", "schedule.decay_fraction=0",
+    with_two_sources(tiny_data, tmp_path / "data")
+    common = [*tiny_settings, f"data.shards={tmp_path / 'data/shards'}",
+              f"tokens={8 * LENGTH}", "schedule.warmup_steps=0", "schedule.decay_fraction=0",
               "optimizer.learning_rate=1e-30", "evaluate.tokens_per_language=1_000_000"]  # fmt: skip
     layouts = {1: [(1, 1), (4, 1), (8, 2)], 2: [(1, 3), (2, 2), (4, 3)]}  # ranks: micro-batch, ZeRO stage
     found = {}
@@ -74,12 +95,15 @@ def test_every_layout_finds_the_bits_per_byte_that_a_calculation_by_hand_gives(
         assert set(train_cases(tmp_path / f"ranks-{ranks}", ranks, overrides).values()) == {0}
         found |= {name: read_metrics(tmp_path / name / "metrics.jsonl") for name in runs}
     expected = by_hand(tiny_data, tiny_config)
-    for name, records in found.items():
-        (evaluation,) = [record["evaluation"] for record in records if "evaluation" in record]
-        assert evaluation.keys() == expected.keys()
-        for language, (bits_per_byte, loss) in expected.items():
-            assert evaluation[language]["bits_per_byte"] == pytest.approx(bits_per_byte, rel=1e-6), name
-            assert evaluation[language]["loss"] == pytest.approx(loss, rel=1e-6), name
+    told = {name: next((one["evaluation"], one["evaluation_by_source"]) for one in records if "evaluation" in one)
+            for name, records in found.items()}  # fmt: skip
+    for name, (languages, split) in told.items():
+        assert languages.keys() == split.keys() == expected.keys()
+        for language, wanted in expected.items():
+            for source, score in wanted.items():
+                rates = split[language][source] if source else languages[language]
+                assert rates == pytest.approx(score.rates(), rel=1e-6), (name, language, source)
+    assert told["1-4-1"] == told["2-4-3"]  # bit for bit: what a batch gives does not depend on who runs it
 
 
 @given(
@@ -129,4 +153,19 @@ def test_unigram_model_is_counted_on_training_tokens_plus_one_and_scored_on_vali
 
 
 def test_nothing_validated_is_no_division_by_zero():
-    assert LanguageLoss(0.0, 0, 0).bits_per_byte == LanguageLoss(0.0, 0, 0).loss == 0
+    assert set(LanguageScore(0.0, 0, 0, 0).rates().values()) == {0}
+
+
+@given(st.lists(st.integers(1, 20), min_size=2, max_size=9), st.integers(2, 8), st.integers(0, 2**31))
+def test_labels_are_split_by_the_source_of_their_document(lengths, length, seed):
+    random = np.random.default_rng(seed)
+    source = Source("fr", [Shard(*(np.full(size, number) for number, size in enumerate(lengths)))], length)
+    of = random.integers(3, size=len(lengths))
+    windows = random.permutation(source.windows)[:3].tolist()
+    if windows:
+        batch = pack([source.window(one) for one in [*windows, windows[0]]], [0] * (len(windows) + 1))
+        nll, first = random.random(batch.labels.shape), random.random(batch.labels.shape) < 0.5
+        found = Origins(source, ["a", "b", "c"], [of]).split(windows, batch, nll, first, np.arange(9))
+        labels = [(of[number], Score(nll[place], 1, int(first[place]), int(number)))  # a token is its document's number
+                  for place, number in np.ndenumerate(batch.labels[: len(windows)]) if number >= 0]  # fmt: skip
+        assert found == {name: total(one for at, one in labels if at == name) for name in {at for at, _ in labels}}

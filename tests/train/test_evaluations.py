@@ -53,7 +53,7 @@ def test_the_report_shows_tasks_over_the_steps_sources_lm_eval_and_samples(run, 
     assert "de, de_two 2.000 4.000 10.0%" in text
     assert "hellaswag_fr acc 0.2600 100 0" in text
     assert "Le serpent" in text
-    assert "next_sentence" in text.partition("Fairness between languages")[2]
+    assert "next sentence" in text.partition("Fairness between languages")[2]
     assert "<img" not in page
     assert "\x1b" not in page
 

@@ -9,7 +9,7 @@ from torch.nn.functional import cross_entropy
 
 from train import loss as loss_module
 from train.config import ModelConfig
-from train.loss import PLAIN_HEADS, LinearCrossEntropy, losses_of_logits
+from train.loss import PLAIN_HEADS, LinearCrossEntropy, losses_of_logits, scores_of_labels
 from train.model import PackedLanguageModel, build_model, model_config, model_inputs
 from train.stream import IGNORED, pack
 
@@ -50,6 +50,33 @@ def test_losses_and_gradients_are_those_of_cross_entropy(
         torch.testing.assert_close(found.double(), right, rtol=1e-4, atol=1e-5 * max(scale, 1) * rows)
 
 
+@given(
+    rows=st.integers(1, 70), vocabulary=st.integers(2, 90), at_once=st.integers(1, 6000), ignored=st.floats(0, 1),
+    dtype=st.sampled_from([torch.float32, torch.bfloat16]), seed=st.integers(0, 2**31),
+)  # fmt: skip
+def test_scores_are_the_losses_to_the_last_bit_and_the_likeliest_token(rows, vocabulary, at_once, ignored, dtype, seed):
+    random = torch.Generator().manual_seed(seed)
+    hidden = torch.randn(rows, 3, generator=random).to(dtype)  # three numbers in bf16: tokens are often as likely
+    weight = torch.randn(vocabulary, 3, generator=random).to(dtype).requires_grad_()
+    labels = torch.randint(vocabulary, (rows,), generator=random)
+    labels[torch.rand(rows, generator=random) < ignored] = IGNORED
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(loss_module.ROWS_ELEMENTS, "cpu", at_once)
+        _, losses = LinearCrossEntropy.apply(hidden, weight, labels)
+        found, first = scores_of_labels(hidden, weight, labels)
+    assert torch.equal(found, losses)
+    wanted = [(row == row.amax()).nonzero()[0].item() == label and label != IGNORED
+              for row, label in zip((hidden @ weight.t()).float(), labels.tolist(), strict=True)]  # fmt: skip
+    assert first.tolist() == wanted
+
+
+def test_a_model_that_knows_nothing_is_not_always_right():
+    labels = torch.arange(8)
+    losses, first = scores_of_labels(torch.zeros(8, 4), torch.zeros(8, 4), labels)
+    assert losses.tolist() == pytest.approx([np.log(8)] * 8)
+    assert first.tolist() == [True] + 7 * [False]
+
+
 def test_bf16_sums_blocks_in_fp32(monkeypatch):
     """A thousand blocks of 16 rows: bf16 sums would have stopped growing long before."""
     hidden = torch.ones(16_000, 1, dtype=torch.bfloat16, requires_grad=True)
@@ -86,3 +113,7 @@ def test_other_architectures_go_the_plain_way():
     total, _ = model(**inputs)
     total.backward()
     assert torch.isfinite(total)
+    nll, first = model(**inputs, scored=True)
+    logits = model.logits(inputs["input_ids"], inputs["positions"], inputs["documents"])
+    assert nll.sum().item() == pytest.approx(total.item(), rel=1e-6)
+    assert torch.equal(first, logits.argmax(2) == inputs["labels"])

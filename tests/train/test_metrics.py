@@ -11,9 +11,10 @@ from common.errors import HanseError
 from tests.disk import fill, small_disk
 from train import metrics as metrics_module
 from train.config import TrackConfig
-from train.evaluate import LanguageLoss
+from train.evaluate import LanguageScore
 from train.metrics import Metrics, StepClock
 from train.run_folder import RunFolder, read_metrics
+from train.tally import Score
 
 
 def record(step: int) -> dict:
@@ -43,20 +44,27 @@ def test_what_is_told_is_read_back_in_order(folder, tiny_config, capsys):
     metrics = Metrics(folder, tiny_config, first_step=0, speaks=True)
     metrics.event(0, "start", ranks=2)
     metrics.step(record(1))
-    metrics.evaluation(1, {"fr": LanguageLoss(nll=2.0, targets=4, bytes=8)})
+    sources = {"wiki": Score(0.5, 1, 1, 2), "web": Score(1.5, 3, 0, 6)}
+    metrics.evaluation(1, {"de": LanguageScore(nll=2.0, targets=4, correct=1, bytes=8),
+                           "fr": LanguageScore(nll=2.0, targets=4, correct=1, bytes=8, sources=sources)})  # fmt: skip
     metrics.close(1)
     start, step, evaluation = told(folder)
     assert (start["step"], start["event"], start["ranks"]) == (0, "start", 2)
     assert step == record(1)
-    assert evaluation == {"step": 1, "evaluation": {"fr": {"bits_per_byte": pytest.approx(0.36067376), "loss": 0.5}}}
-    assert "step 1: validation bits per byte  fr 0.361" in capsys.readouterr().out
+    rates = {"bits_per_byte": pytest.approx(0.36067376), "loss": 0.5, "token_accuracy": 0.25}
+    assert evaluation == {
+        "step": 1, "evaluation": {"de": rates, "fr": rates},
+        "evaluation_by_source": {"fr": {"wiki": {**rates, "token_accuracy": 1.0},
+                                        "web": {**rates, "token_accuracy": 0.0}}},
+    }  # fmt: skip
+    assert "step 1: validation bits per byte  de 0.361  fr 0.361" in capsys.readouterr().out
 
 
 def test_only_rank_0_writes_and_speaks(folder, tiny_config, capsys):
     metrics = Metrics(folder, tiny_config, first_step=0, speaks=False)
     metrics.event(0, "start")
     metrics.step(record(12))
-    metrics.evaluation(12, {"fr": LanguageLoss(1.0, 1, 1)})
+    metrics.evaluation(12, {"fr": LanguageScore(1.0, 1, 0, 1)})
     metrics.say("something")
     metrics.close(12)
     assert list(folder.path.iterdir()) == []
@@ -141,9 +149,9 @@ def test_wandb_offline_keeps_every_step_in_a_file_of_the_run_folder(folder, tiny
     metrics = Metrics(folder, config, first_step=0, speaks=True)
     metrics.event(0, "start", ranks=2)
     metrics.step(record(1))
-    metrics.evaluation(1, {"fr": LanguageLoss(2.0, 4, 8)})
+    metrics.evaluation(1, {"fr": LanguageScore(2.0, 4, 1, 8)})
     metrics.close(1)
     (file,) = folder.path.glob("wandb/offline-run-*/run-*.wandb")
     written = file.read_bytes()
-    for key in (b"loss_by_language/fr", b"evaluation/fr/bits_per_byte", b"tokens_per_second", b"global_batch_size"):
+    for key in (b"loss_by_language/fr", b"evaluation/fr/token_accuracy", b"tokens_per_second", b"global_batch_size"):
         assert key in written

@@ -121,6 +121,30 @@ def test_the_baseline_counted_from_the_shards_is_the_one_in_the_summary(tiny_run
     assert count_unigram(evidence.config, evidence.shards) == pytest.approx(evidence.unigram, rel=1e-9)
 
 
+def test_accuracy_and_sources_of_the_last_validation_and_where_the_time_went_are_shown(report, tiny_data, tmp_path):
+    parts = [{"forward": 0.3, "loop": 0.7}] * 2 + [{"forward": 0.375, "data wait": 0.0, "loop": 0.125}] * 2
+    steps = [step(number, seconds_by_part=part, memory_bytes={"host_peak": 3 * 2**30})
+             for number, part in enumerate(parts, 1)]  # fmt: skip
+    scores = evaluation(4)
+    for name, one in scores["evaluation"].items():
+        one["token_accuracy"] = 0.25 if name == "fr" else 0.5
+    web = {"bits_per_byte": 2.5, "loss": 4.5, "token_accuracy": 0.375}
+    scores["evaluation_by_source"] = {"fr": {HOSTILE: web, "web": web}}
+    run = write_run(tmp_path / "run", config(tiny_data, 20), [START, *steps, evaluation(2), scores])
+    page = report(run)
+    text = text_of(page)
+    assert re.search(r"fr 2\.750 \S+ \S+ %? ?4\.000 25\.0%", text)
+    assert "fr, web 2.500 4.500 37.5%" in text
+    assert "Token accuracy" in text
+    assert "Where the time went rank 0, without the first 2 steps; what is no other part, loop, takes 125.0 ms" in text
+    assert "forward 75.0% data wait 0.0% loop 25.0%" in text
+    assert "held at most by rank 0, host 3.00 GiB" in text
+    assert "<img" not in page
+    shares = {"forward": 0.5, "loop": 0.5}
+    RunFolder(run).update_summary({"steps": 4, "time_shares": shares, "overhead_seconds": 0.001})
+    assert "loop, takes 1.0 ms a step forward 50.0% loop 50.0%" in text_of(report(run))
+
+
 def test_the_data_table_adds_up_to_the_manifests(report, tiny_data, tmp_path):
     text = text_of(report(write_run(tmp_path / "run", config(tiny_data, 20), [START])))
     corpus = json.loads((tiny_data / "corpus/manifest.json").read_text())
@@ -274,7 +298,7 @@ DRAWN = """
 @pytest.mark.slow
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
 @pytest.mark.parametrize("width", [1280, 390], ids=["desk", "phone"])
-@pytest.mark.parametrize(("name", "lines"), [("finished", 4 * 2 + 5 + 5 + 4), ("empty", 0), ("three", 5 + 4),
+@pytest.mark.parametrize(("name", "lines"), [("finished", 4 * 3 + 6 + 5 + 4), ("empty", 0), ("three", 5 + 4),
                                              ("resumed", 4 * 2 + 5 + 5 + 4),
                                              ("strange", 25 + 1 + 6 + 1 + 4)])  # fmt: skip
 def test_a_browser_draws_every_line_and_asks_for_nothing(browser, pages, name, lines, width, dark):

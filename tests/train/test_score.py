@@ -10,7 +10,7 @@ from torch.nn.functional import cross_entropy
 from common.errors import EXIT_DONE, EXIT_USER_ERROR
 from tests.train.multirank import evaluations
 from train import harness
-from train.score import Score, total
+from train.tally import Score, total
 from train.tasks import CHOICES, Item, answer, next_sentence, sentences, summary
 from train.trained import open_trained
 

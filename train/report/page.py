@@ -19,8 +19,18 @@ from train.evaluations import with_task_scores
 from train.fairness import fairness, section
 from train.report.evaluated import evaluated
 from train.report.evidence import Evidence, read_evidence
-from train.report.panels import loss_chart, machine_charts, validation_panels
-from train.report.tables import data, events, files, headlines, machine, remarks, results, subtitle
+from train.report.panels import accuracy_chart, loss_chart, machine_charts, time_bars, validation_panels
+from train.report.tables import (
+    data,
+    events,
+    files,
+    headlines,
+    machine,
+    remarks,
+    results,
+    results_by_source,
+    subtitle,
+)
 from train.verb_config import ReportConfig
 
 
@@ -58,6 +68,8 @@ def page(evidence: Evidence) -> str:
         notes=remarks(evidence),
         panels=validation_panels(evidence),
         results=results(evidence),
+        accuracy=accuracy_chart(evidence),
+        by_source=results_by_source(evidence),
         fairness=section(
             fairness(
                 evidence.config,
@@ -75,6 +87,7 @@ def page(evidence: Evidence) -> str:
         data=data(evidence),
         events=events(evidence),
         energy=Table(["", ""], energy_rows(evidence.energy), energy_note(evidence.energy), text=True),
+        time=time_bars(evidence),
         machine=machine(evidence),
         files=files(evidence),
         config_text=evidence.folder.config.read_text(encoding="utf-8"),

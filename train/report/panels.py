@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 
-from common.charts import PALETTE, Chart, Series, draw, fitted
+from common.charts import PALETTE, Bar, Bars, Chart, Series, draw, fitted
 from train.report.evidence import Evidence
+
+WARM_UP = 2  # steps of a start that train/metrics.py leaves out of its means
 
 
 def validation_panels(evidence: Evidence) -> list[tuple[str, Chart]]:
@@ -27,6 +30,19 @@ def validation_panels(evidence: Evidence) -> list[tuple[str, Chart]]:
         chart = draw(f"Validation, {name}", "bits per byte", series, last_step=evidence.last_step, scale=scale)
         panels.append((name, chart))
     return panels
+
+
+def accuracy_chart(evidence: Evidence) -> Chart | None:
+    """How often the likeliest token was right, of each language; None where it was not measured."""
+    steps = [record["step"] for record in evidence.evaluations]
+    series = []
+    for name in evidence.languages:
+        found = [record["evaluation"].get(name, {}).get("token_accuracy") for record in evidence.evaluations]
+        values = [None if value is None else 100 * value for value in found]
+        series.append(Series(name, steps, values, evidence.colour(name)))
+    if not any(one.finite for one in series):
+        return None
+    return draw("Token accuracy", "% of validation labels", series, last_step=evidence.last_step, zero=True)
 
 
 def loss_chart(evidence: Evidence) -> Chart:
@@ -59,3 +75,21 @@ def machine_charts(evidence: Evidence) -> list[Chart]:
         chart("Learning rate", "AdamW", "learning_rate"),
         chart("Gradient norm", "L2, before clipping", "gradient_norm"),
     ]
+
+
+def time_bars(evidence: Evidence) -> Bars | None:
+    """What the loop's time went into (train/stopwatch.py); None where no step says."""
+    told = [record["seconds_by_part"] for record in evidence.steps if "seconds_by_part" in record][WARM_UP:]
+    shares, overhead = evidence.totals.get("time_shares"), evidence.totals.get("overhead_seconds")
+    if not shares and told:
+        seconds: Counter[str] = Counter()
+        for parts in told:
+            seconds.update(parts)
+        shares = {part: value / (seconds.total() or 1.0) for part, value in seconds.items()}
+        overhead = seconds["loop"] / len(told)
+    if not shares or max(shares.values()) <= 0:
+        return None
+    highest = max(shares.values())
+    rows = [Bar(part, 100 * max(share, 0.0) / highest, f"{share:.1%}", 1) for part, share in shares.items()]
+    said = "" if overhead is None else f"; what is no other part, loop, takes {1000 * overhead:.1f} ms a step"
+    return Bars("Where the time went", f"rank 0, without the first {WARM_UP} steps{said}", rows)

@@ -83,14 +83,29 @@ def results(evidence: Evidence) -> Table:
     for name, score in (evidence.evaluations[-1]["evaluation"] if evidence.evaluations else {}).items():
         ours, base = score["bits_per_byte"], evidence.unigram.get(name)
         beside = ["not known", ""] if base is None else [f"{base:.3f}", _percent(ours / base - 1)]
-        rows.append([name, f"{ours:.3f}", *beside, f"{score['loss']:.3f}"])
-    head = ["language", "bits per byte", "unigram", "difference", "nats per token"]
+        rows.append([name, f"{ours:.3f}", *beside, f"{score['loss']:.3f}", _accuracy(score)])
+    head = ["language", "bits per byte", "unigram", "difference", "nats per token", "token accuracy"]
+    if not any(row[-1] for row in rows):  # a run of an earlier version
+        head, rows = head[:-1], [row[:-1] for row in rows]
     if not rows:
         return Table(head, rows)
     note = (f"At step {evidence.evaluations[-1]['step']:,}. Bits per byte compares models with different tokenizers; "
             "lower is better. The unigram model knows only how often each token occurs in the language's training "
             "text.")  # fmt: skip
     return Table(head, rows, note)
+
+
+def results_by_source(evidence: Evidence) -> Table:
+    """The last validation, source by source, of languages that have several."""
+    split = evidence.evaluations[-1].get("evaluation_by_source", {}) if evidence.evaluations else {}
+    rows = [[f"{name}, {source}", f"{one['bits_per_byte']:.3f}", f"{one['loss']:.3f}", _accuracy(one)]
+            for name, sources in split.items() for source, one in sources.items()]  # fmt: skip
+    return Table(["language, source", "bits per byte", "nats per token", "token accuracy"], rows,
+                 "The same labels, by the source of their document.")  # fmt: skip
+
+
+def _accuracy(score: Mapping[str, float]) -> str:
+    return f"{score['token_accuracy']:.1%}" if "token_accuracy" in score else ""
 
 
 def data(evidence: Evidence) -> Table:
@@ -149,12 +164,18 @@ def machine(evidence: Evidence) -> Table:
     """Where it ran: the summary's words, or those of the latest start."""
     said = evidence.summary.get("machine", {})
     memory = said.get("memory_bytes")
-    start = evidence.start
+    start, held = evidence.start, evidence.steps[-1].get("memory_bytes", {}) if evidence.steps else {}
+    held = evidence.totals.get("memory_bytes", held)
     rows = [
         ["host", said.get("host") or start.get("host")],
         ["processor", said.get("processor")],
         ["cores", said.get("cores")],
         ["memory", f"{memory / 2**30:.1f} GiB" if memory else None],
+        *(
+            [f"held at most by rank 0, {kind}", f"{held[f'{key}_peak'] / 2**30:.2f} GiB"]
+            for kind, key in (("host", "host"), ("GPU", "gpu"))
+            if f"{key}_peak" in held
+        ),
         ["matrix peak a rank", _peaks(start.get("peak_flops_per_second", {}))],
         ["ranks", start.get("ranks")],
         ["ZeRO stage", start.get("zero_stage")],
