@@ -37,7 +37,9 @@ def flash_problems(kind: str, precision: str, size: int | None) -> list[str]:
         return []
     found = []
     if not _installed(FLASH[kind]):
-        found.append(f"the package {FLASH[kind]} is not installed here; take auto, flex or sdpa")
+        found.append(
+            f"the package {FLASH[kind]} is not installed here (hanse[gpu] brings flash-attn); take auto, flex or sdpa"
+        )
     if precision == "fp32":
         found.append("computes in half precision only; set engine.precision=bf16, or take flex or sdpa")
     if size is not None and (size % 8 or size > LARGEST_HEAD):
