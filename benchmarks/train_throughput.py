@@ -159,7 +159,8 @@ def plain_loop(config, data, model, folder):
     from torch.nn.functional import cross_entropy
     from torch.nn.parallel import DistributedDataParallel
 
-    from train.model import attention_mask, model_inputs
+    from train.attention import attention_mask
+    from train.model import model_inputs
     from train.stream import IGNORED
 
     dist.init_process_group("gloo")

@@ -19,6 +19,7 @@ from consortium.attestation import SHOWN, VALUES, Replay
 from consortium.config import ReproduceConfig
 from consortium.keys import load_private
 from train import ledger, start
+from train.attention_config import for_reading
 from train.checkpoint import PARTS, Checkpoint
 from train.config import TrainConfig
 from train.run_folder import RunFolder, complete_steps, folder_of
@@ -100,7 +101,9 @@ def _prepared(
     data = replace(trained.data, shards=config.shards or trained.data.shards,
                    tokenizer=config.tokenizer or trained.data.tokenizer)  # fmt: skip
     return replace(
-        trained, run=config.output, data=data, until_step=segment[1], ranks=config.ranks or trained.ranks,
+        trained, run=config.output, data=data,
+        model=replace(trained.model, attention=for_reading(trained.model.attention)),  # others promise no bits
+        until_step=segment[1], ranks=config.ranks or trained.ranks,
         engine=replace(trained.engine, zero_stage=config.zero_stage or trained.engine.zero_stage),
         lock=str(original.lock) if config.lock and original.lock.is_file() else None,
         track=replace(trained.track, wandb="disabled", tensorboard=False), profile=False,

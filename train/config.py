@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import MISSING
 
+from train.attention_config import attention_problems
 from train.config_rules import at_least, one_of
 from train.energy.config import EnergyConfig
 from train.engine_config import AverageConfig, EngineConfig, LossConfig, OptimizerConfig
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
     from train.schedule import Course
 
 DETERMINISM = ("D0", "D1", "D2")
-ATTENTIONS = ("sdpa", "eager")
 MIXTURE_RULES = ("proportional", "temperature", "unimax")
 PACKINGS = ("concatenate", "best_fit")
 DECAYS = ("linear", "1-sqrt", "cosine")
@@ -206,7 +206,7 @@ class TrainConfig:
             *at_least(self, 1, "guards.slow_ratio", "guards.spikes.rewind_within"),
             *at_least(self, 8, "guards.spikes.window"),
             *one_of(self, "determinism", DETERMINISM),
-            *one_of(self, "model.attention", ATTENTIONS),
+            *attention_problems(self),
             *one_of(self, "schedule.decay", DECAYS),
             *one_of(self, "data.mixture_rule", MIXTURE_RULES),
             *one_of(self, "data.packing", PACKINGS),

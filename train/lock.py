@@ -43,6 +43,8 @@ def describe(
     place: Place,
     precision: str,
     parents: Sequence[Mapping[str, Any]] = (),
+    *,
+    attention: str = "sdpa",
 ) -> dict[str, Any]:
     """The lock of a start; JSON values, no secrets, no path of this machine. ``parents``: what the run began with."""
     import torch
@@ -64,7 +66,8 @@ def describe(
         "determinism": config.determinism,
         "precision": precision,
         "layout": {"ranks": place.ranks, "zero_stage": config.engine.zero_stage,
-                   "micro_batch_size": config.batch.micro_batch_size, "threads_per_rank": config.threads_per_rank},
+                   "micro_batch_size": config.batch.micro_batch_size, "threads_per_rank": config.threads_per_rank,
+                   "attention": attention},
     }  # fmt: skip
 
 

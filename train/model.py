@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from common.errors import HanseError
+from train.attention import borders, transformers_name
 from train.config import ModelConfig
 from train.loss import PLAIN_HEADS, FusedHead, losses_of_logits, scores_of_logits
 from train.stages import Timeline
@@ -45,7 +46,11 @@ def build_model(config: PretrainedConfig, seed: int, attention: str = "sdpa") ->
     """A freshly initialised model in fp32; the same weights on every rank."""
     torch.manual_seed(seed)
     try:
-        return AutoModelForCausalLM.from_config(config, attn_implementation=attention, dtype=torch.float32)
+        return AutoModelForCausalLM.from_config(
+            config, attn_implementation=transformers_name(attention), dtype=torch.float32
+        )
+    except ImportError as error:  # of a kernel: what is installed is not what transformers wants
+        raise HanseError(f"model.attention={attention}: {' '.join(str(error).split())}") from None
     except ValueError as error:
         raise HanseError(f"model.settings: {' '.join(str(error).split())}") from None
 
@@ -109,18 +114,6 @@ def shape_of_model(config: PretrainedConfig) -> PreTrainedModel:
     return model
 
 
-def attention_mask(documents: Tensor, attention: str, dtype: torch.dtype) -> Tensor:
-    """Mask of shape (B, 1, L, L): position i sees j <= i of its own document.
-
-    What is added to scores: 0, or minus infinity (``eager``: the lowest of ``dtype``). ``sdpa`` would take booleans
-    too, and make these numbers of them in every layer, to be kept for the backward pass. Resetting positions alone does
-    not separate documents: rotary embeddings are relative, so tokens would still attend across.
-    """
-    same = documents[:, None, :, None] == documents[:, None, None, :]
-    lowest = -torch.inf if attention == "sdpa" else torch.finfo(dtype).min
-    return torch.zeros(same.shape, dtype=dtype, device=documents.device).masked_fill_(~same.tril_(), lowest)
-
-
 class PackedLanguageModel(nn.Module):
     """The module that is trained: packed sequences in, negative log-likelihoods out."""
 
@@ -163,10 +156,8 @@ class PackedLanguageModel(nn.Module):
         return logits
 
     def _inputs(self, input_ids: Tensor, positions: Tensor, documents: Tensor | None) -> dict[str, Any]:
-        mask = None
-        if documents is not None:
-            mask = attention_mask(documents, self.attention, next(self.model.parameters()).dtype)
-        return {"input_ids": input_ids, "position_ids": positions, "attention_mask": mask, "use_cache": False}
+        told = borders(documents, input_ids, self.attention, next(self.model.parameters()).dtype)
+        return {"input_ids": input_ids, "position_ids": positions, "use_cache": False, **told}
 
 
 def model_inputs(batch: MicroBatch, device: torch.device) -> dict[str, Any]:

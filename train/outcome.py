@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 
 
 def opening(
-    config: TrainConfig, place: Place, *, parameters: int, precision: str, peaks: Mapping[str, float],
-    resumed: Checkpoint | None, initial: Weights | None,
+    config: TrainConfig, place: Place, *, parameters: int, precision: str, attention: str,
+    peaks: Mapping[str, float], resumed: Checkpoint | None, initial: Weights | None,
 ) -> str:  # fmt: skip
     """The lines before the first step."""
     measured = ", ".join(f"{name} {count(peak, 'FLOP/s')}" for name, peak in peaks.items())
@@ -41,6 +41,7 @@ def opening(
         f"{config.name}: {count(parameters)} parameters, {zero}, {tokens} tokens",
         f"precision {precision} ({'asked for' if config.engine.precision != 'auto' else 'chosen'}; "
         f"matrix products a rank: {measured})",
+        f"attention {attention} ({'asked for' if config.model.attention != 'auto' else 'chosen'})",
     ]
     lines += [stage.told for stage in line if stage.name]
     if resumed:

@@ -20,6 +20,7 @@ from common.terminal import say
 from data_pipelines.shards import ShardsManifest
 from data_pipelines.tokenizer import token_byte_lengths, tokenizer_sha256
 from train import lock, outcome
+from train.attention import choose as choose_attention
 from train.checkpoint import DAMAGED, Checkpoint, Damaged
 from train.checkpoint_writer import Writer
 from train.config import TrainConfig
@@ -122,9 +123,10 @@ def set_up(
     peaks = measured_peaks(device)
     precision = agree_on_precision(config, resumed, peaks)
     with together(place):
+        attention = choose_attention(config, data.model, precision, device)
         if change:
             change.check(first_step, windows_of(data.manifest, config.data.packing))
-        model = fresh_model(config, data)
+        model = fresh_model(config, data, attention)
         if resumed:
             resumed.check_model({name: tuple(parameter.shape) for name, parameter in model.named_parameters()})
             model.load_state_dict(resumed.weights(), strict=False)  # tied weights have one name
@@ -142,7 +144,7 @@ def set_up(
         if initial:
             initial.restore(engine)
         if place.first:
-            now = lock.describe(config, data.manifest, place, precision, parents)
+            now = lock.describe(config, data.manifest, place, precision, parents, attention=attention)
             passed = data.stream.skipped
             facts = {"parameters": parameters, "flops_per_token": flops[config.timeline.at(first_step).length],
                      **({"skipped_samples": passed} if passed else {})}  # fmt: skip
@@ -155,12 +157,19 @@ def set_up(
     metrics = Metrics(folder, config, first_step=first_step, speaks=place.first)
     metrics.say(
         outcome.opening(
-            config, place, parameters=parameters, precision=precision, peaks=peaks, resumed=resumed, initial=initial
+            config,
+            place,
+            parameters=parameters,
+            precision=precision,
+            attention=attention,
+            peaks=peaks,
+            resumed=resumed,
+            initial=initial,
         )
     )
     peak = float(all_reduce_sum(torch.tensor([peaks[precision]], dtype=torch.float64), engine)[0])
     metrics.event(first_step, "resume" if resumed else "start", ranks=place.ranks, zero_stage=config.engine.zero_stage,
-                  precision=precision, peak_flops_per_second=peaks, peak_of_all_ranks=peak,
+                  precision=precision, attention=attention, peak_flops_per_second=peaks, peak_of_all_ranks=peak,
                   host=platform.node(), **({"stages_changed": change.told} if change else {}))  # fmt: skip
     return Run(
         config=config,
@@ -186,9 +195,9 @@ def set_up(
     )  # fmt: skip
 
 
-def fresh_model(config: TrainConfig, data: Data) -> PreTrainedModel:
+def fresh_model(config: TrainConfig, data: Data, attention: str) -> PreTrainedModel:
     """The model as a run without a checkpoint begins with it."""
-    model = build_model(data.model, config.seed, config.model.attention)
+    model = build_model(data.model, config.seed, attention)
     scale_fresh(model, config.model.init)
     if config.engine.recompute_every_layers:
         recompute_activations(model, config.engine.recompute_every_layers)

@@ -15,6 +15,7 @@ from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 from common.errors import HanseError
 from data_pipelines.shards import SIDECAR, ShardsManifest, beside
 from data_pipelines.tokenizer import tokenizer_sha256
+from train.attention_config import for_reading
 from train.checkpoint import Checkpoint
 from train.config import TrainConfig
 from train.data_table import corpus_of
@@ -59,7 +60,7 @@ class Trained:
             HanseError: the checkpoint's tensors are not those of its model, or it holds no average and should.
         """
         part = "model" if self.weights == "master" else self.weights
-        return model_of(self.checkpoint, self.config.model.attention, part)
+        return model_of(self.checkpoint, for_reading(self.config.model.attention), part)
 
     def validation_document(self, language: str, number: int = 0) -> np.ndarray:
         """The ids of a validation document of a language, 1-D int64, without the one that ends it."""

@@ -78,9 +78,17 @@ def test_the_opening_says_how_the_precision_came_about(tiny_config, asked, how):
     tiny_config.engine.precision = asked
     peaks = {"fp32": 80e9, "bf16": 420e9}
     text = outcome.opening(
-        tiny_config, Place(0, 2), parameters=90_900, precision="bf16", peaks=peaks, resumed=None, initial=None
+        tiny_config,
+        Place(0, 2),
+        parameters=90_900,
+        precision="bf16",
+        attention="sdpa",
+        peaks=peaks,
+        resumed=None,
+        initial=None,
     )
     assert text == (
         "tiny: 90.9 k parameters, 2 ranks, ZeRO-1, 12 steps of 512 tokens = 6.14 k tokens\n"
-        f"precision bf16 ({how}; matrix products a rank: fp32 80 GFLOP/s, bf16 420 GFLOP/s)"
+        f"precision bf16 ({how}; matrix products a rank: fp32 80 GFLOP/s, bf16 420 GFLOP/s)\n"
+        "attention sdpa (asked for)"
     )

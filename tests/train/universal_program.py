@@ -22,12 +22,13 @@ from hydra.core.config_store import ConfigStore
 from common.configuration import instantiate
 from common.verbs import QUIET_ENVIRONMENT
 from tests.train.multirank import losses
+from train.attention import attention_mask
 from train.checkpoint_config import CheckpointVerbConfig
 from train.config import TrainConfig
 from train.convert import from_universal
 from train.engine import initialise_ranks
 from train.loop import train_as_rank
-from train.model import attention_mask, build_model, model_inputs
+from train.model import build_model, model_inputs
 from train.ranks import find_place
 from train.schedule import learning_rate
 from train.setup import open_data

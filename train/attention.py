@@ -1,0 +1,118 @@
+"""Which kernel computes attention, and how each is told where documents end: it must not look across a border.
+
+Resetting positions alone does not separate documents: rotary embeddings are relative, so tokens would still attend
+across. ``sdpa`` and ``eager`` add a mask to the scores, ``flex`` skips blocks of it that are empty, FlashAttention is
+given every document as a sequence of its own.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, PretrainedConfig
+
+from common.errors import ConfigError
+from train.attention_config import FLASH, PLAIN, flash_problems, head_size
+from train.config import TrainConfig
+
+HOPPER = (9, 0)  # compute capability that FlashAttention 3 was written for
+NAMES = {"flex": "flex_attention"}  # of transformers, where they are not ours
+
+
+def choose(config: TrainConfig, model: PretrainedConfig, precision: str, device: torch.device) -> str:
+    """The back end of a start: as asked, or for ``auto`` FlashAttention where it can be had, else ``sdpa``.
+
+    ``flex`` is never chosen: torch has it everywhere, so nothing here would speak for or against it.
+
+    Raises:
+        ConfigError: what is asked for cannot be had here.
+    """
+    asked = config.model.attention
+    if asked != "auto":
+        if wrong := _problems(asked, config, model, precision, device):
+            raise ConfigError([f"model.attention={asked}: {line}" for line in wrong])
+        return asked
+    if device.type != "cuda" or config.engine.compile:
+        return PLAIN[0]
+    kinds = tuple(reversed(FLASH)) if torch.cuda.get_device_capability(device) == HOPPER else ("flash_attention_2",)
+    return next((kind for kind in kinds if not _problems(kind, config, model, precision, device)), PLAIN[0])
+
+
+def _problems(
+    kind: str, config: TrainConfig, model: PretrainedConfig, precision: str, device: torch.device
+) -> list[str]:
+    """What only the machine, the model's class and a measured precision can tell of a back end."""
+    if kind in PLAIN:
+        return []
+    found = flash_problems(kind, precision, head_size(model.to_dict()))
+    if device.type != "cuda":
+        found.append("its gradients are for GPUs; take sdpa")
+    supports = "_supports_flash_attn" if kind in FLASH else "_supports_flex_attn"
+    if not getattr(MODEL_FOR_CAUSAL_LM_MAPPING.get(type(model), None), supports, False):
+        found.append(f"transformers has it not for {model.model_type}; take sdpa")
+    window, longest = getattr(model, "sliding_window", None), max(stage.length for stage in config.timeline)
+    if kind in FLASH and window and window < longest:
+        found.append(f"would look {window} tokens back where sdpa sees the whole document; set "
+                     "model.settings.sliding_window=null")  # fmt: skip
+    return found
+
+
+def borders(documents: Tensor | None, ids: Tensor, attention: str, dtype: torch.dtype) -> dict[str, Any]:
+    """What a model's forward is told of its documents.
+
+    Args:
+        documents: (B, L), the document of each position; None: each sequence is one.
+        ids: (B, L), the tokens.
+        attention: the back end as ``transformers`` calls it.
+        dtype: of the scores.
+    """
+    if attention in PLAIN:
+        return {"attention_mask": None if documents is None else attention_mask(documents, attention, dtype)}
+    if documents is None:
+        documents = torch.zeros_like(ids)
+    if attention in FLASH:
+        return {"attention_mask": None, **sequences(documents)}
+    return {"attention_mask": block_mask(documents)}
+
+
+def attention_mask(documents: Tensor, attention: str, dtype: torch.dtype) -> Tensor:
+    """Mask of shape (B, 1, L, L): position i sees j <= i of its own document.
+
+    What is added to scores: 0, or minus infinity (``eager``: the lowest of ``dtype``). ``sdpa`` would take booleans
+    too, and make these numbers of them in every layer, to be kept for the backward pass.
+    """
+    same = documents[:, None, :, None] == documents[:, None, None, :]
+    lowest = -torch.inf if attention == "sdpa" else torch.finfo(dtype).min
+    return torch.zeros(same.shape, dtype=dtype, device=documents.device).masked_fill_(~same.tril_(), lowest)
+
+
+def block_mask(documents: Tensor) -> BlockMask:
+    """The same for ``flex_attention`` (Dong et al., arXiv 2412.05496): blocks that hold anything, and a rule inside."""
+
+    def sees(batch: Tensor, _: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        return (query >= key) & (documents[batch, query] == documents[batch, key])
+
+    rows, length = documents.shape
+    compiled = documents.device.type == "cuda"  # else (B, L, L) booleans lie in memory for a moment
+    return create_block_mask(sees, rows, None, length, length, device=documents.device.type, _compile=compiled)
+
+
+def sequences(documents: Tensor) -> dict[str, Any]:
+    """The same for FlashAttention (Dao, arXiv 2307.08691): where each document starts in the rows laid end to end.
+
+    The host waits for the number of documents, once a micro-batch; ``transformers`` waits there in any case.
+    """
+    first = torch.ones_like(documents, dtype=torch.bool)  # also of each row: a document does not go on in the next one
+    first[:, 1:] = documents[:, 1:] != documents[:, :-1]
+    starts = first.flatten().nonzero().flatten()
+    ends = torch.nn.functional.pad(starts, (0, 1), value=documents.numel()).to(torch.int32)
+    longest = int(ends.diff().max())
+    return {"cu_seq_lens_q": ends, "cu_seq_lens_k": ends, "max_length_q": longest, "max_length_k": longest}
+
+
+def transformers_name(attention: str) -> str:
+    """What ``transformers`` calls a back end."""
+    return NAMES.get(attention, attention)
