@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import astuple, dataclass, field
+from dataclasses import asdict, astuple, dataclass, field
 
 import numpy as np
 import torch
@@ -105,7 +105,7 @@ class Evaluation:
             whole, *parts = (Score(math.fsum(one[:, 0]), *map(int, one[:, 1:].sum(0)))
                              for one in mine.transpose(1, 0, 2)[: 1 + len(names)])  # fmt: skip
             sources = {source: part for source, part in zip(names, parts, strict=True) if part.targets}
-            found[name] = LanguageScore(*astuple(whole), sources)
+            found[name] = LanguageScore(**asdict(whole), sources=sources)
         return found
 
     def _batches_of(self, language: int) -> list[int]:

@@ -164,8 +164,8 @@ def machine(evidence: Evidence) -> Table:
     """Where it ran: the summary's words, or those of the latest start."""
     said = evidence.summary.get("machine", {})
     memory = said.get("memory_bytes")
-    start, held = evidence.start, evidence.steps[-1].get("memory_bytes", {}) if evidence.steps else {}
-    held = evidence.totals.get("memory_bytes", held)
+    start, last = evidence.start, evidence.steps[-1].get("memory_bytes", {}) if evidence.steps else {}
+    held: dict[str, Any] = evidence.totals.get("memory_bytes") or last
     rows = [
         ["host", said.get("host") or start.get("host")],
         ["processor", said.get("processor")],
