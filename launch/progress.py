@@ -105,13 +105,22 @@ def _budget(train: dict[str, Any], heartbeat: dict[str, Any], step: int | None) 
     try:
         if "tokens" in heartbeat:
             return int(heartbeat["steps"]), max(int(heartbeat["tokens"]) - int(heartbeat["consumed_tokens"]), 0)
+    except (KeyError, TypeError, ValueError):
+        pass
+    steps = steps_asked(train)
+    if not steps or step is None:
+        return steps, None
+    per_step = int(train["batch"]["global_batch_size"]) * int(train["data"]["sequence_length"])
+    return steps, max(steps - step, 0) * per_step
+
+
+def steps_asked(train: dict[str, Any]) -> int | None:
+    """Steps of a training configuration's budget; None where it does not say, or where stages only the run can count."""
+    try:
         per_step = int(train["batch"]["global_batch_size"]) * int(train["data"]["sequence_length"])
-        if train.get("stages"):
-            return None, None  # how many steps they take, the run will say
-        steps = int(train["tokens"]) // per_step
-        return steps, None if step is None else max(steps - step, 0) * per_step
+        return None if train.get("stages") else int(train["tokens"]) // per_step
     except (KeyError, TypeError, ValueError, ZeroDivisionError):
-        return None, None
+        return None
 
 
 def _slow(entries: list[dict[str, Any]]) -> tuple[str, ...]:

@@ -22,7 +22,7 @@ from common.terminal import duration, next_step, say, table
 from launch import slurm
 from launch.config import LaunchConfig
 from launch.job import Job, ranks_per_node, work_out
-from launch.progress import look
+from launch.progress import look, steps_asked
 from launch.render import job_folders, next_folder, render, who, write_folder
 from launch.site import resolve
 from launch.submit import is_here, of_the_site, refuse_if_in_use, start_here
@@ -143,7 +143,8 @@ def _ask(elements: Sequence[Element], base: Path) -> list[Answer]:
 
 def state_of(job: Job) -> str:
     """Why a job is not to be launched: its run is ``done``, or its last job is still in the queue; empty otherwise."""
-    if look(job.run).done:
+    progress = look(job.run)
+    if progress.done and steps_asked(job.train) in (None, progress.steps):
         return "done"
     jobs = [folder for folder in job_folders(job.run) if (folder / "job.json").is_file()]
     number = str(read_json(jobs[-1] / "job.json", "job record")["job_id"]) if jobs else ""
