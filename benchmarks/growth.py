@@ -1,6 +1,7 @@
 """Does the pipeline grow in a straight line, and does its memory stay flat? Each stage at growing sizes.
 
     python -m benchmarks.growth FOLDER --tokenizer FOLDER [--megabytes 10,100,1000] [--stages all|tokenize]
+                                [--languages fr,de,es,it]
                                 [--output FILE.json] [--plot FILE.png]
 
 FOLDER holds LANGUAGE.jsonl or LANGUAGE.parquet files with a column ``text``. Languages get equal shares; where there is
@@ -50,14 +51,14 @@ def texts_of(folder, language, megabytes, seed=0):
         yield text, number > len(held)
 
 
-def write_texts(folder, source, megabytes):
+def write_texts(folder, source, megabytes, languages=LANGUAGES):
     """LANGUAGE.parquet of ``megabytes`` in all; (bytes, share of documents that are altered copies)."""
     size = altered = documents = 0
-    for language in LANGUAGES:
+    for language in languages:
         schema = pa.schema([("id", pa.string()), ("text", pa.string())])
         with pq.ParquetWriter(folder / f"{language}.parquet", schema, compression="zstd") as writer:
             rows = []
-            for text, again in texts_of(source, language, megabytes / len(LANGUAGES)):
+            for text, again in texts_of(source, language, megabytes / len(languages)):
                 rows.append({"id": f"{language}-{documents}", "text": text})
                 size, altered, documents = size + len(text.encode()), altered + again, documents + 1
                 if len(rows) == 5000:
@@ -161,6 +162,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--megabytes", default="10,100,1000")
+    parser.add_argument("--languages", default=",".join(LANGUAGES))
     parser.add_argument("--stages", default="all", choices=["all", "tokenize"])
     parser.add_argument("--tokenizer", type=Path, required=True, help="folder with a tokenizer.json")
     parser.add_argument("--work", type=Path, help="where to write (default: the temporary folder)")
@@ -176,7 +178,7 @@ def main():
         with tempfile.TemporaryDirectory(dir=arguments.work) as place:
             one = Path(place)
             (one / "in").mkdir()
-            size, altered = write_texts(one / "in", arguments.folder, megabytes)
+            size, altered = write_texts(one / "in", arguments.folder, megabytes, arguments.languages.split(","))
             stages = measured(one, arguments.stages, arguments.tokenizer)
         print(f"\n{size / 1e6:.0f} MB ({altered:.0%} altered copies)")
         print(f"{'stage':12s}{'CPU s':>9s}{'MB/s':>9s}{'peak MB':>9s}")
