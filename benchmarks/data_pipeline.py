@@ -122,7 +122,9 @@ def make_corpus(folder, files, clock):
         language: SourceConfig("parquet", language, "CC0-1.0", path=str(path), id_field="id", check_language=False)
         for language, path in files.items()
     }
-    config = CorpusConfig("bench", sources, output=f"{folder}/corpus", annotated=f"{folder}/annotated", processes=1)
+    config = CorpusConfig(
+        "bench", sources=sources, output=f"{folder}/corpus", annotated=f"{folder}/annotated", processes=1
+    )
     start = time.process_time()
     with clocked(clock), silent():
         corpus.run(config)

@@ -1,13 +1,15 @@
 """Does the pipeline grow in a straight line, and does its memory stay flat? Each stage at growing sizes.
 
     python -m benchmarks.growth FOLDER --tokenizer FOLDER [--megabytes 10,100,1000] [--stages all|tokenize]
+                                [--languages fr,de,es,it]
                                 [--output FILE.json] [--plot FILE.png]
 
 FOLDER holds LANGUAGE.jsonl or LANGUAGE.parquet files with a column ``text``. Languages get equal shares; where there is
 less text than asked for it is taken again, with 15 words of 100 replaced by others of the same language, so that no
 copy is a near-duplicate. ``all`` is annotate, duplicates, select, tokenize, packing (for 4,096 tokens); ``tokenize``
-only the last two, on a corpus written for it. Every size runs in a process of its own, one process, all its threads;
-memory is the peak of the resident set in a stage, above what it was when the stage began.
+only the last two, on a corpus written for it. Of every size annotate, select (duplicates in it) and tokenize (packing
+after it) each run in a process of their own, with all its threads; memory is the peak of the resident set in a stage,
+above what the process held when it had imported its modules.
 """
 
 import argparse
@@ -49,14 +51,14 @@ def texts_of(folder, language, megabytes, seed=0):
         yield text, number > len(held)
 
 
-def write_texts(folder, source, megabytes):
+def write_texts(folder, source, megabytes, languages=LANGUAGES):
     """LANGUAGE.parquet of ``megabytes`` in all; (bytes, share of documents that are altered copies)."""
     size = altered = documents = 0
-    for language in LANGUAGES:
+    for language in languages:
         schema = pa.schema([("id", pa.string()), ("text", pa.string())])
         with pq.ParquetWriter(folder / f"{language}.parquet", schema, compression="zstd") as writer:
             rows = []
-            for text, again in texts_of(source, language, megabytes / len(LANGUAGES)):
+            for text, again in texts_of(source, language, megabytes / len(languages)):
                 rows.append({"id": f"{language}-{documents}", "text": text})
                 size, altered, documents = size + len(text.encode()), altered + again, documents + 1
                 if len(rows) == 5000:
@@ -72,21 +74,28 @@ def memory(key):
 
 
 class Meter:
-    """{stage: [CPU seconds, MB above what there was]} of this process; what a stage holds of another is not its own."""
+    """{stage: [CPU seconds, peak MB above what there was at the start]}; a stage within another is not part of it."""
 
     def __init__(self):
-        self.found, self.inner = {}, [0.0]
+        self.found, self.names, self.start = {}, [], memory("VmRSS")
+        self._mark()
+
+    def _mark(self):
+        """What was spent since the last mark is the innermost stage's."""
+        if self.names:
+            seconds, most = self.found.get(self.names[-1], (0.0, 0.0))
+            most = max(most, memory("VmHWM") - self.start)
+            self.found[self.names[-1]] = (seconds + time.process_time() - self.clock, most)
+        Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+        self.clock = time.process_time()
 
     @contextmanager
     def stage(self, name):
-        Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
-        before, start = memory("VmRSS"), time.process_time()
-        self.inner.append(0.0)
+        self._mark()
+        self.names.append(name)
         yield
-        spent, inside = time.process_time() - start, self.inner.pop()
-        self.inner[-1] += spent
-        seconds, most = self.found.get(name, (0.0, 0.0))
-        self.found[name] = (seconds + spent - inside, max(most, memory("VmHWM") - before))
+        self._mark()
+        self.names.pop()
 
     def wrapped(self, name, function):
         def call(*arguments, **settings):
@@ -96,64 +105,81 @@ class Meter:
         return call
 
 
-def measure(folder, stages, tokenizer):
-    """What one size costs; run in a process of its own."""
+STEPS = {"annotate": ["all"], "select": ["all"], "tokenize": ["all", "tokenize"]}
+
+
+def measure(folder, step, tokenizer):
+    """What one step costs; run in a process of its own."""
     from data_pipelines import corpus, tokenize
     from data_pipelines.config import CorpusConfig, SourceConfig, TokenizeConfig
     from data_pipelines.packing import make_plan
     from data_pipelines.shards import ShardsManifest
 
-    meter, files = Meter(), {path.stem: path for path in sorted((folder / "in").glob("*.parquet"))}
-    if stages == "all":
-        sources = {language: SourceConfig("parquet", language, "CC0-1.0", path=str(path), check_language=False)
-                   for language, path in files.items()}  # fmt: skip
-        config = CorpusConfig("bench", sources, output=f"{folder}/corpus", annotated=f"{folder}/annotated", processes=1)
-        config.select.quality = False  # keep what is there: the size is what is asked about
-        with (
-            mock.patch.object(corpus, "run_tasks", meter.wrapped("annotate", corpus.run_tasks)),
-            mock.patch.object(corpus, "_clusters", meter.wrapped("duplicates", corpus._clusters)),
-            meter.stage("select"),
-        ):
+    files = {path.stem: path for path in sorted((folder / "in").glob("*.parquet"))}
+    sources = {language: SourceConfig("parquet", language, "CC0-1.0", path=str(path), check_language=False)
+               for language, path in files.items()}  # fmt: skip
+    config = CorpusConfig(
+        "bench", sources=sources, output=f"{folder}/corpus", annotated=f"{folder}/annotated", processes=1
+    )
+    config.select.quality = False  # keep what is there: the size is what is asked about
+    meter = Meter()
+    if step == "annotate":
+        config.worker = "0/1"
+        with meter.stage("annotate"):
+            corpus.run(config)
+    elif step == "select":
+        clusters = meter.wrapped("duplicates", corpus._clusters)
+        with mock.patch.object(corpus, "_clusters", clusters), meter.stage("select"):
             corpus.run(config)
     else:
+        config = TokenizeConfig("bench", f"{folder}/corpus", str(tokenizer), output=f"{folder}/shards")
+        with meter.stage("tokenize"):
+            tokenize.run(config)
+        with meter.stage("packing"):
+            make_plan(ShardsManifest.read(folder / "shards"), PACKED)
+    return meter.found
+
+
+def measured(folder, stages, tokenizer):
+    """{stage: (CPU seconds, peak MB)} of a size, step after step."""
+    if stages == "tokenize":
         from benchmarks.tokenization import write_corpus
 
-        write_corpus(
-            folder / "corpus", {language: pq.read_table(path)["text"].to_pylist() for language, path in files.items()}
-        )
-    config = TokenizeConfig("bench", f"{folder}/corpus", str(tokenizer), output=f"{folder}/shards")
-    with meter.stage("tokenize"):
-        tokenize.run(config)
-    with meter.stage("packing"):
-        make_plan(ShardsManifest.read(folder / "shards"), PACKED)
-    return meter.found
+        files = sorted((folder / "in").glob("*.parquet"))
+        write_corpus(folder / "corpus", {path.stem: pq.read_table(path)["text"].to_pylist() for path in files})
+    found = {}
+    for step in [step for step, wanted in STEPS.items() if stages in wanted]:
+        command = [sys.executable, "-m", "benchmarks.growth", str(folder), "--measure", step,
+                   "--tokenizer", str(tokenizer)]  # fmt: skip
+        told = subprocess.run(command, capture_output=True, text=True, check=False)
+        if told.returncode:
+            sys.exit(told.stderr)
+        found |= json.loads(told.stdout.splitlines()[-1])
+    return found
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--megabytes", default="10,100,1000")
+    parser.add_argument("--languages", default=",".join(LANGUAGES))
     parser.add_argument("--stages", default="all", choices=["all", "tokenize"])
     parser.add_argument("--tokenizer", type=Path, required=True, help="folder with a tokenizer.json")
+    parser.add_argument("--work", type=Path, help="where to write (default: the temporary folder)")
     parser.add_argument("--output", type=Path)
     parser.add_argument("--plot", type=Path, help="draw what --output holds by then")
-    parser.add_argument("--measure", action="store_true")
+    parser.add_argument("--measure", choices=list(STEPS))
     arguments = parser.parse_args()
     if arguments.measure:
-        print(json.dumps(measure(arguments.folder, arguments.stages, arguments.tokenizer)))
+        print(json.dumps(measure(arguments.folder, arguments.measure, arguments.tokenizer)))
         return
     found = json.loads(arguments.output.read_text()) if arguments.output and arguments.output.is_file() else {}
     for megabytes in [float(part) for part in arguments.megabytes.split(",") if part]:
-        with tempfile.TemporaryDirectory() as place:
+        with tempfile.TemporaryDirectory(dir=arguments.work) as place:
             one = Path(place)
             (one / "in").mkdir()
-            size, altered = write_texts(one / "in", arguments.folder, megabytes)
-            command = [sys.executable, "-m", "benchmarks.growth", place, "--measure", "--stages", arguments.stages,
-                       "--tokenizer", str(arguments.tokenizer)]  # fmt: skip
-            told = subprocess.run(command, capture_output=True, text=True, check=False)
-            if told.returncode:
-                sys.exit(told.stderr)
-            stages = json.loads(told.stdout.splitlines()[-1])
+            size, altered = write_texts(one / "in", arguments.folder, megabytes, arguments.languages.split(","))
+            stages = measured(one, arguments.stages, arguments.tokenizer)
         print(f"\n{size / 1e6:.0f} MB ({altered:.0%} altered copies)")
         print(f"{'stage':12s}{'CPU s':>9s}{'MB/s':>9s}{'peak MB':>9s}")
         for name, (seconds, most) in stages.items():

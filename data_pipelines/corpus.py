@@ -13,7 +13,6 @@ from contextlib import ExitStack
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from types import TracebackType
 
 import numpy as np
 import pyarrow as pa
@@ -35,12 +34,13 @@ from data_pipelines.packages import fetch
 from data_pipelines.parts import Planned, counting, plan, tasks, tools
 from data_pipelines.runner import run_tasks, share_of, sweep
 from data_pipelines.select import REASONS, Verdicts, judge
+from data_pipelines.sides import Sides
 from data_pipelines.sources import first_line
 
 DUPLICATES = [("duplicate_of", pa.string()), ("cluster_size", pa.int32())]
 KEPT = pa.schema([*FACTS, ("split", pa.string()), *SIGNAL_COLUMNS, *DUPLICATES])
 REMOVED = pa.schema([*KEPT, ("reason", pa.string()), ("detail", pa.string())])
-Write = Callable[[str, str, pa.RecordBatch], None]  # side, language, rows
+Write = Callable[[str, pa.RecordBatch], None]  # side, rows
 Tell = Callable[[float], None]  # share of a file that is done
 
 
@@ -124,28 +124,21 @@ def _finished(folder: Path, identity: str) -> CorpusManifest | None:
 
 def _build(config: CorpusConfig, planned: list[Planned], folder: Path, identity: str) -> CorpusManifest:
     tallies = {name: Tally(source.language, source.license) for name, source in config.sources.items()}
-    writers: dict[str, ParquetWriter] = {}
+    files: dict[str, FileEntry] = {}
     progress = Progress("select", sum(one.path.stat().st_size for one in planned), "B")
     with ExitStack() as stack:
         if config.dedup.engine == "ray":
             stack.enter_context(dedup_ray.session(config.processes))
-
-        def write(side: str, language: str, rows: pa.RecordBatch) -> None:
-            name = f"{side}/{language}.parquet"
-            if rows.num_rows and name not in writers:
-                writer = ParquetWriter(folder / name, rows.schema, config.batch_megabytes * 10**6)
-                writers[name] = stack.enter_context(writer)
-            if rows.num_rows:
-                writers[name].add(rows)
-
         for language in dict.fromkeys(one.part.source.language for one in planned):
             parts = [one for one in planned if one.part.source.language == language]
             originals = Originals(_clusters(config, parts, language))
-            for one in parts:
-                done, size = progress.done, one.path.stat().st_size
-                tell = partial(_tell, progress, done, size, one.part.name)
-                _select(config, one, originals, tallies[one.part.name], write=write, tell=tell)
-                tell(1.0)
+            with Sides(folder, f"{language}.parquet", config.batch_megabytes * 10**6) as sides:
+                for one in parts:
+                    done, size = progress.done, one.path.stat().st_size
+                    tell = partial(_tell, progress, done, size, one.part.name)
+                    _select(config, one, originals, tallies[one.part.name], write=sides.add, tell=tell)
+                    tell(1.0)
+            files |= sides.entries()
     for name, tally in tallies.items():
         tally.check(name)
     repeated = _removed_lines(planned, folder)
@@ -155,10 +148,7 @@ def _build(config: CorpusConfig, planned: list[Planned], folder: Path, identity:
         raise HanseError(
             f"no document is left ({counted}); check the sources' text_field and language, and select.min_characters"
         )
-    files = {
-        name: FileEntry(writer.rows, (folder / name).stat().st_size, sha256_file(folder / name))
-        for name, writer in sorted(writers.items())
-    } | repeated
+    files = dict(sorted(files.items())) | repeated
     told = {key: value for key, value in asdict(config).items()
             if key not in ("worker", "processes", "languages", "download_only", "dedup")}  # fmt: skip
     described = CorpusManifest(config.name, identity, told, tools(), tallies, files, folder)
@@ -231,9 +221,9 @@ def _select(
         verdicts = judge(batch, config.select, check_language=check_language, quality=quality, originals=originals)
         columns = _decided(batch, verdicts, sizes, config)
         staying = pa.array(verdicts.staying)
-        write("documents", language, columns.select(KEPT.names).filter(staying))
-        write("signatures", language, batch.select(SIGNATURES.names).filter(staying))
-        write("removed", language, columns.filter(pc.invert(staying)))
+        write("documents", columns.select(KEPT.names).filter(staying))
+        write("signatures", batch.select(SIGNATURES.names).filter(staying))
+        write("removed", columns.filter(pc.invert(staying)))
         _count(tally, columns, verdicts)
         tell(share)
     came = tally.documents_in - before[0], tally.bytes_in - before[1]
@@ -284,38 +274,6 @@ def _count(tally: Tally, columns: pa.RecordBatch, verdicts: Verdicts) -> None:
     tally.validation_bytes += int(size[validation].sum())
     for reason, number in Counter(filter(None, verdicts.reason)).items():
         tally.removed[reason] = tally.removed.get(reason, 0) + number
-
-
-class ParquetWriter:
-    """Writes rows to a zstd Parquet file, a row group for about every ``batch_bytes`` of text."""
-
-    def __init__(self, path: Path, schema: pa.Schema, batch_bytes: int):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self.rows, self.batch_bytes = 0, batch_bytes
-        self._held: list[pa.RecordBatch] = []
-        self._writer = pq.ParquetWriter(path, schema, compression="zstd")
-
-    def add(self, rows: pa.RecordBatch) -> None:
-        """Append rows."""
-        self._held.append(rows)
-        self.rows += rows.num_rows
-        if sum(batch.nbytes for batch in self._held) >= self.batch_bytes:
-            self._flush()
-
-    def _flush(self) -> None:
-        table = pa.Table.from_batches(self._held)
-        self._writer.write_table(table, row_group_size=max(table.num_rows, 1))
-        self._held = []
-
-    def __enter__(self) -> ParquetWriter:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if kind is None and self._held:
-            self._flush()
-        self._writer.close()
 
 
 def _sum(tallies: Iterable[Tally]) -> Tally:

@@ -103,12 +103,11 @@ class Kept:
         kept, largest = cls(), list[tuple[int, str, str]]()
         drawn = {name: Evenly() for name in SHOWN}
         columns = ["id", "text", "license", "url", "opt_out", "cluster_size", *personal_data.SCHEMA.names, *SHOWN]
-        with pq.ParquetFile(path) as file:
-            for batch in file.iter_batches(columns=columns):
-                kept._add(batch)
-                largest = _largest(batch, largest)
-                for name in SHOWN:
-                    drawn[name].add(batch.column(name).drop_null().to_numpy(zero_copy_only=False))
+        for batch in _row_groups(path, columns):
+            kept._add(batch)
+            largest = _largest(batch, largest)
+            for name in SHOWN:
+                drawn[name].add(batch.column(name).drop_null().to_numpy(zero_copy_only=False))
         kept.values = {name: one.values for name, one in drawn.items() if len(one.values)}
         texts = without_personal_data([text for _, _, text in largest], language)
         kept.largest = [Cluster(size, one, text) for (size, one, _), text in zip(largest, texts, strict=True)]
@@ -158,10 +157,9 @@ class Removed:
     def of(cls, path: Path, language: str = "") -> Removed:
         """Count a file of ``removed/``."""
         removed, drawn = cls(), dict[str, list[tuple[int, str, str, str]]]()
-        with pq.ParquetFile(path) as file:
-            for batch in file.iter_batches(columns=["reason", "detail", "id", "text"]):
-                removed._add(batch)
-                _draw(batch, drawn)
+        for batch in _row_groups(path, ["reason", "detail", "id", "text"]):
+            removed._add(batch)
+            _draw(batch, drawn)
         for reason in sorted(drawn, key=REASONS.index):
             rows = sorted(drawn[reason], reverse=True)  # the keys are negative
             _, *columns = zip(*rows, strict=True)
@@ -176,6 +174,13 @@ class Removed:
                                         strict=True):  # fmt: skip
             self.bytes[reason] += size
             self.details.setdefault(reason, Counter())[_decided(reason, detail)] += 1
+
+
+def _row_groups(path: Path, columns: list[str]) -> Iterator[pa.RecordBatch]:
+    """Rows, a row group at a time: it was written for its bytes, where a number of rows may be any number of bytes."""
+    with pq.ParquetFile(path) as file:
+        for number in range(file.num_row_groups):
+            yield from file.read_row_group(number, columns=columns).to_batches()
 
 
 def _draw(batch: pa.RecordBatch, drawn: dict[str, list[tuple[int, str, str, str]]]) -> None:

@@ -96,6 +96,7 @@ def annotate(part: Part, path: Path, tell: Tell) -> None:
             documents += len(batch)
             size += _bytes(columns.column("text"))
             tell(share, size)
+            del batch, columns  # or they would be held while the next are read
         counts: dict[str, Any] = {"documents": documents, "bytes": size}
         if part.boilerplate:
             counts["boilerplate"] = asdict(removed)
