@@ -115,7 +115,7 @@ def _budget(train: dict[str, Any], heartbeat: dict[str, Any], step: int | None) 
 
 
 def steps_asked(train: dict[str, Any]) -> int | None:
-    """Steps of a training configuration's budget; None where it does not say, or where stages only the run can count."""
+    """Steps of a training configuration's budget; None where it does not say, or has stages, which the run counts."""
     try:
         per_step = int(train["batch"]["global_batch_size"]) * int(train["data"]["sequence_length"])
         return None if train.get("stages") else int(train["tokens"]) // per_step
