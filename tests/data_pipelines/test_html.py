@@ -20,7 +20,7 @@ def record(kind, block, **headers):
     lines = [b"WARC/1.1", f"WARC-Type: {kind}".encode(), b"WARC-Date: 2026-11-01T10:00:00Z"]
     lines += [f"{name.replace('_', '-')}: {value}".encode() for name, value in headers.items()]
     head = b"\r\n".join([*lines, f"Content-Length: {len(block)}".encode(), b"", b""])
-    return gzip.compress(head + block + b"\r\n\r\n")
+    return gzip.compress(head + block + b"\r\n\r\n", mtime=0)
 
 
 def http(body, status="200 OK", content_type="text/html; charset=utf-8", **headers):
@@ -126,7 +126,7 @@ def test_the_text_is_what_a_reader_came_for(prose):
         (b"text", {}),
         (b"2\r\nte\r\n2;x=y\r\nxt\r\n0\r\n\r\n", {"Transfer-Encoding": "chunked"}),
         (b"text", {"Transfer-Encoding": "chunked"}),  # the crawler undid it
-        (gzip.compress(b"text"), {"Content-Encoding": "gzip"}),
+        (gzip.compress(b"text", mtime=0), {"Content-Encoding": "gzip"}),
         (b"text", {"Content-Encoding": "gzip"}),
         (zlib.compress(b"text"), {"Content-Encoding": "deflate"}),
         (zlib.compress(b"text", wbits=-15), {"Content-Encoding": "deflate"}),
@@ -144,7 +144,7 @@ def test_chunks_and_content_encodings_are_undone(body, headers):
     [
         (b"garbage", "no HTTP response"),
         (http(b"ff\r\nte", Transfer_Encoding="chunked"), "its chunks break off"),
-        (http(gzip.compress(b"text" * 99)[:-12], Content_Encoding="gzip"), "its gzip breaks off"),
+        (http(gzip.compress(b"text" * 99, mtime=0)[:-12], Content_Encoding="gzip"), "its gzip breaks off"),
         (http(b"\x1f\x8bxxxx", Content_Encoding="gzip"), "not gzip, as it says"),
         (http(b"text", Content_Encoding="br"), "content encoding br"),
     ],
@@ -154,7 +154,7 @@ def test_what_cannot_be_undone_has_a_reason(block, problem):
 
 
 def test_a_small_archive_that_claims_to_be_large_is_not_unpacked(tmp_path):
-    bomb = http(gzip.compress(b"x" * 10_000_000), Content_Encoding="gzip")
+    bomb = http(gzip.compress(b"x" * 10_000_000, mtime=0), Content_Encoding="gzip")
     assert len(response(bomb, 1000)[2]) == 1001
 
 
@@ -172,7 +172,7 @@ def test_the_pages_of_a_crawl_with_what_is_no_page_left_out_and_what_is_broken_s
         record("response", http(html[:150]), WARC_Truncated="length", **url),
         record("response", http(b"caf\xe9"), **url),
         record("response", http(html * 99), **url),
-        record("response", http(gzip.compress(html * 99), Content_Encoding="gzip"), **url),
+        record("response", http(gzip.compress(html * 99, mtime=0), Content_Encoding="gzip"), **url),
         record("resource", html, Content_Type="text/html", **url),
         record("conversion", b"plain", **url),
         record("response", http(page(head="<meta name=robots content=noai>").encode()), **url),
