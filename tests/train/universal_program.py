@@ -43,7 +43,7 @@ class Theirs:
 
     def __init__(self, config: TrainConfig, place, stage: int, *, universal: bool = False):
         self.config, self.place, self.data = config, place, open_data(config)
-        self.accumulation = config.accumulation(place.ranks)
+        self.accumulation = config.batch.global_batch_size // (config.batch.micro_batch_size * place.ranks)
         model = build_model(self.data.model, config.seed)
         optimizer = torch.optim.AdamW(
             [{"params": [one for one in model.parameters() if one.dim() >= 2], "weight_decay": 0.1},
@@ -63,10 +63,7 @@ class Theirs:
             targets, mine = self.data.stream.targets(samples), torch.zeros(1, dtype=torch.float64)
             for group in self.engine.optimizer.param_groups:
                 group["lr"] = learning_rate(step, self.config)
-            for batch in self.data.stream.step(
-                samples.start, global_batch=size, micro_batch=self.config.batch.micro_batch_size,
-                rank=self.place.rank, ranks=self.place.ranks,
-            ):  # fmt: skip
+            for batch in self.data.stream.step(step, rank=self.place.rank, ranks=self.place.ranks):
                 inputs = model_inputs(batch, torch.device("cpu"))
                 mask = inputs["documents"]
                 mask = None if mask is None else attention_mask(mask, "sdpa", torch.float32)
