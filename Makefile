@@ -21,7 +21,7 @@ export PATH := $(abspath $(VENV))/bin:$(PATH)
 # pip compiles nothing: most of what is installed is never imported, and compiling it takes longer than downloading it.
 # Python keeps what it compiles, even where the machine says otherwise: thousands of modules at each start would be slow.
 export PYTHONDONTWRITEBYTECODE :=
-# Files of tests side by side, a worker a processor, slow ones first; more than four workers want more memory than time.
+# Tests side by side, a worker a processor, slow files first; more than four workers want more memory than time.
 PYTEST := python -m pytest --numprocesses=logical --maxprocesses=4 --dist=loadgroup --no-loadscope-reorder
 INSTALL := python -m pip install -qq --no-compile --constraint constraints.txt
 

@@ -26,7 +26,10 @@ SHARED = ("demo_data",)  # fixtures of a session that take minutes
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """For several workers (pytest-xdist): files stay whole, because their tests share fixtures; slow ones first."""
+    """For several workers (pytest-xdist): slow files first, so that none is left alone with one at the end.
+
+    The groups keep files whole only where pytest-xdist sees them, which looks before this hook unless it is tryfirst.
+    """
     for item in items:
         shared = [name for name in SHARED if name in getattr(item, "fixturenames", ())]
         item.add_marker(pytest.mark.xdist_group(shared[0] if shared else item.nodeid.partition("::")[0]))
