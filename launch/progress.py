@@ -13,7 +13,7 @@ import yaml
 
 from launch.life import KINDS, Policy, Record, Start, excluded_nodes, failures_in_a_row, newest_step
 from launch.render import job_folders
-from launch.sweep_record import is_sweep, run_folders
+from launch.sweep_record import name_of, run_folders
 
 TAIL_BYTES = 256 * 1024  # some hundreds of steps, so that it holds the last comparison of the ranks' times
 RECENT_STEPS = 20
@@ -43,8 +43,7 @@ class Progress:
     @property
     def name(self) -> str:
         """Of the run; of a run of a sweep, after that of the sweep."""
-        parent = self.run.absolute().parent
-        return f"{parent.name}/{self.run.name}" if is_sweep(parent) else self.run.name
+        return name_of(self.run)
 
     @property
     def told(self) -> str:

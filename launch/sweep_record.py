@@ -62,6 +62,12 @@ def is_sweep(folder: Path) -> bool:
     return (folder / "sweep.json").is_file()
 
 
+def name_of(run: Path) -> str:
+    """Name of a run's folder; of a run of a sweep, after that of the sweep."""
+    path = run.absolute()
+    return f"{path.parent.name}/{path.name}" if is_sweep(path.parent) else path.name
+
+
 def run_folders(runs: Path, mark: str) -> list[Path]:
     """Folders below ``runs``, those of sweeps included, that hold something named as ``mark`` (a pattern)."""
     sweeps = [path.parent for path in runs.glob("*/sweep.json")]

@@ -16,7 +16,7 @@ from pathlib import Path
 from common.errors import EXIT_CRASH, HanseError
 from common.terminal import say
 from launch.config import SyncConfig
-from launch.sweep_record import Sweep, is_sweep, run_folders
+from launch.sweep_record import Sweep, is_sweep, name_of, run_folders
 
 
 def run(config: SyncConfig) -> int:
@@ -68,9 +68,7 @@ def copy_commands(folder: Path, config: SyncConfig) -> list[list[str]]:
     source = folder / "checkpoints"
     if not config.checkpoints or not source.is_dir():
         return []
-    path = folder.absolute()
-    name = f"{path.parent.name}/{path.name}" if is_sweep(path.parent) else path.name
-    goal = f"{config.checkpoints.rstrip('/')}/{name}/checkpoints"
+    goal = f"{config.checkpoints.rstrip('/')}/{name_of(folder)}/checkpoints"
     if config.tool == "rclone":
         return [["rclone", "copy", "--checksum", "--exclude", "*.partial/**", str(source), goal]]
     return [
