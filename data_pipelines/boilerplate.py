@@ -13,9 +13,10 @@ import json
 import tempfile
 from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import pyarrow as pa
@@ -62,12 +63,13 @@ def lines_of(text: str, key: bytes) -> list[int]:
 def count(documents: Iterable[Document], by: str, path: Path) -> None:
     """Write :data:`COUNTS` of documents, ascending by line; memory does not grow with them."""
     held = array("Q")
-    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-        runs: list[Path] = []
+    with ExitStack() as open_files:
+        runs: list[IO[bytes]] = []
 
         def put() -> None:
             lines, numbers = np.unique(np.frombuffer(held, np.uint64), return_counts=True)
-            runs.append(Path(folder) / f"{len(runs)}.parquet")
+            # Without a name: nothing is left of it when the process is killed.
+            runs.append(open_files.enter_context(tempfile.TemporaryFile(dir=path.parent)))
             _write(runs[-1], [(lines, numbers.astype(np.uint32))])
             del held[:]
 
@@ -86,7 +88,7 @@ def frequent(files: Sequence[Path], least: int, path: Path) -> None:
         _write(partial, found)
 
 
-def _added(files: Sequence[Path]) -> Iterator[tuple[Lines, Numbers]]:
+def _added(files: Sequence[Path | IO[bytes]]) -> Iterator[tuple[Lines, Numbers]]:
     """The sums of sorted counts, a slice of the hashes after another, so that a slice is about :data:`SLICE` counts."""
     total = sum(pq.read_metadata(file).num_rows for file in files)
     slices = max(1, -(-total // SLICE))
@@ -103,14 +105,14 @@ def _added(files: Sequence[Path]) -> Iterator[tuple[Lines, Numbers]]:
 class _Reader:
     """Reads sorted counts up to a hash, then up to the next, a row group at a time."""
 
-    def __init__(self, path: Path):
-        self.path, self.group = path, 0
-        self.groups = pq.read_metadata(path).num_row_groups
+    def __init__(self, source: Path | IO[bytes]):
+        self.source, self.group = source, 0
+        self.groups = pq.read_metadata(source).num_row_groups
         self.lines, self.numbers = np.zeros(0, np.uint64), np.zeros(0, np.uint32)
 
     def until(self, edge: int) -> tuple[Lines, Numbers]:
         while self.group < self.groups and not (len(self.lines) and self.lines[-1] > edge):
-            with pq.ParquetFile(self.path) as file:  # opened again: a thousand parts need no thousand open files
+            with pq.ParquetFile(self.source) as file:  # opened again: a thousand parts need no thousand open files
                 table = file.read_row_group(self.group)
             self.group += 1
             self.lines = np.concatenate([self.lines, table["line"].to_numpy()])
@@ -121,8 +123,8 @@ class _Reader:
         return found
 
 
-def _write(path: Path, parts: Iterable[tuple[Lines, Numbers]]) -> None:
-    with pq.ParquetWriter(path, COUNTS, compression="zstd", use_dictionary=False) as writer:
+def _write(sink: Path | IO[bytes], parts: Iterable[tuple[Lines, Numbers]]) -> None:
+    with pq.ParquetWriter(sink, COUNTS, compression="zstd", use_dictionary=False) as writer:
         for lines, numbers in parts:
             writer.write_table(pa.table([lines, numbers], schema=COUNTS), row_group_size=1 << 17)
 

@@ -33,15 +33,17 @@ def run(config: SyncConfig) -> int:
         sweep = Sweep.read(Path(config.run)).runs if is_sweep(Path(config.run)) else {}
         folders = [Path(config.run) / name for name in sweep] or [Path(config.run)]
     commands = [
-        command for folder in folders for command in [*wandb_commands(folder, config), *copy_commands(folder, config)]
+        (command, folder)
+        for folder in folders
+        for command in [*wandb_commands(folder, config), *copy_commands(folder, config)]
     ]
     if not commands:
         say(f"nothing to send: no offline wandb run that is not uploaded in {config.run or config.runs}")
         return 0
     failed = []
-    for command in commands:
+    for command, folder in commands:
         say(f"$ {shlex.join(command)}")
-        if not config.dry_run and _start(command):
+        if not config.dry_run and _start(command, folder):
             failed.append(command)
     if failed:
         say(f"{len(failed)} of {len(commands)} failed; the same command tries those again")
@@ -76,12 +78,11 @@ def copy_commands(folder: Path, config: SyncConfig) -> list[list[str]]:
     ]
 
 
-def _start(command: list[str]) -> int:
-    """Run a command with the terminal; wandb is told that it may go online here."""
+def _start(command: list[str], folder: Path) -> int:
+    """Run a command with the terminal; wandb is told that it may go online here and keeps its logs by the run."""
+    settings = {"WANDB_MODE": "online", "WANDB_SILENT": "false", "WANDB_DIR": str(folder)}
     try:
-        return subprocess.run(
-            command, env={**os.environ, "WANDB_MODE": "online", "WANDB_SILENT": "false"}, check=False
-        ).returncode
+        return subprocess.run(command, env={**os.environ, **settings}, check=False).returncode
     except FileNotFoundError:
         raise HanseError(
             f"{command[0]}: not on this machine; install it, or show the commands with dry_run=true"

@@ -25,10 +25,10 @@ settings.load_profile("hanse")
 SHARED = ("demo_data",)  # fixtures of a session that take minutes
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """For several workers (pytest-xdist): slow files first, so that none is left alone with one at the end.
-
-    The groups keep files whole only where pytest-xdist sees them, which looks before this hook unless it is tryfirst.
+    """For several workers (pytest-xdist): files whole, so that what a module shares is made once, and slow files first,
+    so that none is left alone with one at the end. First of its kind: pytest-xdist's own hook reads the groups.
     """
     for item in items:
         shared = [name for name in SHARED if name in getattr(item, "fixturenames", ())]

@@ -1,6 +1,9 @@
 """A fast encoder is used where its ids are those of tokenizers, and passed over, with the reason, where not."""
 
+import itertools
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -129,15 +132,24 @@ def test_tokens_added_to_a_foreign_tokenizer_are_part_of_the_comparison(file, tm
 
 
 def test_gigatoken_is_made_anew_when_memory_has_grown_and_the_ids_stay(file, prose, monkeypatch):
-    """Its cache of words has no bound of its own; 20 texts of nothing but new words fill some megabytes of it."""
+    """Its cache of words has no bound of its own. That memory grows with new words is shown in a process of its own:
+    one that has run other tests has freed memory to take it from.
+    """
     import gigatoken
 
-    made, real = [], gigatoken.Tokenizer.from_json
+    grown = "import sys; from pathlib import Path; from data_pipelines import encoders as e; "
+    grown += "encode = e.with_gigatoken(Path(sys.argv[1])).encode; encode(['a']); before = e.resident_bytes(); "
+    grown += "encode([' '.join(f'{number:x}q' for number in range(80_000))]); print(e.resident_bytes() - before)"
+    said = subprocess.run([sys.executable, "-c", grown, str(file)], capture_output=True, text=True, check=True).stdout
+    assert int(said) > 2**20
+
+    made, real, memory = [], gigatoken.Tokenizer.from_json, itertools.count(0, 2**20)
     monkeypatch.setattr(encoders, "CACHE_BYTES", 2**20)
+    monkeypatch.setattr(encoders, "resident_bytes", lambda: next(memory))
     monkeypatch.setattr(gigatoken.Tokenizer, "from_json", lambda value: made.append(1) or real(value))
     encoder, reference = encoders.with_gigatoken(file), encoders.with_tokenizers(file)
     for turn in range(4):
-        encoder.encode([" ".join(f"{chr(97 + turn)}{number:x}q" for number in range(20_000))])
+        encoder.encode([" ".join(f"{chr(97 + turn)}{number:x}q" for number in range(2_000))])
     ids, lengths = encoder.encode(prose("fr"))
     assert len(made) > 1
     expected = reference.encode(prose("fr"))

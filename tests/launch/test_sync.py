@@ -48,8 +48,8 @@ def sync(folder: Path, server: Server, *more: str) -> subprocess.Popen[str]:
     """``hanse sync`` as a person starts it, in a session of its own."""
     variables = {**os.environ, "WANDB_BASE_URL": server.url, "WANDB_API_KEY": "0" * 40, "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-m", "hanse", "sync", f"run={folder}", *more]
-    return subprocess.Popen(command, env=variables, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-                            start_new_session=True)  # fmt: skip
+    return subprocess.Popen(command, env=variables, cwd=folder.parent, stdout=subprocess.PIPE,
+                            stderr=subprocess.STDOUT, text=True, start_new_session=True)  # fmt: skip
 
 
 @pytest.mark.slow
@@ -76,6 +76,7 @@ def test_an_interrupted_upload_goes_on_and_what_is_there_is_not_sent_again(voyag
     said = process.communicate(timeout=300)[0]
     assert process.returncode == 0, said
     assert said.count("offline-run-") >= 1
+    assert not (folder.parent / "wandb").exists()  # the logs of wandb's command are with its runs
     history = server.uploads.history["demo-0"]
     assert {step: line["loss"] for step, line in history.items()} == {step: 9 - step / 10 for step in range(1, 11)}
     assert server.uploads.twice == []
