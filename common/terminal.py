@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Sequence
+from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
@@ -35,6 +36,11 @@ def next_step(*commands: str) -> None:
     """Print what to run next."""
     for index, command in enumerate(commands):
         say(f"{'next:' if index == 0 else '     '} {command}")
+
+
+def short_path(path: Path, base: Path) -> str:
+    """A path as somebody in ``base`` would type it."""
+    return str(path.relative_to(base)) if path.is_relative_to(base) else str(path)
 
 
 def duration(seconds: float) -> str:

@@ -288,7 +288,8 @@ def _text(path: Path) -> str:
     return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
 
 
-def _say(text: str) -> None:
+def tell(text: str) -> None:
+    """A line in the job's log, with the time."""
     print(f"hanse {time.strftime('%F %T')} {text}", file=sys.stderr, flush=True)
 
 
@@ -316,7 +317,7 @@ def main(words: Sequence[str]) -> int:
         details: dict[str, Any] = {"wait": f"{decision.wait_seconds:.0f} s" if decision.wait_seconds else "",
                                    "without": ",".join(decision.exclude)}  # fmt: skip
         extra = "".join(f", {key} {value}" for key, value in details.items() if value)
-        _say(f"{decision.why}: {'once more' if decision.action == 'requeue' else f'end ({decision.code})'}{extra}")
+        tell(f"{decision.why}: {'once more' if decision.action == 'requeue' else f'end ({decision.code})'}{extra}")
     print(apply(record, decision))
     return EXIT_DONE
 

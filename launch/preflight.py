@@ -23,7 +23,7 @@ from typing import Any
 import yaml
 
 from common.files import read_json, write_json
-from launch.life import Policy, Record, apply, decide
+from launch.life import Policy, Record, apply, decide, tell
 from launch.local import free_port
 
 TOOL_SECONDS = 20  # nvidia-smi hangs on a wedged GPU, stat on a dead mount
@@ -210,7 +210,7 @@ def verdict(job: Path, checks: Path, among: Sequence[str], wanted: int) -> str:
         reports, slow=config["life"]["slow_node"], least_memory_gb=config["site"]["node"]["healthy_free_memory_gb"]
     )
     for node, wrong in bad.items():
-        _say(f"bad node {node}: {'; '.join(wrong)}")
+        tell(f"bad node {node}: {'; '.join(wrong)}")
     good = [node for node in among if node not in bad]
     if len(good) >= wanted:
         if bad:
@@ -218,13 +218,13 @@ def verdict(job: Path, checks: Path, among: Sequence[str], wanted: int) -> str:
         return f"train {','.join(good[:wanted])}"
     record, policy = Record(job), Policy.read(job)
     if len(bad) > 1 and len(bad) > len(among) / 2:
-        _say("most nodes fail: that is not the nodes (a full quota, a file system down, or a check that does not fit "
+        tell("most nodes fail: that is not the nodes (a full quota, a file system down, or a check that does not fit "
              "here; life.node_checks=false leaves the checks out)")  # fmt: skip
         record.end("user-error")
         return "end 2"
     record.end("bad-node", bad_nodes=list(bad))
     decision = decide(record.starts(), policy)
-    _say(f"{decision.why}: {decision.action}")
+    tell(f"{decision.why}: {decision.action}")
     return apply(record, decision)
 
 
@@ -255,10 +255,6 @@ def _number(text: str | None) -> float:
         return float(text or "")
     except ValueError:
         return 0.0
-
-
-def _say(text: str) -> None:
-    print(f"hanse {time.strftime('%F %T')} {text}", file=sys.stderr, flush=True)
 
 
 def main(words: Sequence[str]) -> int:

@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 
 from common.errors import ConfigError, HanseError
 from common.files import read_json, write_json
-from common.terminal import duration, next_step, say
+from common.terminal import duration, next_step, say, short_path
 from launch import data_job, slurm
 from launch.config import LaunchConfig
 from launch.job import Job, ranks_per_node, work_out
@@ -108,7 +108,7 @@ def summary(job: Job, folder: Path) -> Iterator[tuple[str, str]]:
     queue = config.queue or job.site.queue
     hours = job.seconds / 3600 * nodes * (job.gpus_per_node or 1)
     unit = "GPU-hours" if job.gpus_per_node else "node-hours"
-    yield "run", f"{train['name']} in {_short(job.run, job)}"
+    yield "run", f"{train['name']} in {short_path(job.run, job.work_folder)}"
     where = f"; queue {queue}" if queue else ""
     yield "asks for", f"{config.nodes}{spare} nodes x {job.ranks_per_node} ranks{cpus}{where}"
     if job.seconds:
@@ -125,11 +125,7 @@ def summary(job: Job, folder: Path) -> Iterator[tuple[str, str]]:
         left = f"; {duration(done.seconds_left)} left at its last speed" if done.seconds_left else ""
         yield "goes on", f"after step {done.checkpoint_step:,}{left}"
     yield "software", " in ".join(filter(None, (software.archive or software.venv or sys.prefix, software.container)))
-    yield "job folder", _short(folder, job)
-
-
-def _short(path: Path, job: Job) -> str:
-    return str(path.relative_to(job.work_folder)) if path.is_relative_to(job.work_folder) else str(path)
+    yield "job folder", short_path(folder, job.work_folder)
 
 
 def _head(script: Path) -> str:

@@ -18,7 +18,7 @@ from typing import Any
 
 from common.errors import EXIT_DONE, EXIT_GO_ON, ConfigError, HanseError
 from common.files import read_json, write_json, write_text
-from common.terminal import duration, next_step, say, table
+from common.terminal import duration, next_step, say, short_path, table
 from launch import slurm
 from launch.config import LaunchConfig
 from launch.job import Job, ranks_per_node, work_out
@@ -80,7 +80,7 @@ class SweepLaunch:
         _show(self.elements, folder, self.why)
         if not waiting:
             say("nothing to launch: every element is done or in the queue")
-            next_step(f"hanse report run={_short(folder)}")
+            next_step(f"hanse report run={short_path(folder, Path.cwd())}")
             return EXIT_DONE
         record = Sweep.read(folder).runs if is_sweep(folder) else {}
         Sweep(folder, record | {element.name: element.values for element in self.elements}).write()
@@ -160,7 +160,7 @@ def _show(elements: Sequence[Element], folder: Path, why: str) -> None:
     hours = job.seconds / 3600 * nodes * (job.gpus_per_node or 1) * waiting
     at_once = f", at most {job.config.at_once} at a time" if job.config.at_once else ""
     say(f"{job.site.title} (site={job.site.name}, {why})")
-    say(f"  sweep         {len(elements)} runs in {_short(folder)}/, {waiting} to launch{at_once}")
+    say(f"  sweep         {len(elements)} runs in {short_path(folder, Path.cwd())}/, {waiting} to launch{at_once}")
     queue = job.config.queue or job.site.queue
     say(f"  asks for      {nodes} nodes x {job.ranks_per_node} ranks each" + (f"; queue {queue}" if queue else ""))
     if job.seconds:
@@ -197,7 +197,10 @@ def _submit(elements: Sequence[Element], folder: Path, *, here: bool) -> int:
         write_json(element.folder / "job.json", {"job_id": f"{number}_{index}", **record})
     write_json(place / "job.json", {"job_id": number, **record})
     say(f"submitted: array {number} of {len(elements)} jobs; each has its log in its run folder, under jobs/")
-    next_step(f"hanse status run={_short(folder)}", f"hanse report run={_short(folder)}   (a page, at any time)")
+    next_step(
+        f"hanse status run={short_path(folder, Path.cwd())}",
+        f"hanse report run={short_path(folder, Path.cwd())}   (a page, at any time)",
+    )
     return EXIT_DONE
 
 
@@ -215,9 +218,5 @@ def _one_after_the_other(elements: Sequence[Element], folder: Path) -> int:
         if code:
             say(f"{element.name}: ended with exit code {code}")
     say(f"{codes[EXIT_DONE]} of {len(elements)} done")
-    next_step(f"hanse report run={_short(folder)}")
+    next_step(f"hanse report run={short_path(folder, Path.cwd())}")
     return max(codes)
-
-
-def _short(path: Path) -> str:
-    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
