@@ -2,7 +2,8 @@
 #
 #   make demo    text in four languages -> a trained model, its export and its report (runs/demo/)
 #   make test    all tests but those of a cluster;  make quick  without the slow ones
-#   make cluster jobs on a real Slurm of four simulated nodes: root, Debian's Slurm packages, half an hour
+#   make cluster jobs on a real Slurm of four simulated nodes: root, Debian's Slurm packages, half an hour;
+#                make cluster-again  those that failed
 #   make lint    ruff and mypy;  make docs  the site (site/);  make clean  what the tools left behind
 #
 #   PYTHON=python3.12       the Python that the virtual environment is built with (3.11 or newer)
@@ -23,9 +24,10 @@ export PATH := $(abspath $(VENV))/bin:$(PATH)
 export PYTHONDONTWRITEBYTECODE :=
 # Tests side by side, a worker a processor, slow files first; more than four workers want more memory than time.
 PYTEST := python -m pytest --numprocesses=logical --maxprocesses=4 --dist=loadgroup --no-loadscope-reorder
+CLUSTER := python -m pytest -m cluster -o cache_dir=.pytest_cache/cluster
 INSTALL := python -m pip install -qq --no-compile --constraint constraints.txt
 
-.PHONY: demo test quick cluster lint docs clean
+.PHONY: demo test quick cluster cluster-again lint docs clean
 
 demo: $(VENV)/.installed
 	hanse corpus experiment=demo
@@ -41,7 +43,10 @@ test: $(VENV)/.installed-dev
 	$(PYTEST) -m "not cluster"
 
 cluster: $(VENV)/.installed-dev
-	python -m pytest -m cluster
+	$(CLUSTER)
+
+cluster-again: $(VENV)/.installed-dev
+	$(CLUSTER) --last-failed --last-failed-no-failures=none
 
 quick: $(VENV)/.installed-dev
 	$(PYTEST) -m "not slow"
