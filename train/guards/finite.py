@@ -128,7 +128,7 @@ def _watch(name: str, names: list[str]) -> Any:
 
 def sample_number(run: Run, step: int, turn: int, place: int) -> int:
     """The number in the order of data of a sequence of this rank's micro-batches."""
-    return run.data.stream.rank_samples(step, run.place.rank, run.place.ranks)[turn][place]
+    return run.data.stream.rank_samples(step, run.reader.rank, run.reader.ranks)[turn][place]
 
 
 def documents_of(stream: RunStream, sample: int) -> str:
