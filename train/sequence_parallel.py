@@ -63,6 +63,14 @@ class SequenceGroup:
         dist.all_gather(parts, part.contiguous(), group=self.group)
         return torch.cat(parts, -1)
 
+    def total(self, part: Tensor) -> Tensor:
+        """The sum of what the ranks of the group have, on each of them. Collective."""
+        if self.size == 1:
+            return part
+        total = part.clone()
+        dist.all_reduce(total, group=self.group)
+        return total
+
     def to_heads(self, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, ...]:
         """(B, heads, L / size, head size) of this rank's positions -> (B, heads / size, L, head size) of its heads.
 
@@ -101,20 +109,27 @@ def share_sequences(module: PackedLanguageModel, group: SequenceGroup) -> None:
     """Let a model take a slice of the positions, and exchange with the ranks that have the others in each attention."""
     if group.size == 1:
         return
-    module.slices, model = group.size, module.model
-    alone = copy.copy(model.config)  # with the name of the back end, which FlashAttention's looks at
-    compute = ALL_ATTENTION_FUNCTIONS[module.attention]
-    groups = model.config.num_attention_heads // max(model.config.num_key_value_heads, group.size)
-    for one in model.modules():
-        if hasattr(one, "num_key_value_groups"):
-            here: Any = one
-            here.shared = _Shared(group, compute, alone, groups)
-    model.set_attn_implementation(NAME)
+    module.slices, alone = group.size, module.model.config
+    groups = alone.num_attention_heads // max(alone.num_key_value_heads, group.size)
+    shared = _Shared(group, ALL_ATTENTION_FUNCTIONS[module.attention], alone, groups)
+    named = copy.copy(alone)  # others may have been built from the same
+    named._attn_implementation = NAME
+    for one in module.model.modules():
+        here: Any = one
+        if hasattr(here, "config"):
+            here.config = named
+        if hasattr(here, "num_key_value_groups"):
+            here.shared = shared
 
 
 @dataclass(frozen=True)
 class _Shared:
-    """What an attention module needs to share sequences; ``groups``: queries to a key where it computes."""
+    """What an attention module needs to share sequences.
+
+    Attributes:
+        compute: the back end, and ``alone``: the configuration that names it, where it looks for that.
+        groups: queries to a key, among the heads of a rank.
+    """
 
     group: SequenceGroup
     compute: Any
