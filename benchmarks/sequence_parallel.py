@@ -49,7 +49,7 @@ def measure(length: int, shared: int) -> dict[str, Any]:
     from common.configuration import instantiate
 
     batch = RANKS // shared
-    settings = ["name=memory", f"tokens={10 * batch * length}", f"data.sequence_length={length}", f"ranks={RANKS}",
+    settings = ["name=memory", f"tokens={100 * batch * length}", f"data.sequence_length={length}", f"ranks={RANKS}",
                 f"batch.global_batch_size={batch}", "batch.micro_batch_size=1", "engine.precision=fp32",
                 f"engine.sequence_parallel={shared}", *SETTINGS]  # fmt: skip
     with initialize_config_module("configs", version_base="1.3"):

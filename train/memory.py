@@ -8,6 +8,7 @@ device, where tensors have shapes and no values, and what autograd keeps for the
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -137,7 +138,7 @@ def activations(
     Where layers are recomputed, the worst moment has the inputs of all of these and everything of one. Where sequences
     are shared by ranks, it is of one of so many ``slices``, and the mask of all of the sequence.
     """
-    AttentionInterface.register(COUNTED, _attention)
+    AttentionInterface.register(COUNTED, partial(_attention, exchanged=slices > 1))
     model = shape_of_model(config)
     torch.nn.Module.to(model, DTYPES[precision])
     module = PackedLanguageModel(model)
@@ -190,13 +191,17 @@ class _Attention(torch.autograd.Function):
         raise NotImplementedError
 
 
-def _attention(module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor, **_: Any) -> tuple[Tensor, None]:
+def _attention(
+    module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor, *, exchanged: bool, **_: Any
+) -> tuple[Tensor, None]:
     """In place of ``sdpa``, which has no kernel for tensors without values. Shapes (B, heads, L, head size).
 
-    As in ``sdpa``, keys and values are repeated for grouped queries; all layers keep the same mask.
+    As in ``sdpa``, keys and values are repeated for grouped queries; all layers keep the same mask. Where results are
+    ``exchanged``, attention keeps them as it computed them, and what comes next as they arrived.
     """
     groups = module.num_key_value_groups
     if groups > 1:
         key, value = (one.repeat_interleave(groups, dim=1) for one in (key, value))
     out = _Attention.apply(query, key, value, mask)
-    return out.transpose(1, 2).contiguous(), None
+    out = out.transpose(1, 2)
+    return out.clone() if exchanged else out.contiguous(), None

@@ -86,7 +86,8 @@ def test_a_plan_knows_the_slice_and_what_is_exchanged():
     config = model_config(ModelConfig("llama", settings), 200, 64)
     one, four = (activations(config, 64, "bf16", 0, slices) for slices in (1, 4))
     mask = 2 * 64 * 64  # bytes a sequence, which every rank holds whole
-    assert four.a_sequence - mask == pytest.approx((one.a_sequence - mask) / 4, rel=0.02)
+    again = 2 * 3 * 64 * 64 / 4  # results of attention: as computed, and as they arrived
+    assert four.a_sequence - mask - again == pytest.approx((one.a_sequence - mask) / 4, rel=0.02)
     assert four.logits == one.logits / 4
     train = configured("engine.sequence_parallel=4", "ranks=4", "data.sequence_length=64",
                        "engine.recompute_every_layers=1")  # fmt: skip
@@ -109,14 +110,15 @@ def test_models_whose_sequences_are_shared_are_the_same_models(tmp_path):
     assert set(SHAREABLE) < found.keys()
     for name, one in found.items():
         assert max(one["errors"]) < 2e-5, (name, one["errors"])
-        if one["kept"]:
-            assert one["kept"] == pytest.approx(one["planned"], rel=1e-4), name
+        if one["kept"]:  # of a single key no copies are made for its queries, which a plan does not know
+            assert 0.94 * one["planned"] < one["kept"] <= one["planned"], name
+    assert found["own-keys"]["kept"] == found["own-keys"]["planned"]
 
 
 @pytest.fixture(scope="module")
 def runs(tiny_settings, tmp_path_factory) -> Path:
     """A folder of runs on two ranks: whole sequences (``alone``), shared ones (``shared-STAGE``), one with a fault; and
-    from step 6 of shared ones, in ``moved-*``: with whole sequences, and on two groups of two ranks."""
+    of shared ones that go on from step 6, ``moved-*``: with whole sequences, and on two groups of two ranks."""
     folder = tmp_path_factory.mktemp("shared")
 
     def case(run, stage, shared, *more):
@@ -124,12 +126,11 @@ def runs(tiny_settings, tmp_path_factory) -> Path:
                 f"engine.sequence_parallel={shared}", *more]  # fmt: skip
 
     first = {"alone": case("alone", 1, 1), "shared-1": case("shared-1", 1, 2), "shared-3": case("shared-3", 3, 2),
-             "nan": case("nan", 1, 2)}  # fmt: skip
+             "nan": case("nan", 1, 2), "half": case("moved-alone", 1, 2, "until_step=6"),
+             "moved-alone": case("moved-alone", 3, 1)}  # fmt: skip
     told = train_cases(folder / "two", 2, first, {"nan": {"poison": 3}})
-    for name, source in (("moved-alone", "shared-1"), ("moved-four", "shared-3")):
-        shutil.copytree(folder / source, folder / name)
-        shutil.rmtree(folder / name / "checkpoints/step-00000012")
-    told |= train_cases(folder / "back", 2, {"moved-alone": case("moved-alone", 3, 1)})
+    shutil.copytree(folder / "shared-3", folder / "moved-four")
+    shutil.rmtree(folder / "moved-four/checkpoints/step-00000012")
     told |= train_cases(folder / "four", 4, {"moved-four": case("moved-four", 1, 2)})
     (folder / "told.json").write_text(json.dumps(told))
     return folder
@@ -174,5 +175,5 @@ def test_a_loss_that_is_not_finite_names_the_sequences_of_the_group(runs):
     told = json.loads((runs / "told.json").read_text())["nan"]
     assert "step 3: the loss is nan" in told
     assert "on rank 1 no finite loss for sample 17 (" in told
-    assert "from the loss backwards: lm_head.weight" in told or "embed_tokens" in told
+    assert "from the loss backwards: model.norm.weight" in told
     assert all(f"sample {number} (" in told for number in (19, 21, 23))
