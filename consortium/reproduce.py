@@ -22,6 +22,7 @@ from train import ledger, start
 from train.attention_config import for_reading
 from train.checkpoint import PARTS, Checkpoint
 from train.config import TrainConfig
+from train.engine_config import EngineConfig
 from train.run_folder import RunFolder, complete_steps, folder_of
 from train.state_hash import tensors_under
 
@@ -103,11 +104,19 @@ def _prepared(
     return replace(
         trained, run=config.output, data=data,
         model=replace(trained.model, attention=for_reading(trained.model.attention)),  # others promise no bits
-        until_step=segment[1], ranks=config.ranks or trained.ranks,
-        engine=replace(trained.engine, zero_stage=config.zero_stage or trained.engine.zero_stage),
+        until_step=segment[1], **_on_ranks(
+            replace(trained.engine, zero_stage=config.zero_stage or trained.engine.zero_stage),
+            config.ranks or trained.ranks,
+        ),
         lock=str(original.lock) if config.lock and original.lock.is_file() else None,
         track=replace(trained.track, wandb="disabled", tensorboard=False), profile=False,
     )  # fmt: skip
+
+
+def _on_ranks(engine: EngineConfig, ranks: int) -> dict[str, Any]:
+    """``ranks`` and ``engine`` of a replay: where they cannot share sequences as the run's did, none do."""
+    shared = engine.sequence_parallel if ranks % engine.sequence_parallel == 0 else 1
+    return {"ranks": ranks, "engine": replace(engine, sequence_parallel=shared)}
 
 
 def _other_layout(config: TrainConfig) -> TrainConfig:
@@ -121,9 +130,10 @@ def _other_layout(config: TrainConfig) -> TrainConfig:
                          "bits; leave it out")  # fmt: skip
     size, ranks = config.batch.micro_batch_size, config.ranks
     for micro_batch, on in ((size // 2, ranks), (2 * size, ranks), (size, 1)):
-        other = replace(config, run=str(Path(config.run) / "noise"), ranks=on,
+        other = replace(config, run=str(Path(config.run) / "noise"), **_on_ranks(config.engine, on),
                         batch=replace(config.batch, micro_batch_size=micro_batch))  # fmt: skip
-        if micro_batch and (micro_batch, on) != (size, ranks) and not other.timeline.problems(on):
+        shared = other.engine.sequence_parallel
+        if micro_batch and (micro_batch, on) != (size, ranks) and not other.timeline.problems(on, shared):
             return other
     raise HanseError(f"measure_noise=true: a batch of {config.batch.global_batch_size} on {ranks} ranks can be summed "
                      "in one way only; set tolerance=... instead")  # fmt: skip

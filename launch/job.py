@@ -80,9 +80,11 @@ class Job:
     def arithmetic(self) -> str:
         """The global batch, factor by factor."""
         batch = self.train["batch"]
-        accumulation = batch["global_batch_size"] // (batch["micro_batch_size"] * self.ranks)
-        return (f"{self.config.nodes} nodes x {self.ranks_per_node} ranks x {batch['micro_batch_size']} sequences x "
-                f"{accumulation} accumulated = {batch['global_batch_size']} sequences of "
+        shared = self.train["engine"]["sequence_parallel"]
+        accumulation = batch["global_batch_size"] // (batch["micro_batch_size"] * self.ranks // shared)
+        to_each = f" / {shared} to a sequence" if shared > 1 else ""
+        return (f"{self.config.nodes} nodes x {self.ranks_per_node} ranks{to_each} x {batch['micro_batch_size']} "
+                f"sequences x {accumulation} accumulated = {batch['global_batch_size']} sequences of "
                 f"{self.train['data']['sequence_length']} tokens a step")  # fmt: skip
 
 

@@ -239,15 +239,19 @@ class TrainConfig:
         return found or [*stage_problems(self), *profiling]
 
 
-def batch_problems(batch: BatchConfig, ranks: int) -> list[str]:
-    """The arithmetic of a global batch: micro-batch x ranks x accumulation must give it exactly."""
-    unit = batch.micro_batch_size * ranks
+def batch_problems(batch: BatchConfig, ranks: int, sequence_parallel: int = 1) -> list[str]:
+    """The arithmetic of a global batch: micro-batch x ranks x accumulation must give it exactly.
+
+    Ranks that share sequences are one, and ``sequence_parallel`` divides ``ranks``.
+    """
+    unit = batch.micro_batch_size * ranks // sequence_parallel
     if batch.global_batch_size % unit == 0:
         return []
     below, above = batch.global_batch_size // unit * unit, -(-batch.global_batch_size // unit) * unit
     nearest = f"{below} or {above}" if below else str(above)
-    return [f"batch.global_batch_size={batch.global_batch_size}: not a multiple of batch.micro_batch_size x ranks = "
-            f"{batch.micro_batch_size} x {ranks} = {unit}; nearest: {nearest}"]  # fmt: skip
+    shared, by = (" / engine.sequence_parallel", f" / {sequence_parallel}") if sequence_parallel > 1 else ("", "")
+    return [f"batch.global_batch_size={batch.global_batch_size}: not a multiple of batch.micro_batch_size x ranks"
+            f"{shared} = {batch.micro_batch_size} x {ranks}{by} = {unit}; nearest: {nearest}"]  # fmt: skip
 
 
 def run_problems(run: str, key: str = "run") -> list[str]:

@@ -22,7 +22,8 @@ VARIABLES = {
 LAYOUT = ("batch.micro_batch_size", "engine.precision", "model.attention", "threads_per_rank",
           "engine.gradient_accumulation", "engine.communication", "engine.offload_optimizer", "engine.compile",
           "engine.quantized_weights", "engine.quantized_gradients")  # fmt: skip
-FROZEN = {"D0": (), "D1": (*LAYOUT, "ranks", "engine.zero_stage"), "D2": LAYOUT}  # keys that a run is held to
+FROZEN = {"D0": (), "D1": (*LAYOUT, "ranks", "engine.zero_stage", "engine.sequence_parallel"),
+          "D2": LAYOUT}  # keys that a run is held to  # fmt: skip
 
 
 def set_variables(level: str, environment: MutableMapping[str, str]) -> None:

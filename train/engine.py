@@ -27,6 +27,7 @@ from train.model import PackedLanguageModel, model_inputs, set_rope
 from train.muon import Matrices, Piece
 from train.optimizers import Stepper, build, moments_of
 from train.ranks import Place
+from train.sequence_parallel import SequenceGroup, share_sequences
 from train.shares import Fragment, Shares
 from train.stream import MicroBatch
 from train.zero_config import bucket_elements, deepspeed_config
@@ -87,6 +88,8 @@ class Engine:
         module = PackedLanguageModel(model, config.loss.z_weight)
         if config.determinism == "D2":
             isolate(module)
+        self.group = SequenceGroup.join(config.engine.sequence_parallel)
+        share_sequences(module, self.group)
         self.names = {id(parameter): name for name, parameter in model.named_parameters()}
         self.shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
         self.moments = moments_of(model, self.kind)  # now: ZeRO-3 leaves parameters without a shape
@@ -130,13 +133,14 @@ class Engine:
         """The sizes of the next step and those after it; between two steps only."""
         if batch == self.batch:
             return
-        self.batch, self.accumulation = batch, batch.global_batch_size // (batch.micro_batch_size * self.ranks)
+        self.batch = batch
+        self.accumulation = batch.global_batch_size // (batch.micro_batch_size * self.ranks // self.group.size)
         micro_batch, accumulation = batch.micro_batch_size, self.accumulation
         if self.exact:  # DeepSpeed sees one backward a step
             self.exact.micro_batches = batch.global_batch_size // batch.micro_batch_size
             micro_batch, accumulation = micro_batch * accumulation, 1
         self.engine.set_train_micro_batch_size(micro_batch)
-        self.engine.set_train_batch_size(batch.global_batch_size)
+        self.engine.set_train_batch_size(batch.global_batch_size * self.group.size)  # it counts slices
         self.engine.micro_steps = 0  # it counts them to tell a step's last
         self.zero.gradient_accumulation_steps = accumulation
 
@@ -147,16 +151,24 @@ class Engine:
             set_rope(self.engine.module, config)
 
     def forward(self, batch: MicroBatch) -> tuple[Tensor, Tensor]:
-        """Negative log-likelihood in fp32: () of the micro-batch, for :meth:`backward`, and (B,) a sequence."""
+        """Negative log-likelihood in fp32: () of the micro-batch, for :meth:`backward`, and (B,) a sequence.
+
+        Where ranks share sequences, all of it is of this rank's slice.
+        """
         self.mark("forward")
         total, nll = self.engine(**model_inputs(batch, self.engine.device))
         return total, nll
 
     def scores(self, batch: MicroBatch) -> tuple[Tensor, Tensor]:
-        """Of each label, (B, L): negative log-likelihood in fp32, and whether it is the likeliest token."""
+        """Of each label, (B, L): negative log-likelihood in fp32, and whether it is the likeliest token.
+
+        Ranks that share sequences are given the same whole ones, and get the same.
+        """
         self.mark("forward")
-        nll, first = self.engine(**model_inputs(batch, self.engine.device), scored=True)
-        return nll, first
+        mine = batch.slice(self.group.index, self.group.size)
+        nll, first = self.engine(**model_inputs(mine, self.engine.device), scored=True)
+        nll, first = self.group.whole(torch.stack((nll, first.float())))
+        return nll, first.bool()
 
     def backward(self, total: Tensor, global_targets: int) -> None:
         """Add the gradient of ``total / global_targets``, summed over the ranks, to what is accumulated.

@@ -74,11 +74,12 @@ class Evaluation:
         """
         most = max((len(one.names) for one in self.origins.values()), default=0)
         rows = torch.zeros(len(self.batches), 1 + most, 4, dtype=torch.float64)
+        reader = place.data_parallel(engine.group.size)
         with engine.evaluating():
-            for turn in range(-(-len(self.batches) // place.ranks)):
-                index = turn * place.ranks + place.rank
+            for turn in range(-(-len(self.batches) // reader.ranks)):
+                index = turn * reader.ranks + reader.rank
                 nll, first = engine.scores(self.batches[min(index, len(self.batches) - 1)][1])
-                if index < len(self.batches):  # under ZeRO-3 every rank must run as often as the others
+                if index < len(self.batches) and engine.group.index == 0:  # at ZeRO 3 all must run as often as others
                     for column, score in self._of_batch(index, nll, first).items():
                         rows[index, column] = torch.tensor(astuple(score), dtype=torch.float64)
         return self._added(all_reduce_sum(rows, engine).numpy())

@@ -67,7 +67,8 @@ def describe(
         "precision": precision,
         "layout": {"ranks": place.ranks, "zero_stage": config.engine.zero_stage,
                    "micro_batch_size": config.batch.micro_batch_size, "threads_per_rank": config.threads_per_rank,
-                   "attention": attention},
+                   "attention": attention,
+                   **({"sequence_parallel": shared} if (shared := config.engine.sequence_parallel) > 1 else {})},
     }  # fmt: skip
 
 

@@ -220,12 +220,13 @@ def prefetched(run: Run, done: int) -> Generator[tuple[Batch, float], None, None
 
     A thread builds a step's batch while the step before is computed.
     """
-    config, stream, place = run.config, run.data.stream, run.place
+    config, stream, reader, group = run.config, run.data.stream, run.reader, run.engine.group
 
     def build(step: int) -> Batch:
         samples = stream.span(step)
-        mine = stream.step(step, rank=place.rank, ranks=place.ranks)
-        sha256 = stream.fingerprint(samples) if place.first else None
+        whole = stream.step(step, rank=reader.rank, ranks=reader.ranks)
+        mine = [one.slice(group.index, group.size) for one in whole]
+        sha256 = stream.fingerprint(samples) if run.place.first else None
         return Batch(mine, stream.targets(samples), (samples.start, samples.stop), sha256)
 
     with ThreadPoolExecutor(1, "prefetch") as thread:

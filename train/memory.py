@@ -8,6 +8,7 @@ device, where tensors have shapes and no values, and what autograd keeps for the
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -129,32 +130,35 @@ def memory(parameters: int, kept: Activations, layout: Layout, micro_batch: int)
     )
 
 
-def activations(config: PretrainedConfig, length: int, precision: str, recompute_every: int = 0) -> Activations:
+def activations(
+    config: PretrainedConfig, length: int, precision: str, recompute_every: int = 0, slices: int = 1
+) -> Activations:
     """Count them on the meta device, for packed sequences of ``length`` tokens.
 
-    Where layers are recomputed, the worst moment has the inputs of all of these and everything of one.
+    Where layers are recomputed, the worst moment has the inputs of all of these and everything of one. Where sequences
+    are shared by ranks, it is of one of so many ``slices``, and the mask of all of the sequence.
     """
-    AttentionInterface.register(COUNTED, _attention)
+    AttentionInterface.register(COUNTED, partial(_attention, exchanged=slices > 1))
     model = shape_of_model(config)
     torch.nn.Module.to(model, DTYPES[precision])
     module = PackedLanguageModel(model)
     module.attention = "sdpa"
     model.set_attn_implementation(COUNTED)
-    fixed, a_sequence = _count(module, length)
+    fixed, a_sequence = _count(module, length, slices)
     if recompute_every:
         recompute_activations(model, recompute_every)
-        _, kept = _count(module, length)
+        _, kept = _count(module, length, slices)
         a_sequence = kept + (a_sequence - kept) / -(-config.num_hidden_layers // recompute_every)
-    return Activations(fixed, a_sequence, length * config.vocab_size, module.fused)
+    return Activations(fixed, a_sequence, length // slices * config.vocab_size, module.fused)
 
 
-def _count(module: PackedLanguageModel, length: int) -> tuple[float, float]:
-    one, two = (saved_bytes(module, batch, length, "meta") for batch in (1, 2))
+def _count(module: PackedLanguageModel, length: int, slices: int) -> tuple[float, float]:
+    one, two = (saved_bytes(module, batch, length, "meta", slices) for batch in (1, 2))
     return 2 * one - two, two - one
 
 
-def saved_bytes(module: PackedLanguageModel, batch: int, length: int, device: str) -> int:
-    """Bytes of all tensors that one forward pass keeps for its backward pass, parameters left out."""
+def saved_bytes(module: PackedLanguageModel, batch: int, length: int, device: str, slices: int = 1) -> int:
+    """Bytes of all tensors that one forward pass of a slice keeps for its backward pass, parameters left out."""
     own = {id(parameter) for parameter in module.parameters()}
     own_storage = {parameter.untyped_storage()._cdata for parameter in module.parameters()}
     kept: dict[int, Tensor] = {}
@@ -165,10 +169,11 @@ def saved_bytes(module: PackedLanguageModel, batch: int, length: int, device: st
             kept[storage] = tensor  # held, so that no later tensor takes its place
         return tensor
 
-    ids = torch.zeros(batch, length, dtype=torch.int64, device=device)
-    positions = torch.arange(length, device=device).expand(batch, length)
+    documents = torch.zeros(batch, length, dtype=torch.int64, device=device)
+    ids = documents[:, : length // slices]
+    positions = torch.arange(length // slices, device=device).expand_as(ids)
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        module(ids, positions, ids, ids)
+        module(ids, positions, ids, documents)
     return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
 
 
@@ -186,13 +191,17 @@ class _Attention(torch.autograd.Function):
         raise NotImplementedError
 
 
-def _attention(module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor, **_: Any) -> tuple[Tensor, None]:
+def _attention(
+    module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor, *, exchanged: bool, **_: Any
+) -> tuple[Tensor, None]:
     """In place of ``sdpa``, which has no kernel for tensors without values. Shapes (B, heads, L, head size).
 
-    As in ``sdpa``, keys and values are repeated for grouped queries; all layers keep the same mask.
+    As in ``sdpa``, keys and values are repeated for grouped queries; all layers keep the same mask. Where results are
+    ``exchanged``, attention keeps them as it computed them, and what comes next as they arrived.
     """
     groups = module.num_key_value_groups
     if groups > 1:
         key, value = (one.repeat_interleave(groups, dim=1) for one in (key, value))
     out = _Attention.apply(query, key, value, mask)
-    return out.transpose(1, 2).contiguous(), None
+    out = out.transpose(1, 2)
+    return out.clone() if exchanged else out.contiguous(), None

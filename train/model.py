@@ -121,6 +121,7 @@ class PackedLanguageModel(nn.Module):
         super().__init__()
         self.model, self.z_weight = model, z_weight
         self.attention = model.config._attn_implementation
+        self.slices = 1  # that sequences come in (train/sequence_parallel.py)
         self.fused = model.config.model_type in PLAIN_HEADS
         if self.fused:
             head = FusedHead(1, 1, bias=False, device="meta")
@@ -131,6 +132,8 @@ class PackedLanguageModel(nn.Module):
         self, input_ids: Tensor, positions: Tensor, labels: Tensor, documents: Tensor | None, *, scored: bool = False
     ) -> tuple[Tensor, Tensor]:
         """All arguments (B, L) int64; ``documents`` is None where each sequence is one document.
+
+        Of a slice of sequences, those but ``documents`` are (B, L / slices), and so is what is returned.
 
         Returns:
             Sums of -ln p(label), positions labelled IGNORED left out, in fp32: () over all, which carries the gradient,
@@ -156,7 +159,8 @@ class PackedLanguageModel(nn.Module):
         return logits
 
     def _inputs(self, input_ids: Tensor, positions: Tensor, documents: Tensor | None) -> dict[str, Any]:
-        told = borders(documents, input_ids, self.attention, next(self.model.parameters()).dtype)
+        whole = input_ids if self.slices == 1 else input_ids.repeat(1, self.slices)  # for its shape
+        told = borders(documents, whole, self.attention, next(self.model.parameters()).dtype)
         return {"input_ids": input_ids, "position_ids": positions, "use_cache": False, **told}
 
 

@@ -36,7 +36,8 @@ def opening(
     line = config.timeline
     each = " and ".join(f"{size:,}" for size in dict.fromkeys(stage.tokens_per_step for stage in line))
     tokens = f"{line.steps} steps of {each} tokens = {count(line.tokens(line.steps))}"
-    zero = f"{place.ranks} ranks, ZeRO-{config.engine.zero_stage}"
+    shared = f", {config.engine.sequence_parallel} to a sequence" if config.engine.sequence_parallel > 1 else ""
+    zero = f"{place.ranks} ranks{shared}, ZeRO-{config.engine.zero_stage}"
     lines = [
         f"{config.name}: {count(parameters)} parameters, {zero}, {tokens} tokens",
         f"precision {precision} ({'asked for' if config.engine.precision != 'auto' else 'chosen'}; "

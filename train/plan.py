@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
+from transformers import PretrainedConfig
 
 from common.errors import ConfigError, HanseError
 from common.files import read_json, write_json
@@ -45,7 +46,7 @@ class Machine:
 
 @dataclass(frozen=True)
 class Subject:
-    """What is to be trained; ``flops_per_token``: the mean of the run's stages."""
+    """What is to be trained; ``flops_per_token``: the mean of the run's stages; ``exchanged``: :func:`exchanged`."""
 
     config: TrainConfig
     vocabulary: int
@@ -53,6 +54,7 @@ class Subject:
     layers: int
     flops_per_token: int
     activations: Activations
+    exchanged: float
     precision: str
     optimizer_bytes: float  # a parameter: master, moments, average; what a checkpoint holds
     stages: list[StagePlan]
@@ -127,7 +129,7 @@ def run(config: PlanConfig) -> None:
 
 def describe(config: PlanConfig) -> Subject:
     """The training configuration and its model, whose shapes are looked at on the meta device."""
-    found, wrong = configuration_of("train", config.train, "ranks=1")
+    found, wrong = configuration_of("train", config.train, "ranks=${engine.sequence_parallel}")
     if found is None or wrong:
         raise ConfigError(wrong)
     train = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(TrainConfig), found))
@@ -145,7 +147,8 @@ def describe(config: PlanConfig) -> Subject:
     return Subject(
         train, shape.vocab_size, parameter_counts(model)[0], shape.num_hidden_layers,
         flops // train.timeline.tokens(train.steps),
-        activations(shape, longest, precision, train.engine.recompute_every_layers), precision,
+        activations(shape, longest, precision, train.engine.recompute_every_layers, train.engine.sequence_parallel),
+        exchanged(shape, train, precision), precision,
         bytes_per_parameter(model, train), stages, whole(stages, train, manifest) if manifest else {},
     )  # fmt: skip
 
@@ -195,8 +198,11 @@ def choose(subject: Subject, ranks: int, available: float) -> Choice | None:
 
     Sequences are the longest of the run's stages, and the micro-batch divides the batches of all of them.
     """
-    batches = [stage.size for stage in subject.config.timeline]
-    sizes = [size for size in range(1, min(batches) // ranks + 1) if not any(one % (size * ranks) for one in batches)]
+    batches, shared = [stage.size for stage in subject.config.timeline], subject.config.engine.sequence_parallel
+    if ranks % shared:
+        return None
+    units = range(ranks // shared, min(batches) + 1, ranks // shared)  # sequences that all ranks run at once
+    sizes = [unit * shared // ranks for unit in units if not any(one % unit for one in batches)]
     for stage in ZERO_STAGES:
         fitting = [(size, need) for size in sizes if (need := needs(subject, ranks, stage, size)).total <= available]
         if fitting:
@@ -223,17 +229,32 @@ def predicted(
     """Share of the time that is not spent on communication: expected, at worst, at best (train/scaling.py)."""
     if machine.network_gbit is None or choice is None:
         return None
-    train = subject.config
-    flops = subject.flops_per_token * train.data.sequence_length * choice.micro_batch
+    train, shared = subject.config, subject.config.engine.sequence_parallel
+    flops = subject.flops_per_token * train.data.sequence_length * choice.micro_batch / shared
     work = Work(
         subject.parameters, subject.layers, choice.stage,
-        train.batch.global_batch_size // (choice.micro_batch * choice.ranks),
+        train.batch.global_batch_size // (choice.micro_batch * choice.ranks // shared),
         flops / (machine.gpu.bf16_flops * mfu), bool(train.engine.recompute_every_layers),
-        VALUE_BYTES[subject.precision],
+        VALUE_BYTES[subject.precision], sharing=shared, exchanged=subject.exchanged * choice.micro_batch,
     )  # fmt: skip
     found = [efficiency(work, choice.ranks, network(machine.name, machine.gpus_per_node, machine.network_gbit, turn))
              for turn in (math.sqrt(math.prod(TURN_SECONDS)), max(TURN_SECONDS), min(TURN_SECONDS))]  # fmt: skip
     return found[0], found[1], found[2]
+
+
+def exchanged(shape: PretrainedConfig, train: TrainConfig, precision: str) -> float:
+    """Bytes of one sequence that one of the ranks which share it gives away in all-to-alls; 0 where none do.
+
+    In each layer queries, keys and values on the way to attention and its result on the way back; as much in the
+    backward pass, and once more where it computes the forward pass again.
+    """
+    shared, heads = train.engine.sequence_parallel, shape.num_attention_heads
+    if shared == 1:
+        return 0.0
+    size = getattr(shape, "head_dim", None) or shape.hidden_size // heads
+    values = (2 * heads + 2 * max(shape.num_key_value_heads, shared)) * size * train.data.sequence_length / shared
+    return float((3 if train.engine.recompute_every_layers else 2) * shape.num_hidden_layers * values
+                 * VALUE_BYTES[precision])  # fmt: skip
 
 
 def timing(

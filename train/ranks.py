@@ -24,6 +24,10 @@ class Place:
         """Whether this rank speaks and writes for all."""
         return self.rank == 0
 
+    def data_parallel(self, sequence_parallel: int) -> Place:
+        """The place of its sequence group among them: so many ranks that lie side by side read the same samples."""
+        return Place(self.rank // sequence_parallel, self.ranks // sequence_parallel)
+
 
 class ToldElsewhere(HanseError):  # noqa: N818
     """An error that rank 0 prints for all; the process ends as rank 0's does."""

@@ -44,6 +44,14 @@ class Network:
         rated = self.link if ranks <= self.gpus_per_node else min(self.node, self.link)
         return size * (ranks - 1) / ranks / (self.share * rated) + messages * (ranks - 1) * self.turn
 
+    def all_to_all(self, size: float, ranks: int, messages: int) -> float:
+        """Seconds in which each of some ranks side by side gives ``size`` bytes away, a part to each, at every message.
+
+        Between nodes, all GPUs of a node do so at once through its network.
+        """
+        rated = self.link if ranks <= self.gpus_per_node else min(self.node / self.gpus_per_node, self.link)
+        return size * (ranks - 1) / ranks / (self.share * rated) + messages * (ranks - 1) * self.turn
+
 
 def network(gpu: str, gpus_per_node: int, node_gbit: float, turn: float) -> Network:
     """The network of a machine; where the links between the GPUs of a node are not known, they are no faster."""
@@ -62,6 +70,7 @@ class Work:
         recompute: whether the backward pass computes the forward pass again.
         value_bytes: of a weight and of a gradient on the way.
         bucket_bytes: what stages 1 and 2 send at once, at most.
+        sharing: ranks that share a sequence; ``exchanged``: bytes that one gives them in a micro-batch, all-to-all.
     """
 
     parameters: float
@@ -72,6 +81,8 @@ class Work:
     recompute: bool = False
     value_bytes: int = 2
     bucket_bytes: float = 1e9
+    sharing: int = 1
+    exchanged: float = 0.0
 
 
 def step_seconds(work: Work, ranks: int, network: Network) -> float:
@@ -79,8 +90,15 @@ def step_seconds(work: Work, ranks: int, network: Network) -> float:
 
     The backward pass takes twice as long as the forward pass, and what it recomputes. Stage 3 gathers the weights in
     both and reduces gradients in every backward pass; stage 2 reduces them in every one, stage 1 in a step's last; both
-    gather the new weights when the optimizer is done, with nothing to hide it behind.
+    gather the new weights when the optimizer is done, with nothing to hide it behind. Nor is there for what ranks that
+    share sequences exchange in each layer, twice in every pass.
     """
+    passes = 3 if work.recompute else 2
+    exchange = network.all_to_all(work.exchanged, work.sharing, 2 * passes * work.layers) if work.sharing > 1 else 0.0
+    return work.accumulation * exchange + _without_exchange(work, ranks, network)
+
+
+def _without_exchange(work: Work, ranks: int, network: Network) -> float:
     size, forward = work.value_bytes * work.parameters, work.compute / (4 if work.recompute else 3)
     backward = work.compute - forward
     messages = work.layers if work.stage == 3 else max(1, round(size / work.bucket_bytes))

@@ -46,6 +46,7 @@ from train.parametrisation import scale_fresh
 from train.precision import choose, measured_peaks
 from train.ranks import Place, together
 from train.run_folder import RunFolder, complete_steps, folder_of
+from train.sequence_parallel import check_model
 from train.stages import Stage
 from train.state_hash import StateHasher
 from train.stopwatch import Stopwatch
@@ -83,6 +84,11 @@ class Run:
     peak: float
     first_step: int
     seconds_before: float
+
+    @property
+    def reader(self) -> Place:
+        """This rank among those that read different samples."""
+        return self.place.data_parallel(self.config.engine.sequence_parallel)
 
     @property
     def skipped(self) -> list[tuple[int, int]]:
@@ -124,6 +130,7 @@ def set_up(
     precision = agree_on_precision(config, resumed, peaks)
     with together(place):
         attention = choose_attention(config, data.model, precision, device)
+        check_model(config, data.model)
         if change:
             change.check(first_step, windows_of(data.manifest, config.data.packing))
         model = fresh_model(config, data, attention)

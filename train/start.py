@@ -13,6 +13,7 @@ from train.determinism import set_variables
 from train.local_start import rank_of_local_start, start_ranks
 from train.ranks import ToldElsewhere, find_place, torchrun_variables
 from train.run_folder import RunFolder
+from train.sequence_config import ranks_problems
 
 
 def run(config: TrainConfig) -> int:
@@ -31,7 +32,8 @@ def _start_ranks(config: TrainConfig) -> int:
 def _be_a_rank(config: TrainConfig) -> int:
     place = find_place(os.environ)
     assert place is not None
-    problems = config.timeline.problems(place.ranks)
+    shared = config.engine.sequence_parallel
+    problems = ranks_problems(shared, place.ranks) or config.timeline.problems(place.ranks, shared)
     problems += config.profiling.problems(place.ranks) if config.profile else []
     if problems:
         raise ConfigError(problems)

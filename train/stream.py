@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -170,7 +170,7 @@ class MicroBatch:
     Attributes:
         input_ids, labels, positions, documents: (B, L). ``labels[b, t]`` is the next token, or IGNORED where that
             belongs to another document or is padding; ``positions`` start at 0 in each document; equal ``documents``
-            may attend; padding has -1.
+            may attend; padding has -1. Of a slice the first three are (B, L / slices), and ``documents`` is the whole.
         sources: (B,) number of each sequence's source.
         packed: whether any sequence holds more than one document.
     """
@@ -181,6 +181,14 @@ class MicroBatch:
     documents: np.ndarray
     sources: np.ndarray
     packed: bool
+
+    def slice(self, number: int, slices: int) -> MicroBatch:
+        """One of so many equal slices of the positions, which divide them; labels were shifted before."""
+        if slices == 1:
+            return self
+        ids, labels, positions = (np.ascontiguousarray(np.split(one, slices, axis=1)[number])
+                                  for one in (self.input_ids, self.labels, self.positions))  # fmt: skip
+        return replace(self, input_ids=ids, labels=labels, positions=positions)
 
 
 def pack(windows: Sequence[tuple[np.ndarray, np.ndarray]], sources: Sequence[int]) -> MicroBatch:

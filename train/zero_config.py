@@ -30,13 +30,14 @@ def deepspeed_config(config: TrainConfig, ranks: int, precision: str, parameters
                  "stage3_max_live_parameters": bucket, "stage3_max_reuse_distance": bucket}  # fmt: skip
     zero |= offload(config)
     batch, clipping = config.timeline.at(0).batch, config.optimizer.gradient_clipping
-    micro_batch, accumulation = batch.micro_batch_size, batch.global_batch_size // (batch.micro_batch_size * ranks)
+    micro_batch, slices = batch.micro_batch_size, batch.global_batch_size * config.engine.sequence_parallel
+    accumulation = slices // (micro_batch * ranks)
     if config.determinism == "D2":  # accumulation and clipping are ours: DeepSpeed sees one backward a step
         micro_batch, accumulation, clipping = micro_batch * accumulation, 1, 0.0
         zero["memory_efficient_linear"] = False  # ZeRO-3's: a product of its own, which may round otherwise
     accumulated, travelling = config.engine.sums(precision, config.determinism)
     return {
-        "train_batch_size": batch.global_batch_size,
+        "train_batch_size": slices,  # of sequences, which it takes for sequences
         "train_micro_batch_size_per_gpu": micro_batch,
         "gradient_accumulation_steps": accumulation,
         "gradient_clipping": clipping,

@@ -81,6 +81,12 @@ def test_files_are_looked_for_where_the_job_will_run(job, tmp_path):
     job("slurm", here=False, **keys)  # from a laptop nothing can be looked for
 
 
+def test_ranks_that_share_sequences_are_one(job, train):
+    train["engine"]["sequence_parallel"] = 4
+    made = job("lumi", nodes=32)
+    assert made.arithmetic.startswith("32 nodes x 8 ranks / 4 to a sequence x 2 sequences x 8 accumulated = 1024 seq")
+
+
 def test_a_model_that_cannot_fit_is_refused(job, train):
     train["model"]["settings"] |= {"hidden_size": 8192, "num_hidden_layers": 80, "intermediate_size": 28672,
                                    "num_attention_heads": 64}  # fmt: skip

@@ -30,18 +30,22 @@ SETTINGS = {
 CONFIG = TrainConfig(tokens=10 * LENGTH, data=DataConfig(sequence_length=LENGTH), batch=BatchConfig(1, 1))
 
 
-@pytest.fixture(scope="module")
-def kernels():
+def without_gpus(patch: pytest.MonkeyPatch) -> None:
     """In place of kernels for GPUs: torch's reference of flex, and for FlashAttention a loop over sequences.
 
     torch refuses gradients of flex on a CPU at its door, and its reference behind it has them.
     """
+    patch.setattr(flex, "_FLEX_ATTENTION_DISABLE_COMPILE_DEBUG", True)
+    patch.setattr(flex, "_validate_device", lambda *_: None)
+    patch.setattr(integration.torch, "compile", lambda function: function)
+    patch.setattr(flash, "_lazy_imports", lambda *_, **__: (None, varlen, None, None, None))
+    patch.setattr("transformers.modeling_utils.PreTrainedModel._flash_attn_can_dispatch", lambda *_, **__: True)
+
+
+@pytest.fixture(scope="module")
+def kernels():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(flex, "_FLEX_ATTENTION_DISABLE_COMPILE_DEBUG", True)
-        patch.setattr(flex, "_validate_device", lambda *_: None)
-        patch.setattr(integration.torch, "compile", lambda function: function)
-        patch.setattr(flash, "_lazy_imports", lambda *_, **__: (None, varlen, None, None, None))
-        patch.setattr("transformers.modeling_utils.PreTrainedModel._flash_attn_can_dispatch", lambda *_, **__: True)
+        without_gpus(patch)
         yield
         flash._loaded_implementation = None
         integration.WrappedFlexAttention._is_flex_compiled = False

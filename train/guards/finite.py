@@ -101,13 +101,16 @@ def look_again(run: Run, step: int, batch: Sequence[MicroBatch]) -> str:
     names: list[str] = []
     handles = [parameter.register_hook(_watch(run.engine.names[id(parameter)], names))
                for parameter in run.engine.engine.module.parameters()]  # fmt: skip
-    sequences = []
+    sequences, in_group = [], False
     for turn, part in enumerate(batch):
         total, nll = run.engine.forward(part)
         sequences += [(turn, place) for place in torch.nonzero(~nll.isfinite()).flatten().tolist()]
+        in_group |= not bool(run.engine.group.total(nll).isfinite().all())
         run.engine.backward(total, 1)
     for handle in handles:
         handle.remove()
+    if in_group and not sequences:
+        return ""  # what is not finite here came from a rank that shares the sequence
     told = []
     if sequences:
         told.append("no finite loss for " + "; ".join(
@@ -128,7 +131,7 @@ def _watch(name: str, names: list[str]) -> Any:
 
 def sample_number(run: Run, step: int, turn: int, place: int) -> int:
     """The number in the order of data of a sequence of this rank's micro-batches."""
-    return run.data.stream.rank_samples(step, run.place.rank, run.place.ranks)[turn][place]
+    return run.data.stream.rank_samples(step, run.reader.rank, run.reader.ranks)[turn][place]
 
 
 def documents_of(stream: RunStream, sample: int) -> str:
