@@ -11,7 +11,7 @@ import re
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, redirect_stdout, suppress
+from contextlib import contextmanager, nullcontext, redirect_stdout, suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from torch.utils.cpp_extension import _get_build_directory
 from transformers import PretrainedConfig, PreTrainedModel
 
 from train.config import BatchConfig, TrainConfig
+from train.fp16 import LossScale, allowed_everywhere
 from train.invariant import ExactSum, Owned, isolate
 from train.model import PackedLanguageModel, model_inputs, set_rope
 from train.muon import Matrices, Piece
@@ -91,7 +92,7 @@ class Engine:
         self.shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
         self.moments = moments_of(model, self.kind)  # now: ZeRO-3 leaves parameters without a shape
         parameters = sum(parameter.numel() for parameter in model.parameters())
-        with _one_class_of_optimizer():
+        with _one_class_of_optimizer(), allowed_everywhere() if precision == "fp16" else nullcontext():
             self.engine, *_ = deepspeed.initialize(
                 model=module,
                 optimizer=build(config, model),
@@ -101,6 +102,10 @@ class Engine:
         self.stage = config.engine.zero_stage
         named = {self.names[id(one)]: one for one in self.engine.module.parameters()}
         self.shares = Shares(self.zero, self.stage, named, averaged=config.ema.decay > 0)
+        self.loss_scale = LossScale(config.engine.fp16) if precision == "fp16" else None
+        if self.loss_scale:
+            self.zero.loss_scaler = self.loss_scale
+        self.overflowed = False  # fp16 in the last step, which changed nothing but the scale
         self._let_muon_exchange()
         self._ask_before_updates()
         self.exact = self._exact_sum(parameters) if config.determinism == "D2" else None
@@ -196,6 +201,7 @@ class Engine:
             self.exact.end()
         self.engine.step()
         made = not self.zero.overflow
+        self.overflowed = self.loss_scale is not None and self.loss_scale.note(finite=math.isfinite(self._norm))
         self.skipped_updates += not made
         self.updates += made
         if made and self.config.ema.decay and self.updates % self.config.ema.every_steps == 0:
@@ -215,7 +221,7 @@ class Engine:
         def judged() -> Any:
             found = compute()
             norm = combine_grad_norm_groups(found) if self.stage == 3 else found
-            self._norm = float(norm)
+            self._norm = float(norm) / self._scale
             if self._wants_layers:
                 self.layer_norms = self._norms_by_layer()
             if self.gradient_norm() <= self._largest_norm:
@@ -235,12 +241,17 @@ class Engine:
             squares[layer_of(part.name)] += float(torch.linalg.vector_norm(mine.float())) ** 2
         total = torch.tensor(list(squares.values()), dtype=torch.float64, device=self.engine.device)
         dist.all_reduce(total)
-        clipped = self.exact.factor if self.exact else 1.0
+        clipped = self.exact.factor if self.exact else self._scale
         return {name: math.sqrt(value) / clipped for name, value in zip(squares, total.tolist(), strict=True)}
 
     def gradient_norm(self) -> float:
         """Global L2 norm of the last step's gradient, before clipping; the same on every rank."""
         return self.exact.norm if self.exact else self._norm
+
+    @property
+    def _scale(self) -> float:
+        """How many times too large the gradient is until it is applied."""
+        return self.loss_scale.scale if self.loss_scale else 1.0
 
     def replicated(self) -> dict[str, Tensor]:
         """{name: weights} of what every rank holds whole between two steps; nothing at stage 3."""
@@ -261,6 +272,8 @@ class Engine:
     def state(self) -> dict[str, Any]:
         """What a later start must know beside weights and moments; for :meth:`set_state`."""
         told: dict[str, Any] = {"exponent": self.exact.exponent} if self.exact else {}
+        if self.loss_scale:
+            told["loss_scale"] = self.loss_scale.state()
         if self.skipped_updates:
             told["skipped_updates"] = self.skipped_updates
         if self.kind != "adamw":
@@ -278,6 +291,8 @@ class Engine:
         self.shares.set_step(self.updates)
         if self.exact:
             self.exact.exponent = int(state.get("exponent", self.exact.exponent))
+        if self.loss_scale:
+            self.loss_scale.load(state.get("loss_scale", {}))
 
     def endings(self, name: str) -> tuple[str, ...]:
         """What is kept of a parameter, as its names in a checkpoint end: weights, moments, average."""

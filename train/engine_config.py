@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import MISSING
 
 from train.config_rules import at_least, one_of
+from train.fp16_config import Fp16Config
 
 if TYPE_CHECKING:
     from train.config import TrainConfig
 
 ZERO_STAGES = (1, 2, 3)
-PRECISIONS = ("auto", "bf16", "fp32")
-SUM_TYPES = ("auto", "fp32", "bf16")
+PRECISIONS = ("auto", "bf16", "fp16", "fp32")
+SUM_TYPES = ("auto", "fp32", "bf16", "fp16")
 OPTIMIZER_PLACES, PARAMETER_PLACES = ("none", "cpu"), ("none", "cpu", "nvme")
 OPTIMIZERS = {"adamw": "AdamW", "muon": "Muon (AdamW for embeddings and vectors)", "ademamix": "AdEMAMix"}
 OF_ALL = ("learning_rate", "betas", "epsilon", "weight_decay", "gradient_clipping")
@@ -108,6 +109,7 @@ class EngineConfig:
 
     zero_stage: int = 1
     precision: str = "auto"
+    fp16: Fp16Config = field(default_factory=Fp16Config)
     gradient_accumulation: str = "auto"
     communication: str = "auto"
     recompute_every_layers: int = 0
@@ -128,20 +130,22 @@ class EngineConfig:
             *at_least(self, 0, "recompute_every_layers"), *at_least(self, 1, "hpz_partition_size"),
         )]  # fmt: skip
         if config.determinism != "D0" and self.precision == "auto":
-            found.append(f"engine.precision=auto: with determinism={config.determinism} it must be set (bf16 or fp32), "
-                         "not measured")  # fmt: skip
+            found.append(f"engine.precision=auto: with determinism={config.determinism} it must be set (bf16, fp16 or "
+                         "fp32), not measured")  # fmt: skip
         if self.compile and config.determinism == "D2":
             found.append("engine.compile=true: fuses operations as the layout suggests, which determinism=D2 excludes")
         if self.compile and self.zero_stage == 3:
             found.append("engine.compile=true: ZeRO 3 gathers weights in between what would be compiled; set "
                          "engine.zero_stage=2")  # fmt: skip
         for key in ("gradient_accumulation", "communication"):
-            if self.precision == "fp32" and getattr(self, key) == "bf16":
-                found.append(f"engine.{key}=bf16: gradients of engine.precision=fp32 are summed in fp32; leave it auto")
+            asked = getattr(self, key)
+            if asked in ("bf16", "fp16") and asked != self.precision and (self.precision, asked) != ("auto", "bf16"):
+                found.append(f"engine.{key}={asked}: gradients of engine.precision={self.precision} are not summed in "
+                             f"{asked}; leave it auto")  # fmt: skip
             if config.determinism == "D2" and getattr(self, key) != "auto":
                 found.append(f"engine.{key}={getattr(self, key)}: with determinism=D2 gradients are summed as "
                              "integers; leave it auto")  # fmt: skip
-        return [*found, *self._offload_problems(config), *self._zeropp_problems(config)]
+        return [*found, *self.fp16.problems(config), *self._offload_problems(config), *self._zeropp_problems(config)]
 
     def _offload_problems(self, config: TrainConfig) -> list[str]:
         found = []
@@ -196,9 +200,11 @@ class EngineConfig:
     def sums(self, precision: str, determinism: str) -> tuple[str, str]:
         """(type that gradients are accumulated in, type that they travel in) of a run in ``precision``.
 
-        ``auto`` is fp32, and what travels is as what is accumulated. At D2 the engine has nothing to sum.
+        ``auto`` is fp32, and what travels is as what is accumulated. At D2 the engine has nothing to sum. bf16 that was
+        asked for is fp32 where ``precision`` was chosen and is fp16.
         """
         if determinism == "D2" or precision == "fp32":
             return precision, precision
-        accumulated = "fp32" if self.gradient_accumulation == "auto" else self.gradient_accumulation
-        return accumulated, accumulated if self.communication == "auto" else self.communication
+        known = (precision, "fp32")
+        accumulated = self.gradient_accumulation if self.gradient_accumulation in known else "fp32"
+        return accumulated, self.communication if self.communication in known else accumulated

@@ -141,7 +141,7 @@ def describe(config: PlanConfig) -> Subject:
     model = shape_of_model(shape)
     stages, taken = plan_stages(train, manifest), train.timeline.taken(train.steps)
     flops = sum(flops_per_token(model, stage.length) * tokens for stage, tokens in taken)
-    precision = "fp32" if train.engine.precision == "fp32" else "bf16"
+    precision = "bf16" if train.engine.precision == "auto" else train.engine.precision
     return Subject(
         train, shape.vocab_size, parameter_counts(model)[0], shape.num_hidden_layers,
         flops // train.timeline.tokens(train.steps),

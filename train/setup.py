@@ -43,7 +43,7 @@ from train.model import (
 )
 from train.order import RunStream, open_stream, windows_of
 from train.parametrisation import scale_fresh
-from train.precision import choose, measured_peaks
+from train.precision import agree as agree_on_precision
 from train.ranks import Place, together
 from train.run_folder import RunFolder, complete_steps, folder_of
 from train.stages import Stage
@@ -120,8 +120,7 @@ def set_up(
             outcome.already_done(config, folder, first_step)
         return None
 
-    peaks = measured_peaks(device)
-    precision = agree_on_precision(config, resumed, peaks)
+    precision, peaks = agree_on_precision(asked_precision(config, resumed), device)
     with together(place):
         attention = choose_attention(config, data.model, precision, device)
         if change:
@@ -335,11 +334,7 @@ def set_aside(folder: Path, why: str, instead: Path) -> None:
         f"as {aside.name}, delete it when it was looked at")  # fmt: skip
 
 
-def agree_on_precision(config: TrainConfig, resumed: Checkpoint | None, peaks: dict[str, float]) -> str:
-    """One precision for all ranks: a run that goes on keeps its own, else rank 0's measurement decides."""
+def asked_precision(config: TrainConfig, resumed: Checkpoint | None) -> str:
+    """As configured; where that is ``auto``, a run that goes on keeps its own."""
     asked = config.engine.precision
-    if asked == "auto" and resumed:
-        return str(resumed.state["precision"])
-    chosen = [choose(asked, peaks)]
-    dist.broadcast_object_list(chosen)
-    return chosen[0]
+    return str(resumed.state["precision"]) if resumed and asked == "auto" else asked

@@ -43,6 +43,7 @@ def deepspeed_config(config: TrainConfig, ranks: int, precision: str, parameters
         "zero_optimization": zero,
         # A step whose gradient is not finite leaves weights and moments as they are; in fp32 it always does.
         "bf16": {"enabled": precision == "bf16", "check_grad_overflow": True},
+        "fp16": config.engine.fp16.deepspeed() if precision == "fp16" else {"enabled": False},
         "data_types": {"grad_accum_dtype": accumulated},
         "communication_data_type": travelling,
         "zero_allow_untested_optimizer": True,
