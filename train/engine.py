@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import fcntl
 import io
 import logging
 import math
 import os
 import re
-import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext, redirect_stdout, suppress
-from pathlib import Path
+from contextlib import contextmanager, nullcontext, redirect_stdout
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.utils.cpp_extension import _get_build_directory
 from transformers import PretrainedConfig, PreTrainedModel
 
 from train.config import BatchConfig, TrainConfig
@@ -26,6 +22,7 @@ from train.fp16 import LossScale, allowed_everywhere
 from train.invariant import ExactSum, Owned, isolate
 from train.model import PackedLanguageModel, model_inputs, set_rope
 from train.muon import Matrices, Piece
+from train.ops import COMMUNICATION, compile_op, prepare_swapping
 from train.optimizers import Stepper, build, moments_of
 from train.ranks import Place
 from train.shares import Fragment, Shares
@@ -35,7 +32,6 @@ from train.zero_config import bucket_elements, deepspeed_config
 os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
 logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
 import deepspeed  # noqa: E402  (its accelerator is chosen by the variable above)
-from deepspeed.accelerator import get_accelerator  # noqa: E402
 from deepspeed.runtime.constants import BFLOAT16  # noqa: E402
 from deepspeed.runtime.engine import DeepSpeedEngine  # noqa: E402
 from deepspeed.runtime.utils import combine_grad_norm_groups  # noqa: E402
@@ -55,29 +51,11 @@ def initialise_ranks(place: Place) -> torch.device:
         torch.cuda.set_device(device)
     else:
         torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
-        _compile_communication()
+        compile_op(COMMUNICATION)
     with redirect_stdout(io.StringIO()):  # it says on every start that it compiled something once
         deepspeed.init_distributed(verbose=False)
     assert place.ranks == dist.get_world_size()
     return device
-
-
-def _compile_communication() -> None:
-    """Compile DeepSpeed's shared-memory all-reduce where that has not been done, one process at a time.
-
-    ``init_distributed`` would do it, but behind a lock file that outlives a killed compilation: every later start then
-    waits for it without a word. Whoever holds our lock, which dies with its holder, may remove that file.
-    """
-    os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"  # ninja is there
-    builder = get_accelerator().create_op_builder("ShareMemCommBuilder")
-    if builder is None or not builder.is_compatible(verbose=False):
-        return
-    folder = Path(_get_build_directory(builder.name, verbose=False))
-    with (folder / "hanse.lock").open("w") as lock:
-        with suppress(OSError):  # a filesystem without locks
-            fcntl.flock(lock, fcntl.LOCK_EX)
-        (folder / "lock").unlink(missing_ok=True)
-        builder.load(verbose=False)
 
 
 class Engine:
@@ -85,6 +63,8 @@ class Engine:
 
     def __init__(self, config: TrainConfig, model: PreTrainedModel, ranks: int, precision: str):
         self.config, self.ranks, self.precision, self.kind = config, ranks, precision, config.optimizer.kind
+        if config.engine.offload_optimizer == "nvme":
+            prepare_swapping()
         module = PackedLanguageModel(model, config.loss.z_weight)
         if config.determinism == "D2":
             isolate(module)
@@ -266,7 +246,8 @@ class Engine:
             return
         self.zero.checkpoint_event_prologue()
         for group in range(len(self.zero.fp16_groups)):
-            self.zero._reassign_or_swap_out_partitioned_parameters(group)
+            with self.shares.at_hand(group):
+                self.zero._reassign_or_swap_out_partitioned_parameters(group)
         self.zero.checkpoint_event_epilogue()
 
     def state(self) -> dict[str, Any]:
@@ -309,9 +290,9 @@ class Engine:
         finally:
             self.engine.train()
 
-    def fragments(self) -> Iterator[Fragment]:
-        """This rank's share of every parameter, in the model's order; a rank may own nothing of some."""
-        return iter(self.shares)
+    def fragments(self, *, changed: bool = False) -> Iterator[Fragment]:
+        """This rank's share of every parameter (:meth:`train.shares.Shares.each`)."""
+        return self.shares.each(changed=changed)
 
     def _let_muon_exchange(self) -> None:
         """Tell Muon, if it is the optimizer, which rank owns what of each matrix."""

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 ZERO_STAGES = (1, 2, 3)
 PRECISIONS = ("auto", "bf16", "fp16", "fp32")
 SUM_TYPES = ("auto", "fp32", "bf16", "fp16")
-OPTIMIZER_PLACES, PARAMETER_PLACES = ("none", "cpu"), ("none", "cpu", "nvme")
+PLACES = ("none", "cpu", "nvme")
 OPTIMIZERS = {"adamw": "AdamW", "muon": "Muon (AdamW for embeddings and vectors)", "ademamix": "AdEMAMix"}
 OF_ALL = ("learning_rate", "betas", "epsilon", "weight_decay", "gradient_clipping")
 OF_KIND = {"adamw": (), "muon": ("momentum",), "ademamix": ("slow_beta", "slow_weight", "slow_warmup_steps")}
@@ -124,9 +124,9 @@ class EngineConfig:
     def problems(self, config: TrainConfig) -> list[str]:
         """Everything wrong with the values, alone and beside the rest of the configuration, one line each."""
         found = [f"engine.{line}" for line in (
-            *one_of(self, "zero_stage", ZERO_STAGES), *one_of(self, "precision", PRECISIONS),
+            *self._stage_problems(), *one_of(self, "precision", PRECISIONS),
             *one_of(self, "gradient_accumulation", SUM_TYPES), *one_of(self, "communication", SUM_TYPES),
-            *one_of(self, "offload_optimizer", OPTIMIZER_PLACES), *one_of(self, "offload_parameters", PARAMETER_PLACES),
+            *one_of(self, "offload_optimizer", PLACES), *one_of(self, "offload_parameters", PLACES),
             *at_least(self, 0, "recompute_every_layers"), *at_least(self, 1, "hpz_partition_size"),
         )]  # fmt: skip
         if config.determinism != "D0" and self.precision == "auto":
@@ -147,6 +147,12 @@ class EngineConfig:
                              "integers; leave it auto")  # fmt: skip
         return [*found, *self.fp16.problems(config), *self._offload_problems(config), *self._zeropp_problems(config)]
 
+    def _stage_problems(self) -> list[str]:
+        if self.zero_stage == 0:
+            return ["zero_stage=0: set engine.zero_stage=1, which sends as much between the ranks and keeps less on "
+                    "each; on one rank they are the same"]  # fmt: skip
+        return one_of(self, "zero_stage", ZERO_STAGES)
+
     def _offload_problems(self, config: TrainConfig) -> list[str]:
         found = []
         if self.offload_optimizer != "none":
@@ -163,15 +169,23 @@ class EngineConfig:
                 found.append(
                     f"{here}: not with guards.layer_norms_every_steps, which reads gradients beside the weights"
                 )
+        if self.offload_optimizer == "nvme":
+            here = "engine.offload_optimizer=nvme"
+            if self.zero_stage != 3:
+                found.append(f"{here}: only ZeRO 3 has it; set engine.zero_stage=3, or take cpu")
+            if config.ema.decay:
+                found.append(f"{here}: not with ema.decay, whose average would want all weights back at every update")
+            if config.state_hash_every_steps:
+                found.append(f"{here}: not with state_hash_every_steps, which reads all states at once")
         if self.offload_parameters != "none":
             here = f"engine.offload_parameters={self.offload_parameters}"
             if self.zero_stage != 3:
                 found.append(f"{here}: only ZeRO 3 shares out parameters; set engine.zero_stage=3")
             if self.offload_optimizer == "none":
                 found.append(f"{here}: wants the optimizer there too; set engine.offload_optimizer=cpu")
-        if (self.offload_parameters == "nvme") != (self.nvme_path is not None):
+        if ("nvme" in (self.offload_optimizer, self.offload_parameters)) != (self.nvme_path is not None):
             found.append(f"engine.nvme_path={self.nvme_path}: a folder on a local disk, where "
-                         "engine.offload_parameters=nvme, and null otherwise")  # fmt: skip
+                         "engine.offload_optimizer or offload_parameters is nvme, and null otherwise")  # fmt: skip
         return found
 
     def _zeropp_problems(self, config: TrainConfig) -> list[str]:
