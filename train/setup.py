@@ -41,7 +41,7 @@ from train.model import (
     recompute_activations,
     with_rope_theta,
 )
-from train.order import RunStream, open_stream, windows_of
+from train.order import RunStream, WindowsAt, open_stream, windows_of
 from train.parametrisation import scale_fresh
 from train.precision import agree as agree_on_precision
 from train.ranks import Place, together
@@ -124,7 +124,7 @@ def set_up(
     with together(place):
         attention = choose_attention(config, data.model, precision, device)
         if change:
-            change.check(first_step, windows_of(data.manifest, config.data.packing))
+            change.check(first_step, data.windows_at)
         model = fresh_model(config, data, attention)
         if resumed:
             resumed.check_model({name: tuple(parameter.shape) for name, parameter in model.named_parameters()})
@@ -229,13 +229,15 @@ def open_ledger(
 
 @dataclass(frozen=True)
 class Data:
-    """Everything read from the shards folder; ``models``: configurations of ``transformers``, by ``rope_theta``."""
+    """Everything read from the shards folder; ``models``: configurations of ``transformers``, by ``rope_theta``;
+    ``windows_at``: windows of each language for one epoch, by their length."""
 
     manifest: ShardsManifest
     stream: RunStream
     validation: dict[str, Any]
     token_bytes: np.ndarray
     models: dict[float | None, Any]
+    windows_at: WindowsAt
 
     @property
     def model(self) -> Any:
@@ -273,7 +275,8 @@ def open_data(config: TrainConfig) -> Data:
     model = model_config(config.model, manifest.vocabulary_size, longest, bos_token_id=end, eos_token_id=end)
     thetas = dict.fromkeys([None, *(stage.rope_theta for stage in config.timeline)])
     models = {theta: with_rope_theta(model, theta) for theta in thetas}
-    return Data(manifest, stream, validation, token_byte_lengths(tokenizer), models)
+    return Data(manifest, stream, validation, token_byte_lengths(tokenizer), models,
+                windows_of(manifest, settings.packing))  # fmt: skip
 
 
 def open_checkpoint(folder: RunFolder, data: Data, place: Place) -> Checkpoint | None:

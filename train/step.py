@@ -12,7 +12,7 @@ from train.engine import Engine
 from train.evaluate import all_reduce_sum
 from train.guards.finite import due
 from train.guards.times import slow_ranks, summary_of
-from train.order import drawn_in, windows_of
+from train.order import drawn_in
 from train.requests import Requests
 from train.setup import Run
 from train.state_hash import append_state
@@ -136,10 +136,9 @@ def note_times(run: Run, step: int, told: torch.Tensor, step_seconds: float) -> 
 def note_consumed(run: Run, step: int) -> None:
     """Tell what was drawn of each language so far, where a report is due and at the end."""
     if run.place.first and (due(step, run.config.guards.times_every_steps) or step == run.config.steps):
-        windows_at = windows_of(run.data.manifest, run.config.data.packing)
         run.metrics.consumed(step, {
             name: {"tokens": drawn.tokens, "epochs": drawn.epochs}
-            for name, drawn in drawn_in(run.config, windows_at, step, run.skipped).items()
+            for name, drawn in drawn_in(run.config, run.data.windows_at, step, run.skipped).items()
         })  # fmt: skip
 
 
