@@ -36,7 +36,7 @@ def measure(model: str, stage: int) -> dict[str, Any]:
     """Some steps at a stage, on this rank: {parameters, seconds of each, bytes, the last loss}."""
     import deepspeed
 
-    settings = ["name=zero", "tokens=100000", f"model={model}"]
+    settings = ["name=zero", "tokens=1_000_000_000", f"model={model}"]  # of which only the model is looked at
     with initialize_config_module("configs", version_base="1.3"):
         config = instantiate(compose("train", overrides=settings))
     before = storages()
