@@ -18,8 +18,6 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from deepspeed.accelerator import get_accelerator
-
 from train.fp16_config import Fp16Config
 
 
@@ -85,6 +83,8 @@ class LossScale:
 @contextmanager
 def allowed_everywhere() -> Iterator[None]:
     """Let DeepSpeed build an engine in fp16 on a CPU without instructions for it, where torch is slow and right."""
+    from deepspeed.accelerator import get_accelerator  # train/engine.py says first which one it is to be
+
     accelerator = get_accelerator()
     if accelerator.device_name() != "cpu":
         yield

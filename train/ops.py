@@ -8,7 +8,6 @@ import sys
 from contextlib import suppress
 from pathlib import Path
 
-from deepspeed.accelerator import get_accelerator
 from torch.utils.cpp_extension import _get_build_directory
 
 from common.errors import HanseError
@@ -22,6 +21,8 @@ def compile_op(builder_name: str) -> bool:
     DeepSpeed would do it when it needs it, but behind a lock file that outlives a killed compilation: every later start
     then waits for it without a word. Whoever holds our lock, which dies with its holder, may remove that file.
     """
+    from deepspeed.accelerator import get_accelerator  # train/engine.py says first which one it is to be
+
     os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"  # ninja is there
     builder = get_accelerator().create_op_builder(builder_name)
     if builder is None or not builder.is_compatible(verbose=False):
