@@ -286,7 +286,8 @@ def _show_memory(plan: Plan) -> None:
         f"optimizer from stage 1, gradients from 2, weights at 3; fits: in {1 - plan.config.spare_memory:.0%} of a GPU"
     )
     if layout.offloaded:
-        say(f"host memory a GPU: {on_host(subject.parameters, layout) / GB:,.1f} GB ({', '.join(layout.offloaded)}; at "
+        where = "host memory and disk" if subject.config.engine.nvme_path else "host memory"
+        say(f"{where} a GPU: {on_host(subject.parameters, layout) / GB:,.1f} GB ({', '.join(layout.offloaded)}; at "
             f"ZeRO-{layout.stage})")  # fmt: skip
 
 
