@@ -11,6 +11,7 @@ from pathlib import Path
 from torch.utils.cpp_extension import _get_build_directory
 
 from common.errors import HanseError
+from common.terminal import say
 
 COMMUNICATION, SWAPPING = "ShareMemCommBuilder", "AsyncIOBuilder"
 
@@ -42,6 +43,8 @@ def prepare_swapping() -> None:
     Raises:
         HanseError: it cannot be.
     """
+    if not (Path(_get_build_directory("async_io", verbose=False)) / "async_io.so").is_file():
+        say("compiling DeepSpeed's async_io, which takes some minutes, this once")
     if not compile_op(SWAPPING):
         raise HanseError("engine.offload_optimizer=nvme: DeepSpeed's async_io cannot be compiled here: it wants a C++ "
                          "compiler and the headers of libaio (package libaio-dev or libaio-devel); or take "

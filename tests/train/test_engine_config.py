@@ -6,6 +6,7 @@ from hydra.core.config_store import ConfigStore
 
 from common.configuration import instantiate
 from common.errors import ConfigError, HanseError
+from train import ops
 from train.config import TrainConfig
 from train.zero_config import deepspeed_config, zero_plus_plus
 
@@ -91,6 +92,12 @@ def test_moments_on_a_disk_ask_for_a_stage_a_folder_and_nobody_who_reads_them_al
         "engine.nvme_path=None",
     ]
     assert "set engine.zero_stage=3" in found[0]
+
+
+def test_a_machine_without_libaio_is_told_what_is_missing(monkeypatch):
+    monkeypatch.setattr(ops, "compile_op", lambda name: False)
+    with pytest.raises(HanseError, match="headers of libaio"):
+        ops.prepare_swapping()
 
 
 @pytest.mark.parametrize(

@@ -1,24 +1,17 @@
-"""fp16: its overflows are left out, counted and named; what is no overflow ends the run as in any other precision."""
+"""fp16: which gradients are overflows, and when it is chosen. Runs in it: test_engine_runs.py."""
 
 import json
 
 import pytest
 import torch
 
-from common.errors import EXIT_DONE, EXIT_GO_ON
-from tests.train.multirank import train_cases
 from tests.train.test_engine_config import configured, problems_of
-from train import ledger, precision
-from train.checkpoint import Checkpoint
+from train import precision
 from train.fp16 import LossScale
 from train.fp16_config import Fp16Config
 from train.loss import LinearCrossEntropy
 from train.precision import agree, choose, half_of
-from train.run_folder import complete_steps, folder_of, read_metrics
-from train.state_hash import state_of_checkpoint
 from train.zero_config import deepspeed_config
-
-STEPS, SAVED, POWER = 18, 6, 28
 
 
 def noted(scale, text):
@@ -109,74 +102,3 @@ def test_the_head_takes_factors_that_do_not_fit_into_fp16():
             fits = right.grad.abs() < 65504
             assert bool(mine.grad.isfinite()[fits].all())
             assert torch.allclose(mine.grad.double()[fits], right.grad[fits], rtol=2e-2, atol=max(1e-7, 1e-3 * factor))
-
-
-@pytest.fixture(scope="module")
-def runs(tiny_settings, tmp_path_factory):
-    """{name: (run folder, how it ended)}, on two ranks in one start; the scale begins far too large."""
-    folder = tmp_path_factory.mktemp("fp16")
-    common = [
-        *tiny_settings, "engine.precision=fp16", "data.sequence_length=16", f"tokens={STEPS * 8 * 16}",
-        "evaluate.tokens_per_language=64", "evaluate.every_steps=100", f"checkpoint.every_steps={SAVED}",
-        f"engine.fp16.initial_scale_power={POWER}", "engine.fp16.loss_scale_window=3", "state_hash_every_steps=6",
-        "guards.layer_norms_every_steps=1", "checkpoint.keep_last=9",
-    ]  # fmt: skip
-    kinds = {
-        **{f"zero-{stage}": ([f"engine.zero_stage={stage}"], {}) for stage in (1, 2, 3)},
-        "cut": ([f"until_step={SAVED}"], {}),
-        "nan": (["engine.fp16.initial_scale_power=8"], {"poison": 3}),
-        "lasts": (["engine.fp16.max_overflows=2"], {}),
-    }  # fmt: skip
-    cases = {name: [*common, f"run={folder / name}", *more] for name, (more, _) in kinds.items()}
-    cases["cut-on"] = [*common, f"run={folder / 'cut'}"]
-    told = train_cases(folder / "ranks", 2, cases, {name: faults for name, (_, faults) in kinds.items()})
-    return {name: (folder / name.removesuffix("-on"), told[name]) for name in cases}
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("stage", [1, 2, 3])
-def test_overflows_are_left_out_named_and_counted_at_every_stage(runs, stage):
-    run, code = runs[f"zero-{stage}"]
-    assert code == EXIT_DONE
-    records = list(read_metrics(run / "metrics.jsonl"))
-    steps = {record["step"]: record for record in records if "loss" in record}
-    left_out = [step for step, record in steps.items() if record.get("skipped") == "overflow"]
-    assert left_out[:6] == [1, 2, 3, 4, 5, 6]
-    assert len(left_out) < STEPS
-    for step, record in steps.items():
-        if step in left_out:
-            assert record["gradient_norm"] is None
-            assert record["loss_scale"] == 0.5 * (steps[step - 1]["loss_scale"] if step > 1 else 2.0**POWER)
-        else:
-            assert 0.01 < record["gradient_norm"] < 100  # unscaled
-            squares = sum(norm**2 for norm in record["gradient_norm_by_layer"].values())
-            assert squares**0.5 == pytest.approx(record["gradient_norm"], rel=1e-3)
-    assert steps[STEPS]["loss"] < steps[1]["loss"]
-    assert [one["step"] for one in records if one.get("event") == "overflow"] == left_out
-    assert not any(one.get("event") == "spike" for one in records)
-    lines = ledger.steps(record for _, record in ledger.lines(run / "ledger.jsonl"))
-    assert [step for step, line in lines.items() if line.get("skipped") == "overflow"] == left_out
-    engine = json.loads((folder_of(run / "checkpoints", STEPS) / "state.json").read_text())["engine"]
-    assert engine["skipped_updates"] == engine["loss_scale"]["overflows"] == len(left_out)
-    assert engine["loss_scale"]["scale"] == steps[STEPS]["loss_scale"]
-
-
-@pytest.mark.slow
-def test_a_run_that_is_cut_among_its_overflows_goes_on_to_the_last_bit(runs):
-    assert (runs["cut"][1], runs["cut-on"][1]) == (EXIT_GO_ON, EXIT_DONE)
-    whole, cut = runs["zero-1"][0], runs["cut"][0]
-    states = [state_of_checkpoint(Checkpoint(folder_of(run / "checkpoints", STEPS))) for run in (whole, cut)]
-    assert states[0] == states[1]
-    scales = [[(record["step"], record["loss_scale"], record["loss"]) for record in read_metrics(run / "metrics.jsonl")
-               if "loss" in record] for run in (whole, cut)]  # fmt: skip
-    assert scales[0] == scales[1]
-
-
-@pytest.mark.slow
-def test_a_loss_that_is_no_number_ends_the_run_at_once_and_so_does_an_overflow_that_lasts(runs):
-    run, said = runs["nan"]
-    assert said.startswith("step 3: the loss is nan and the norm of its gradient inf: on rank 1 no finite loss for")
-    run, said = runs["lasts"]
-    assert said.startswith("step 3: the loss is ")
-    assert "first parameter with no finite gradient" in said
-    assert not complete_steps(run / "checkpoints")
