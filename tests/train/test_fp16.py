@@ -2,7 +2,6 @@
 
 import json
 
-import pytest
 import torch
 
 from tests.train.test_engine_config import configured, problems_of
