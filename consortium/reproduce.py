@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 from collections.abc import Mapping
 from dataclasses import replace
@@ -171,9 +172,16 @@ def noise_band(ours: Steps, other: Steps, first: int, last: int) -> dict[int, di
 
 
 def _apart(one: str, other: str) -> float:
-    """Relative difference of two hexadecimal floats."""
+    """Relative difference of two hexadecimal floats; 1 where one is infinite, the norm of an overflow in fp16."""
     a, b = float.fromhex(one), float.fromhex(other)
-    return abs(a - b) / max(abs(a), abs(b)) if a != b else 0.0
+    largest = max(abs(a), abs(b))
+    return 0.0 if a == b else 1.0 if math.isinf(largest) else abs(a - b) / largest
+
+
+def _number(text: str) -> float | None:
+    """A hexadecimal float; None if it is infinite, which JSON has no word for."""
+    value = float.fromhex(text)
+    return value if math.isfinite(value) else None
 
 
 def _refuse_part_of_a_rewind(original: RunFolder, first: int, last: int) -> None:
@@ -204,8 +212,8 @@ def compare(theirs: Steps, ours: Steps, first: int, last: int, band: Band | None
         for key in VALUES:
             apart = _apart(one[key], other[key])
             if apart:
-                differing.append({"step": step, "value": key, "theirs": float.fromhex(one[key]),
-                                  "ours": float.fromhex(other[key]), "relative": apart})  # fmt: skip
+                differing.append({"step": step, "value": key, "theirs": _number(one[key]), "ours": _number(other[key]),
+                                  "relative": apart})  # fmt: skip
                 largest, within = max(largest, apart), within and apart <= (band[step][key] if band else 0.0)
     return {
         "first_differing_step": differing[0]["step"] if differing else None,

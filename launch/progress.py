@@ -107,19 +107,19 @@ def _budget(train: dict[str, Any], heartbeat: dict[str, Any], step: int | None) 
     except (KeyError, TypeError, ValueError):
         pass
     steps = steps_asked(train)
-    if not steps or step is None:
-        return steps, None
-    per_step = int(train["batch"]["global_batch_size"]) * int(train["data"]["sequence_length"])
-    return steps, max(steps - step, 0) * per_step
+    return steps, max(steps - step, 0) * _tokens_per_step(train) if steps and step is not None else None
 
 
 def steps_asked(train: dict[str, Any]) -> int | None:
     """Steps of a training configuration's budget; None where it does not say, or has stages, which the run counts."""
     try:
-        per_step = int(train["batch"]["global_batch_size"]) * int(train["data"]["sequence_length"])
-        return None if train.get("stages") else int(train["tokens"]) // per_step
+        return None if train.get("stages") else int(train["tokens"]) // _tokens_per_step(train)
     except (KeyError, TypeError, ValueError, ZeroDivisionError):
         return None
+
+
+def _tokens_per_step(train: dict[str, Any]) -> int:
+    return int(train["batch"]["global_batch_size"]) * int(train["data"]["sequence_length"])
 
 
 def _slow(entries: list[dict[str, Any]]) -> tuple[str, ...]:

@@ -17,6 +17,7 @@ from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, PretrainedConfig
 from common.errors import ConfigError
 from train.attention_config import FLASH, PLAIN, flash_problems, head_size
 from train.config import TrainConfig
+from train.precision import AMPERE
 
 HOPPER = (9, 0)  # compute capability that FlashAttention 3 was written for
 NAMES = {"flex": "flex_attention"}  # of transformers, where they are not ours
@@ -50,6 +51,8 @@ def _problems(
     found = flash_problems(kind, precision, head_size(model.to_dict()))
     if device.type != "cuda":
         found.append("its gradients are for GPUs; take sdpa")
+    elif kind in FLASH and torch.cuda.get_device_capability(device) < AMPERE:
+        found.append("its kernels begin with Ampere (A100); take sdpa")
     supports = "_supports_flash_attn" if kind in FLASH else "_supports_flex_attn"
     if not getattr(MODEL_FOR_CAUSAL_LM_MAPPING.get(type(model), None), supports, False):
         found.append(f"transformers has it not for {model.model_type}; take sdpa")

@@ -41,7 +41,7 @@ def flash_problems(kind: str, precision: str, size: int | None) -> list[str]:
             f"the package {FLASH[kind]} is not installed here (hanse[gpu] brings flash-attn); take auto, flex or sdpa"
         )
     if precision == "fp32":
-        found.append("computes in half precision only; set engine.precision=bf16, or take flex or sdpa")
+        found.append("computes in half precision only; set engine.precision=bf16 or fp16, or take flex or sdpa")
     if size is not None and (size % 8 or size > LARGEST_HEAD):
         found.append(f"heads of {size} are not among its sizes, multiples of 8 up to {LARGEST_HEAD}; take sdpa")
     return found

@@ -266,7 +266,7 @@ class Checkpoint:
             raise HanseError(f"{self.folder}: holds the state of optimizer.kind={self.kind}, this configuration says "
                              f"{engine.kind}; begin a run with its weights (init_from=...)")  # fmt: skip
         spans = {part: self.slices(part) for part in PARTS}
-        for fragment in engine.fragments():
+        for fragment in engine.fragments(changed=True):
             for part, ending, values in fragment.tensors():
                 found = spans[part].get(fragment.name + ending)
                 if found is not None:

@@ -19,7 +19,7 @@ VARIABLES = {
     "NCCL_PROTO": "Simple",
     "NVTE_ALLOW_NONDETERMINISTIC_ALGO": "0",
 }
-LAYOUT = ("batch.micro_batch_size", "engine.precision", "model.attention", "threads_per_rank",
+LAYOUT = ("batch.micro_batch_size", "engine.precision", "engine.fp16", "model.attention", "threads_per_rank",
           "engine.gradient_accumulation", "engine.communication", "engine.offload_optimizer", "engine.compile",
           "engine.quantized_weights", "engine.quantized_gradients")  # fmt: skip
 FROZEN = {"D0": (), "D1": (*LAYOUT, "ranks", "engine.zero_stage", "engine.sequence_parallel"),

@@ -2,29 +2,27 @@
 
 from __future__ import annotations
 
-import fcntl
 import io
 import logging
 import math
 import os
 import re
-import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, redirect_stdout, suppress
-from pathlib import Path
+from contextlib import contextmanager, nullcontext, redirect_stdout
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.utils.cpp_extension import _get_build_directory
 from transformers import PretrainedConfig, PreTrainedModel
 
 from train.config import BatchConfig, TrainConfig
+from train.fp16 import LossScale, allowed_everywhere
 from train.invariant import ExactSum, Owned, isolate
 from train.model import PackedLanguageModel, model_inputs, set_rope
 from train.muon import Matrices, Piece
+from train.ops import COMMUNICATION, compile_op, prepare_swapping
 from train.optimizers import Stepper, build, moments_of
 from train.ranks import Place
 from train.sequence_parallel import SequenceGroup, share_sequences
@@ -35,7 +33,6 @@ from train.zero_config import bucket_elements, deepspeed_config
 os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
 logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
 import deepspeed  # noqa: E402  (its accelerator is chosen by the variable above)
-from deepspeed.accelerator import get_accelerator  # noqa: E402
 from deepspeed.runtime.constants import BFLOAT16  # noqa: E402
 from deepspeed.runtime.engine import DeepSpeedEngine  # noqa: E402
 from deepspeed.runtime.utils import combine_grad_norm_groups  # noqa: E402
@@ -55,29 +52,11 @@ def initialise_ranks(place: Place) -> torch.device:
         torch.cuda.set_device(device)
     else:
         torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
-        _compile_communication()
+        compile_op(COMMUNICATION)
     with redirect_stdout(io.StringIO()):  # it says on every start that it compiled something once
         deepspeed.init_distributed(verbose=False)
     assert place.ranks == dist.get_world_size()
     return device
-
-
-def _compile_communication() -> None:
-    """Compile DeepSpeed's shared-memory all-reduce where that has not been done, one process at a time.
-
-    ``init_distributed`` would do it, but behind a lock file that outlives a killed compilation: every later start then
-    waits for it without a word. Whoever holds our lock, which dies with its holder, may remove that file.
-    """
-    os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"  # ninja is there
-    builder = get_accelerator().create_op_builder("ShareMemCommBuilder")
-    if builder is None or not builder.is_compatible(verbose=False):
-        return
-    folder = Path(_get_build_directory(builder.name, verbose=False))
-    with (folder / "hanse.lock").open("w") as lock:
-        with suppress(OSError):  # a filesystem without locks
-            fcntl.flock(lock, fcntl.LOCK_EX)
-        (folder / "lock").unlink(missing_ok=True)
-        builder.load(verbose=False)
 
 
 class Engine:
@@ -85,6 +64,8 @@ class Engine:
 
     def __init__(self, config: TrainConfig, model: PreTrainedModel, ranks: int, precision: str):
         self.config, self.ranks, self.precision, self.kind = config, ranks, precision, config.optimizer.kind
+        if config.engine.offload_optimizer == "nvme":
+            prepare_swapping()
         module = PackedLanguageModel(model, config.loss.z_weight)
         if config.determinism == "D2":
             isolate(module)
@@ -94,7 +75,7 @@ class Engine:
         self.shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
         self.moments = moments_of(model, self.kind)  # now: ZeRO-3 leaves parameters without a shape
         parameters = sum(parameter.numel() for parameter in model.parameters())
-        with _one_class_of_optimizer():
+        with _one_class_of_optimizer(), allowed_everywhere() if precision == "fp16" else nullcontext():
             self.engine, *_ = deepspeed.initialize(
                 model=module,
                 optimizer=build(config, model),
@@ -104,6 +85,10 @@ class Engine:
         self.stage = config.engine.zero_stage
         named = {self.names[id(one)]: one for one in self.engine.module.parameters()}
         self.shares = Shares(self.zero, self.stage, named, averaged=config.ema.decay > 0)
+        self.loss_scale = LossScale(config.engine.fp16) if precision == "fp16" else None
+        if self.loss_scale:
+            self.zero.loss_scaler = self.loss_scale
+        self.overflowed = False  # fp16 in the last step, which changed nothing but the scale
         self._let_muon_exchange()
         self._ask_before_updates()
         self.exact = self._exact_sum(parameters) if config.determinism == "D2" else None
@@ -208,6 +193,7 @@ class Engine:
             self.exact.end()
         self.engine.step()
         made = not self.zero.overflow
+        self.overflowed = self.loss_scale is not None and self.loss_scale.note(finite=math.isfinite(self._norm))
         self.skipped_updates += not made
         self.updates += made
         if made and self.config.ema.decay and self.updates % self.config.ema.every_steps == 0:
@@ -227,7 +213,7 @@ class Engine:
         def judged() -> Any:
             found = compute()
             norm = combine_grad_norm_groups(found) if self.stage == 3 else found
-            self._norm = float(norm)
+            self._norm = float(norm) / self._scale
             if self._wants_layers:
                 self.layer_norms = self._norms_by_layer()
             if self.gradient_norm() <= self._largest_norm:
@@ -247,12 +233,17 @@ class Engine:
             squares[layer_of(part.name)] += float(torch.linalg.vector_norm(mine.float())) ** 2
         total = torch.tensor(list(squares.values()), dtype=torch.float64, device=self.engine.device)
         dist.all_reduce(total)
-        clipped = self.exact.factor if self.exact else 1.0
+        clipped = self.exact.factor if self.exact else self._scale
         return {name: math.sqrt(value) / clipped for name, value in zip(squares, total.tolist(), strict=True)}
 
     def gradient_norm(self) -> float:
         """Global L2 norm of the last step's gradient, before clipping; the same on every rank."""
         return self.exact.norm if self.exact else self._norm
+
+    @property
+    def _scale(self) -> float:
+        """How many times too large the gradient is until it is applied."""
+        return self.loss_scale.scale if self.loss_scale else 1.0
 
     def replicated(self) -> dict[str, Tensor]:
         """{name: weights} of what every rank holds whole between two steps; nothing at stage 3."""
@@ -267,12 +258,15 @@ class Engine:
             return
         self.zero.checkpoint_event_prologue()
         for group in range(len(self.zero.fp16_groups)):
-            self.zero._reassign_or_swap_out_partitioned_parameters(group)
+            with self.shares.at_hand(group):
+                self.zero._reassign_or_swap_out_partitioned_parameters(group)
         self.zero.checkpoint_event_epilogue()
 
     def state(self) -> dict[str, Any]:
         """What a later start must know beside weights and moments; for :meth:`set_state`."""
         told: dict[str, Any] = {"exponent": self.exact.exponent} if self.exact else {}
+        if self.loss_scale:
+            told["loss_scale"] = self.loss_scale.state()
         if self.skipped_updates:
             told["skipped_updates"] = self.skipped_updates
         if self.kind != "adamw":
@@ -290,6 +284,8 @@ class Engine:
         self.shares.set_step(self.updates)
         if self.exact:
             self.exact.exponent = int(state.get("exponent", self.exact.exponent))
+        if self.loss_scale:
+            self.loss_scale.load(state.get("loss_scale", {}))
 
     def endings(self, name: str) -> tuple[str, ...]:
         """What is kept of a parameter, as its names in a checkpoint end: weights, moments, average."""
@@ -306,9 +302,9 @@ class Engine:
         finally:
             self.engine.train()
 
-    def fragments(self) -> Iterator[Fragment]:
-        """This rank's share of every parameter, in the model's order; a rank may own nothing of some."""
-        return iter(self.shares)
+    def fragments(self, *, changed: bool = False) -> Iterator[Fragment]:
+        """This rank's share of every parameter (:meth:`train.shares.Shares.each`)."""
+        return self.shares.each(changed=changed)
 
     def _let_muon_exchange(self) -> None:
         """Tell Muon, if it is the optimizer, which rank owns what of each matrix."""

@@ -11,15 +11,16 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import MISSING
 
 from train.config_rules import at_least, one_of
+from train.fp16_config import Fp16Config
 from train.sequence_config import sequence_problems
 
 if TYPE_CHECKING:
     from train.config import TrainConfig
 
 ZERO_STAGES = (1, 2, 3)
-PRECISIONS = ("auto", "bf16", "fp32")
-SUM_TYPES = ("auto", "fp32", "bf16")
-OPTIMIZER_PLACES, PARAMETER_PLACES = ("none", "cpu"), ("none", "cpu", "nvme")
+PRECISIONS = ("auto", "bf16", "fp16", "fp32")
+SUM_TYPES = ("auto", "fp32", "bf16", "fp16")
+PLACES = ("none", "cpu", "nvme")
 OPTIMIZERS = {"adamw": "AdamW", "muon": "Muon (AdamW for embeddings and vectors)", "ademamix": "AdEMAMix"}
 OF_ALL = ("learning_rate", "betas", "epsilon", "weight_decay", "gradient_clipping")
 OF_KIND = {"adamw": (), "muon": ("momentum",), "ademamix": ("slow_beta", "slow_weight", "slow_warmup_steps")}
@@ -109,6 +110,7 @@ class EngineConfig:
 
     zero_stage: int = 1
     precision: str = "auto"
+    fp16: Fp16Config = field(default_factory=Fp16Config)
     gradient_accumulation: str = "auto"
     communication: str = "auto"
     recompute_every_layers: int = 0
@@ -124,26 +126,35 @@ class EngineConfig:
     def problems(self, config: TrainConfig) -> list[str]:
         """Everything wrong with the values, alone and beside the rest of the configuration, one line each."""
         found = [f"engine.{line}" for line in (
-            *one_of(self, "zero_stage", ZERO_STAGES), *one_of(self, "precision", PRECISIONS),
+            *self._stage_problems(), *one_of(self, "precision", PRECISIONS),
             *one_of(self, "gradient_accumulation", SUM_TYPES), *one_of(self, "communication", SUM_TYPES),
-            *one_of(self, "offload_optimizer", OPTIMIZER_PLACES), *one_of(self, "offload_parameters", PARAMETER_PLACES),
+            *one_of(self, "offload_optimizer", PLACES), *one_of(self, "offload_parameters", PLACES),
             *at_least(self, 0, "recompute_every_layers"), *at_least(self, 1, "hpz_partition_size"),
         )]  # fmt: skip
         if config.determinism != "D0" and self.precision == "auto":
-            found.append(f"engine.precision=auto: with determinism={config.determinism} it must be set (bf16 or fp32), "
-                         "not measured")  # fmt: skip
+            found.append(f"engine.precision=auto: with determinism={config.determinism} it must be set (bf16, fp16 or "
+                         "fp32), not measured")  # fmt: skip
         if self.compile and config.determinism == "D2":
             found.append("engine.compile=true: fuses operations as the layout suggests, which determinism=D2 excludes")
         if self.compile and self.zero_stage == 3:
             found.append("engine.compile=true: ZeRO 3 gathers weights in between what would be compiled; set "
                          "engine.zero_stage=2")  # fmt: skip
         for key in ("gradient_accumulation", "communication"):
-            if self.precision == "fp32" and getattr(self, key) == "bf16":
-                found.append(f"engine.{key}=bf16: gradients of engine.precision=fp32 are summed in fp32; leave it auto")
+            asked = getattr(self, key)
+            if asked in ("bf16", "fp16") and asked != self.precision and (self.precision, asked) != ("auto", "bf16"):
+                found.append(f"engine.{key}={asked}: gradients of engine.precision={self.precision} are not summed in "
+                             f"{asked}; leave it auto")  # fmt: skip
             if config.determinism == "D2" and getattr(self, key) != "auto":
                 found.append(f"engine.{key}={getattr(self, key)}: with determinism=D2 gradients are summed as "
                              "integers; leave it auto")  # fmt: skip
-        return [*found, *self._offload_problems(config), *self._zeropp_problems(config), *sequence_problems(config)]
+        return [*found, *self.fp16.problems(config), *self._offload_problems(config), *self._zeropp_problems(config),
+                *sequence_problems(config)]  # fmt: skip
+
+    def _stage_problems(self) -> list[str]:
+        if self.zero_stage == 0:
+            return ["zero_stage=0: set engine.zero_stage=1, which sends as much between the ranks and keeps less on "
+                    "each; on one rank they are the same"]  # fmt: skip
+        return one_of(self, "zero_stage", ZERO_STAGES)
 
     def _offload_problems(self, config: TrainConfig) -> list[str]:
         found = []
@@ -161,15 +172,23 @@ class EngineConfig:
                 found.append(
                     f"{here}: not with guards.layer_norms_every_steps, which reads gradients beside the weights"
                 )
+        if self.offload_optimizer == "nvme":
+            here = "engine.offload_optimizer=nvme"
+            if self.zero_stage != 3:
+                found.append(f"{here}: only ZeRO 3 has it; set engine.zero_stage=3, or take cpu")
+            if config.ema.decay:
+                found.append(f"{here}: not with ema.decay, whose average would want all weights back at every update")
+            if config.state_hash_every_steps:
+                found.append(f"{here}: not with state_hash_every_steps, which reads all states at once")
         if self.offload_parameters != "none":
             here = f"engine.offload_parameters={self.offload_parameters}"
             if self.zero_stage != 3:
                 found.append(f"{here}: only ZeRO 3 shares out parameters; set engine.zero_stage=3")
             if self.offload_optimizer == "none":
                 found.append(f"{here}: wants the optimizer there too; set engine.offload_optimizer=cpu")
-        if (self.offload_parameters == "nvme") != (self.nvme_path is not None):
+        if ("nvme" in (self.offload_optimizer, self.offload_parameters)) != (self.nvme_path is not None):
             found.append(f"engine.nvme_path={self.nvme_path}: a folder on a local disk, where "
-                         "engine.offload_parameters=nvme, and null otherwise")  # fmt: skip
+                         "engine.offload_optimizer or offload_parameters is nvme, and null otherwise")  # fmt: skip
         return found
 
     def _zeropp_problems(self, config: TrainConfig) -> list[str]:
@@ -198,9 +217,11 @@ class EngineConfig:
     def sums(self, precision: str, determinism: str) -> tuple[str, str]:
         """(type that gradients are accumulated in, type that they travel in) of a run in ``precision``.
 
-        ``auto`` is fp32, and what travels is as what is accumulated. At D2 the engine has nothing to sum.
+        ``auto`` is fp32, and what travels is as what is accumulated. At D2 the engine has nothing to sum. bf16 that was
+        asked for is fp32 where ``precision`` was chosen and is fp16.
         """
         if determinism == "D2" or precision == "fp32":
             return precision, precision
-        accumulated = "fp32" if self.gradient_accumulation == "auto" else self.gradient_accumulation
-        return accumulated, accumulated if self.communication == "auto" else self.communication
+        known = (precision, "fp32")
+        accumulated = self.gradient_accumulation if self.gradient_accumulation in known else "fp32"
+        return accumulated, self.communication if self.communication in known else accumulated

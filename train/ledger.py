@@ -9,9 +9,10 @@
 
 Numbers are hexadecimal floats: exact, and the same text wherever they are written. Nothing is ever removed: a run that
 goes on from an earlier step says so, and its later lines replace those of the same steps before. Only a last line that
-a crash cut short is dropped. A step with a ``skipped``, "loss" or "gradient_norm", took its samples and changed
-nothing, because that was a spike; a rewind names the samples that the run went past. A change of stages
-(train/change.py) names the configurations before and after it, and what differs.
+a crash cut short is dropped. A step with a ``skipped`` took its samples and changed nothing: its "loss" or
+"gradient_norm" was a spike, or its gradient, whose norm then is no finite number, an "overflow" of fp16; a rewind names
+the samples that the run went past. A change of stages (train/change.py) names the configurations before and after it,
+and what differs.
 """
 
 from __future__ import annotations

@@ -89,11 +89,11 @@ def _loop(run: Run, energy: EnergyRecorder, started: float) -> int:
             made = engine.update(rate, largest_norm=run.spikes.largest_norm(loss),
                                  layers=due(step + 1, config.guards.layer_norms_every_steps))  # fmt: skip
         norm = engine.gradient_norm()
-        stop_unless_finite(run, step, batch.micro_batches, mine, loss=loss, norm=norm)
+        stop_unless_finite(run, step, batch, mine, loss=loss, norm=norm)
         step += 1
         stop_unless_alike(run, step)
-        spike = run.spikes.note(step, loss, norm)
-        assert made == (spike is None), "the engine and the guard judge by the same numbers"
+        spike = None if engine.overflowed else run.spikes.note(step, loss, norm)
+        assert made == (spike is None and not engine.overflowed), "the engine and the guard judge by the same numbers"
         seconds, parts = time.perf_counter() - step_started, watch.lap()
         clock.add(seconds, waited, parts)
         tracer.step(step, parts)

@@ -75,6 +75,8 @@ class LinearCrossEntropy(torch.autograd.Function):
         """The kept gradients times that of the sum."""
         by_hidden, by_weight = ctx.saved_tensors
         by_weight = (by_weight * gradients[0]).to(ctx.weight_dtype)
+        if by_hidden.dtype == torch.float16:  # the factor, a loss scale over the labels of a step, may not fit into it
+            return (by_hidden.float() * gradients[0]).half(), by_weight, None, None
         return by_hidden * gradients[0].to(by_hidden.dtype), by_weight, None, None
 
 

@@ -20,8 +20,8 @@ from train.loss import ROWS_ELEMENTS
 from train.model import PackedLanguageModel, recompute_activations, shape_of_model
 from train.zero_config import bucket_elements
 
-VALUE_BYTES = {"fp32": 4, "bf16": 2}
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+VALUE_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 COUNTED = "hanse-counted"
 
 

@@ -157,7 +157,7 @@ class Share:
 
 
 def shares(weights: Mapping[str, float], drawn: Mapping[str, int], windows: Mapping[str, int]) -> dict[str, Share]:
-    """{language: share}; ``drawn``: sequences of each that the order of data gives to the whole run."""
+    """{language: share}; ``drawn``: sequences of each that the order of data gives to a run, or to a stage of it."""
     total, samples = sum(weights.values()), max(sum(drawn.values()), 1)
     return {name: Share(weight / total, drawn[name], drawn[name] / samples, drawn[name] / windows[name])
             for name, weight in weights.items()}  # fmt: skip

@@ -143,7 +143,7 @@ def describe(config: PlanConfig) -> Subject:
     model = shape_of_model(shape)
     stages, taken = plan_stages(train, manifest), train.timeline.taken(train.steps)
     flops = sum(flops_per_token(model, stage.length) * tokens for stage, tokens in taken)
-    precision = "fp32" if train.engine.precision == "fp32" else "bf16"
+    precision = "bf16" if train.engine.precision == "auto" else train.engine.precision
     return Subject(
         train, shape.vocab_size, parameter_counts(model)[0], shape.num_hidden_layers,
         flops // train.timeline.tokens(train.steps),
@@ -307,7 +307,8 @@ def _show_memory(plan: Plan) -> None:
         f"optimizer from stage 1, gradients from 2, weights at 3; fits: in {1 - plan.config.spare_memory:.0%} of a GPU"
     )
     if layout.offloaded:
-        say(f"host memory a GPU: {on_host(subject.parameters, layout) / GB:,.1f} GB ({', '.join(layout.offloaded)}; at "
+        where = "host memory and disk" if subject.config.engine.nvme_path else "host memory"
+        say(f"{where} a GPU: {on_host(subject.parameters, layout) / GB:,.1f} GB ({', '.join(layout.offloaded)}; at "
             f"ZeRO-{layout.stage})")  # fmt: skip
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from common.terminal import count, say, table
 from data_pipelines.shards import ShardsManifest
 from train.config import TrainConfig
-from train.mixture import Share, repeated
+from train.mixture import Share, repeated, shares
 from train.order import drawn_in, stage_draws, windows_of
 from train.schedule import learning_rate
 from train.stages import Stage
@@ -37,11 +37,7 @@ def plan_stages(train: TrainConfig, manifest: ShardsManifest | None) -> list[Sta
         return [StagePlan(stage, _rates(stage, train), {}) for stage in train.timeline]
     windows_at, found = windows_of(manifest, train.data.packing), []
     for stage, piece, draws in stage_draws(train, windows_at, train.steps):
-        total, samples, windows = sum(piece.weights.values()), max(stage.samples, 1), windows_at(stage.length)
-        found.append(StagePlan(stage, _rates(stage, train), {
-            name: Share(weight / total, draws[name], draws[name] / samples, draws[name] / windows[name])
-            for name, weight in piece.weights.items()
-        }))  # fmt: skip
+        found.append(StagePlan(stage, _rates(stage, train), shares(piece.weights, draws, windows_at(stage.length))))
     return found
 
 

@@ -6,10 +6,11 @@ import time
 from functools import cache
 
 import torch
+import torch.distributed as dist
 
 SIZES = {"cpu": (256, 1024), "cuda": (2048, 8192)}  # of square matrices: a quick look, then large enough for the peak
 LOOKS = 4  # products at least: the first pays for loading the kernels, and on a busy machine one alone says nothing
-WORTH_IT = 1.15  # bf16 is taken when it is at least this much faster: it rounds, so a draw goes to fp32
+WORTH_IT = 1.15  # half precision is taken when it is at least this much faster: it rounds, so a draw goes to fp32
 
 
 def matmul_flops_per_second(dtype: torch.dtype, device: torch.device, seconds: float = 1.0) -> float:
@@ -34,17 +35,37 @@ def matmul_flops_per_second(dtype: torch.dtype, device: torch.device, seconds: f
     return best
 
 
+TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+AMPERE = (8, 0)  # compute capability of the first GPUs with bf16
+
+
+def half_of(asked: str, device: torch.device) -> str:
+    """The half precision that comes into question: what is asked for; else bf16, and fp16 on GPUs without it."""
+    if asked in ("bf16", "fp16"):
+        return asked
+    lacks = device.type == "cuda" and torch.cuda.get_device_capability(device) < AMPERE
+    return "fp16" if lacks else "bf16"
+
+
 @cache  # a device does not change, and many short trainings may share a process
-def measured_peaks(device: torch.device) -> dict[str, float]:
-    """FLOP/s of one rank in fp32 and bf16; two seconds."""
-    return {
-        "fp32": matmul_flops_per_second(torch.float32, device),
-        "bf16": matmul_flops_per_second(torch.bfloat16, device),
-    }
+def measured_peaks(device: torch.device, half: str = "bf16") -> dict[str, float]:
+    """FLOP/s of one rank in fp32 and a half precision; two seconds."""
+    return {name: matmul_flops_per_second(TYPES[name], device) for name in ("fp32", half)}
 
 
 def choose(asked: str, peaks: dict[str, float]) -> str:
-    """``bf16`` or ``fp32``: as asked, or for ``auto`` the one that pays."""
+    """As asked, or for ``auto`` the one of two measured precisions that pays."""
     if asked != "auto":
         return asked
-    return "bf16" if peaks["bf16"] >= WORTH_IT * peaks["fp32"] else "fp32"
+    half = next(name for name in peaks if name != "fp32")
+    return half if peaks[half] >= WORTH_IT * peaks["fp32"] else "fp32"
+
+
+def agree(asked: str, device: torch.device) -> tuple[str, dict[str, float]]:
+    """One precision for all ranks, as rank 0 is asked or measures; and this rank's peaks, in FLOP/s. Collective."""
+    told = [half_of(asked, device)]
+    dist.broadcast_object_list(told)
+    peaks = measured_peaks(device, told[0])
+    chosen = [choose(asked, peaks)]
+    dist.broadcast_object_list(chosen)
+    return chosen[0], peaks

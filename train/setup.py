@@ -41,9 +41,9 @@ from train.model import (
     recompute_activations,
     with_rope_theta,
 )
-from train.order import RunStream, open_stream, windows_of
+from train.order import RunStream, WindowsAt, open_stream, windows_of
 from train.parametrisation import scale_fresh
-from train.precision import choose, measured_peaks
+from train.precision import agree as agree_on_precision
 from train.ranks import Place, together
 from train.run_folder import RunFolder, complete_steps, folder_of
 from train.sequence_parallel import check_model
@@ -126,13 +126,12 @@ def set_up(
             outcome.already_done(config, folder, first_step)
         return None
 
-    peaks = measured_peaks(device)
-    precision = agree_on_precision(config, resumed, peaks)
+    precision, peaks = agree_on_precision(asked_precision(config, resumed), device)
     with together(place):
         attention = choose_attention(config, data.model, precision, device)
         check_model(config, data.model)
         if change:
-            change.check(first_step, windows_of(data.manifest, config.data.packing))
+            change.check(first_step, data.windows_at)
         model = fresh_model(config, data, attention)
         if resumed:
             resumed.check_model({name: tuple(parameter.shape) for name, parameter in model.named_parameters()})
@@ -237,13 +236,15 @@ def open_ledger(
 
 @dataclass(frozen=True)
 class Data:
-    """Everything read from the shards folder; ``models``: configurations of ``transformers``, by ``rope_theta``."""
+    """Everything read from the shards folder; ``models``: configurations of ``transformers``, by ``rope_theta``;
+    ``windows_at``: windows of each language for one epoch, by their length."""
 
     manifest: ShardsManifest
     stream: RunStream
     validation: dict[str, Any]
     token_bytes: np.ndarray
     models: dict[float | None, Any]
+    windows_at: WindowsAt
 
     @property
     def model(self) -> Any:
@@ -281,7 +282,8 @@ def open_data(config: TrainConfig) -> Data:
     model = model_config(config.model, manifest.vocabulary_size, longest, bos_token_id=end, eos_token_id=end)
     thetas = dict.fromkeys([None, *(stage.rope_theta for stage in config.timeline)])
     models = {theta: with_rope_theta(model, theta) for theta in thetas}
-    return Data(manifest, stream, validation, token_byte_lengths(tokenizer), models)
+    return Data(manifest, stream, validation, token_byte_lengths(tokenizer), models,
+                windows_of(manifest, settings.packing))  # fmt: skip
 
 
 def open_checkpoint(folder: RunFolder, data: Data, place: Place) -> Checkpoint | None:
@@ -342,11 +344,7 @@ def set_aside(folder: Path, why: str, instead: Path) -> None:
         f"as {aside.name}, delete it when it was looked at")  # fmt: skip
 
 
-def agree_on_precision(config: TrainConfig, resumed: Checkpoint | None, peaks: dict[str, float]) -> str:
-    """One precision for all ranks: a run that goes on keeps its own, else rank 0's measurement decides."""
+def asked_precision(config: TrainConfig, resumed: Checkpoint | None) -> str:
+    """As configured; where that is ``auto``, a run that goes on keeps its own."""
     asked = config.engine.precision
-    if asked == "auto" and resumed:
-        return str(resumed.state["precision"])
-    chosen = [choose(asked, peaks)]
-    dist.broadcast_object_list(chosen)
-    return chosen[0]
+    return str(resumed.state["precision"]) if resumed and asked == "auto" else asked

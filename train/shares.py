@@ -6,7 +6,9 @@ rank has a partition. Here they get their names back, as views: reading and writ
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -77,18 +79,53 @@ class Shares:
         state: dict[str, Tensor] = self.zero.optimizer.state[flat]
         return state
 
-    def __iter__(self) -> Iterator[Fragment]:
-        """The share of every parameter, in the model's order; a rank may own nothing of some."""
-        for name, parameter in self.parameters.items():
-            found = self._sharded(parameter) if self.stage == 3 else self._partitioned(parameter)
-            if found is not None:
-                start, stop, group, offset = found
-                flat, size = self.flats[group], stop - start
-                moments = {key: values.narrow(0, offset, size) for key, values in self.state_of(flat).items()
-                           if key != "step"}  # fmt: skip
-                average = self.averages[group].narrow(0, offset, size) if self.averages else None
-                master = flat.data.narrow(0, offset, size)
-                yield Fragment(name, start, stop, group, offset, master, moments, average)
+    def each(self, *, changed: bool = False) -> Iterator[Fragment]:
+        """The share of every parameter, in the model's order; a rank may own nothing of some.
+
+        Where moments lie on a disk it is that of one flat tensor after the other, and of a fragment nothing is there
+        any more when the next one is asked for.
+
+        Args:
+            changed: what is written into the fragments is to be kept there.
+        """
+        held = [(name, *found) for name, parameter in self.parameters.items() if (found := self._place(parameter))]
+        if not self.swapped:
+            yield from itertools.starmap(self._fragment, held)
+            return
+        for group in dict.fromkeys(group for *_, group, _ in held):
+            with self.at_hand(group, changed=changed):
+                yield from (self._fragment(*one) for one in held if one[3] == group)
+
+    __iter__ = each
+
+    def _fragment(self, name: str, start: int, stop: int, group: int, offset: int) -> Fragment:
+        flat, size = self.flats[group], stop - start
+        moments = {key: values.narrow(0, offset, size) for key, values in self.state_of(flat).items()
+                   if key != "step"}  # fmt: skip
+        average = self.averages[group].narrow(0, offset, size) if self.averages else None
+        return Fragment(name, start, stop, group, offset, flat.data.narrow(0, offset, size), moments, average)
+
+    @property
+    def swapped(self) -> bool:
+        """Whether masters and moments lie on a disk between two steps."""
+        return bool(getattr(self.zero, "swap_optimizer", False))
+
+    @contextmanager
+    def at_hand(self, group: int, *, changed: bool = False) -> Iterator[None]:
+        """Hold a flat tensor and its moments in memory, wherever they lie otherwise."""
+        if not (self.swapped and self.zero._swappable_optimizer_subgroup(group)):  # small ones stay in memory
+            yield
+            return
+        self.zero._optimizer_states_and_gradient_swap_in(group)
+        yield
+        if changed:
+            self.zero._optimizer_states_and_gradient_swap_out(group)
+        else:
+            self.zero._release_swap_buffers(group)
+
+    def _place(self, parameter: Any) -> tuple[int, int, int, int] | None:
+        """(first element, end, flat tensor, offset there) of this rank's share of a parameter."""
+        return self._sharded(parameter) if self.stage == 3 else self._partitioned(parameter)
 
     def _partitioned(self, parameter: Any) -> tuple[int, int, int, int] | None:
         """Stages 1 and 2: all parameters of a group lie in one flat tensor, cut evenly between the ranks."""
@@ -111,10 +148,11 @@ class Shares:
         The public way is a first step with a learning rate of zero, which costs a step and leaves gradients behind.
         """
         for number, flat in enumerate(self.flats):
-            self.zero.optimizer.state[flat] = {
-                "step": torch.zeros((), dtype=torch.float32, device=flat.device),
-                **{key: torch.zeros_like(flat.data) for key in self.group_of(number)["moments"]},
-            }
+            with self.at_hand(number, changed=True):
+                self.zero.optimizer.state[flat] = {
+                    "step": torch.zeros((), dtype=torch.float32, device=flat.device),
+                    **{key: torch.zeros_like(flat.data) for key in self.group_of(number)["moments"]},
+                }
 
     def set_step(self, updates: int) -> None:
         """Tell the optimizer how many updates were made: corrections of means depend on it."""

@@ -12,12 +12,14 @@ from train.engine import Engine
 from train.evaluate import all_reduce_sum
 from train.guards.finite import due
 from train.guards.times import slow_ranks, summary_of
-from train.order import drawn_in, windows_of
+from train.order import drawn_in
 from train.requests import Requests
 from train.setup import Run
 from train.state_hash import append_state
 from train.stopwatch import Stopwatch, memory_bytes
 from train.stream import MicroBatch
+
+OVERFLOW = "overflow"  # why a step was skipped, where it was neither loss nor gradient_norm
 
 
 @dataclass(frozen=True)
@@ -87,7 +89,9 @@ def note_step(
 ) -> None:
     """Write a step into ledger and metrics, and say what about it was unusual (a spike, slow ranks). Collective."""
     config, seconds, stage = run.config, values["seconds"], run.config.timeline.at(step - 1)
-    skipped = {"skipped": spike[0]} if spike else {}
+    scale, skipped = run.engine.loss_scale, {"skipped": spike[0]} if spike else {}
+    if run.engine.overflowed:
+        skipped = {"skipped": OVERFLOW}
     if run.ledger:
         exact = {key: values[key] for key in ("learning_rate", "loss", "gradient_norm")}
         run.ledger.write("step", {"step": step, "samples": batch.samples, "batch": batch.sha256, **exact, **skipped})
@@ -101,6 +105,8 @@ def note_step(
         "tokens_per_second": stage.tokens_per_step / seconds,
         "mfu": run.flops_per_token(stage) * stage.tokens_per_step / seconds / run.peak,
         "memory_bytes": memory_bytes(),
+        **({"gradient_norm": None} if run.engine.overflowed else {}),
+        **({"loss_scale": scale.scale} if scale else {}),
         **skipped,
         **note_state(run, step),
         **({"gradient_norm_by_layer": run.engine.layer_norms} if run.engine.layer_norms else {}),
@@ -110,6 +116,9 @@ def note_step(
         run.metrics.event(step, "spike", of=what, value=values[what], limit=limit)
         run.metrics.say(f"step {step}: SPIKE: {what.replace('_', ' ')} {values[what]:.4g}, above {limit:.4g}: "
                         "this step changes nothing")  # fmt: skip
+    if run.engine.overflowed and scale:
+        run.metrics.event(step, OVERFLOW, loss_scale=scale.scale, in_a_row=scale.in_a_row)
+        run.metrics.say(f"step {step}: overflow of fp16: nothing is changed, the loss scale is {scale.scale:g} now")
     note_times(run, step, told.times, seconds)
     note_consumed(run, step)
 
@@ -127,10 +136,9 @@ def note_times(run: Run, step: int, told: torch.Tensor, step_seconds: float) -> 
 def note_consumed(run: Run, step: int) -> None:
     """Tell what was drawn of each language so far, where a report is due and at the end."""
     if run.place.first and (due(step, run.config.guards.times_every_steps) or step == run.config.steps):
-        windows_at = windows_of(run.data.manifest, run.config.data.packing)
         run.metrics.consumed(step, {
             name: {"tokens": drawn.tokens, "epochs": drawn.epochs}
-            for name, drawn in drawn_in(run.config, windows_at, step, run.skipped).items()
+            for name, drawn in drawn_in(run.config, run.data.windows_at, step, run.skipped).items()
         })  # fmt: skip
 
 

@@ -19,6 +19,7 @@ import math
 import os
 import pickle
 from collections.abc import Iterator
+from contextlib import suppress
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -90,11 +91,12 @@ class Universal:
 
     @property
     def precision(self) -> str:
-        """What the forward pass computed in, ``bf16`` or ``fp32``."""
-        try:
-            return "bf16" if self.states["ds_config"]["bf16"]["enabled"] else "fp32"
-        except (KeyError, TypeError):
-            return "fp32"
+        """What the forward pass computed in: ``bf16``, ``fp16`` or ``fp32``."""
+        for half in ("bf16", "fp16"):
+            with suppress(KeyError, TypeError):
+                if self.states["ds_config"][half]["enabled"]:
+                    return half
+        return "fp32"
 
     def prefix(self, name: str) -> str:
         """What stands before a parameter's name in ``transformers``, where DeepSpeed was given a module around it."""
@@ -223,7 +225,7 @@ def _model_states(checkpoint: Checkpoint, skipped: int) -> Iterator[tuple[str, d
         "dp_world_size": state.get("ranks", 1),
         "mp_world_size": 1,
         "checkpoint_parallel_dimensions": {"pp_degree": 1, "tp_degree": 1},
-        "ds_config": {"bf16": {"enabled": state["precision"] == "bf16"}},
+        "ds_config": {half: {"enabled": state["precision"] == half} for half in ("bf16", "fp16")},
         "ds_version": _deepspeed_version(),
         "universal_checkpoint_info": {"universal_checkpoint_version": 0.4},
         OURS: {"state": state, "origin": origin},

@@ -72,7 +72,7 @@ class Weights(ABC):
 
     def restore(self, engine: Engine) -> None:
         """Copy this rank's slices into the fp32 masters, which a module in bf16 has rounded on the way."""
-        for part in engine.fragments():
+        for part in engine.fragments(changed=True):
             self.read(part.name, part.start, part.stop, part.master)
 
 

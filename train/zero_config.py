@@ -8,6 +8,9 @@ import torch
 
 from common.errors import HanseError
 from train.config import TrainConfig
+from train.optimizers import ALL_MOMENTS
+
+SWAPPED_ELEMENTS = 100_000_000  # of a flat tensor that travels to the disk as one; some of them lie in host memory
 
 
 def deepspeed_config(config: TrainConfig, ranks: int, precision: str, parameters: int) -> dict[str, Any]:
@@ -44,6 +47,7 @@ def deepspeed_config(config: TrainConfig, ranks: int, precision: str, parameters
         "zero_optimization": zero,
         # A step whose gradient is not finite leaves weights and moments as they are; in fp32 it always does.
         "bf16": {"enabled": precision == "bf16", "check_grad_overflow": True},
+        "fp16": config.engine.fp16.deepspeed() if precision == "fp16" else {"enabled": False},
         "data_types": {"grad_accum_dtype": accumulated},
         "communication_data_type": travelling,
         "zero_allow_untested_optimizer": True,
@@ -55,13 +59,18 @@ def deepspeed_config(config: TrainConfig, ranks: int, precision: str, parameters
 
 def offload(config: TrainConfig) -> dict[str, Any]:
     """Where states lie that are not beside the GPU's weights; page-locked where there is a GPU to copy them to."""
-    engine, pinned, found = config.engine, torch.cuda.is_available(), {}
+    engine, pinned, found = config.engine, torch.cuda.is_available(), dict[str, Any]()
+    disk = {"nvme_path": f"{engine.nvme_path}/{config.name}"}  # two runs may share a machine
     if engine.offload_optimizer != "none":
         found["offload_optimizer"] = {"device": engine.offload_optimizer, "pin_memory": pinned}
     if engine.offload_parameters != "none":
         found["offload_param"] = {"device": engine.offload_parameters, "pin_memory": pinned}
-    if engine.nvme_path:
-        found["offload_param"]["nvme_path"] = engine.nvme_path
+    for key, place in (("offload_optimizer", engine.offload_optimizer), ("offload_param", engine.offload_parameters)):
+        if place == "nvme":
+            found[key] |= disk
+    if engine.offload_optimizer == "nvme":  # buffers hold a part of the states: master, gradient and each moment
+        found["offload_optimizer"]["buffer_count"] = 2 + len(ALL_MOMENTS)
+        found["sub_group_size"] = SWAPPED_ELEMENTS
     return found
 
 

@@ -70,6 +70,10 @@ def test_a_run_that_went_back_and_did_steps_again_is_whole():
     check_ledger([start, step(1), step(2), again, step(2), {"kind": "state"}, rewind, step(1), step(2)])
     with pytest.raises(HanseError, match="line 5 tells of step 3, after step 1"):
         check_ledger([start, step(1), step(2), again, step(3)])
+    check_ledger([start, step(1), {**step(2), "gradient_norm": "inf", "skipped": "overflow"}])
+    for odd in ({"gradient_norm": "inf"}, {"loss": "inf", "skipped": "overflow"}):
+        with pytest.raises(HanseError, match="line 3 lacks"):
+            check_ledger([start, step(1), {**step(2), **odd}])
 
 
 def test_who_and_what_may_not_be_contributed(hanse, begun, people, run_of, waiting, tmp_path, capfd):

@@ -134,5 +134,9 @@ def test_another_batch_is_not_a_difference_but_other_data():
     assert worse["largest_relative_difference"] == pytest.approx(1 / 3)
     idle = compare({1: line}, {1: {**line, "skipped": "loss"}}, 0, 1)
     assert (idle["first_differing_step"], idle["differences"][0]["value"]) == (1, "skipped")
+    overflow = {**line, "gradient_norm": "inf", "skipped": "overflow"}  # of fp16
+    assert compare({1: overflow}, {1: overflow}, 0, 1)["differing_steps"] == 0
+    found = compare({1: line}, {1: overflow}, 0, 1)
+    assert (found["largest_relative_difference"], found["differences"][1]["ours"]) == (1.0, None)
     with pytest.raises(HanseError, match="another batch"):
         compare({1: line}, {1: {**line, "batch": "b"}}, 0, 1)

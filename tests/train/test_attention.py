@@ -177,6 +177,7 @@ def test_auto_takes_what_is_there(monkeypatch):
     assert chosen(both) == "flash_attention_3"
     assert chosen(both, capability=(8, 0)) == chosen(("flash-attn",)) == "flash_attention_2"
     assert chosen(("flash-attn-3",), capability=(8, 0)) == "sdpa"
+    assert chosen(both, "fp16", capability=(7, 0)) == "sdpa"  # V100
     assert chosen(both, config=replace(config, engine=replace(config.engine, compile=True))) == "sdpa"
     odd = model_config(ModelConfig("llama", SETTINGS | {"head_dim": 20}), VOCABULARY, LENGTH)
     assert chosen(both, model=odd) == "sdpa"

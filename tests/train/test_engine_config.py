@@ -6,6 +6,7 @@ from hydra.core.config_store import ConfigStore
 
 from common.configuration import instantiate
 from common.errors import ConfigError, HanseError
+from train import ops
 from train.config import TrainConfig
 from train.zero_config import deepspeed_config, zero_plus_plus
 
@@ -50,7 +51,12 @@ def test_offload_is_told_to_deepspeed_at_the_stages_that_have_it():
                         "engine.nvme_path=/scratch")  # fmt: skip
     zero = deepspeed_config(config, 2, "bf16", 10**6)["zero_optimization"]
     assert zero["offload_optimizer"]["device"] == "cpu"
-    assert (zero["offload_param"]["device"], zero["offload_param"]["nvme_path"]) == ("nvme", "/scratch")
+    assert (zero["offload_param"]["device"], zero["offload_param"]["nvme_path"]) == ("nvme", "/scratch/x")
+    config = configured("engine.offload_optimizer=nvme", "engine.zero_stage=3", "engine.nvme_path=/scratch")
+    zero = deepspeed_config(config, 2, "fp32", 10**6)["zero_optimization"]
+    assert zero["offload_optimizer"] | {"pin_memory": False} == {
+        "device": "nvme", "nvme_path": "/scratch/x", "buffer_count": 5, "pin_memory": False}  # fmt: skip
+    assert "offload_param" not in zero
 
 
 def test_zero_plus_plus_is_told_where_there_are_gpus(monkeypatch):
@@ -79,13 +85,33 @@ def test_all_that_does_not_go_together_is_said_at_once():
     ]  # fmt: skip
 
 
+def test_moments_on_a_disk_ask_for_a_stage_a_folder_and_nobody_who_reads_them_all():
+    found = problems_of("engine.offload_optimizer=nvme", "ema.decay=0.9", "state_hash_every_steps=5")
+    assert [line.partition(":")[0] for line in found] == [
+        *["engine.offload_optimizer=nvme"] * 3,
+        "engine.nvme_path=None",
+    ]
+    assert "set engine.zero_stage=3" in found[0]
+
+
+def test_a_machine_without_libaio_is_told_what_is_missing(monkeypatch):
+    monkeypatch.setattr(ops, "compile_op", lambda name: False)
+    with pytest.raises(HanseError, match="headers of libaio"):
+        ops.prepare_swapping()
+
+
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("engine.zero_stage=0", "engine.zero_stage=0: one of 1, 2, 3"),
-        ("engine.precision=fp16", "engine.precision=fp16: one of auto, bf16, fp32"),
-        ("engine.communication=int8", "engine.communication=int8: one of auto, fp32, bf16"),
-        ("engine.offload_optimizer=nvme", "engine.offload_optimizer=nvme: one of none, cpu"),
+        (
+            "engine.zero_stage=0",
+            "engine.zero_stage=0: set engine.zero_stage=1, which sends as much between the ranks "
+            "and keeps less on each; on one rank they are the same",
+        ),
+        ("engine.zero_stage=4", "engine.zero_stage=4: one of 1, 2, 3"),
+        ("engine.precision=fp8", "engine.precision=fp8: one of auto, bf16, fp16, fp32"),
+        ("engine.communication=int8", "engine.communication=int8: one of auto, fp32, bf16, fp16"),
+        ("engine.offload_optimizer=disk", "engine.offload_optimizer=disk: one of none, cpu, nvme"),
     ],
 )
 def test_what_is_not_offered_is_refused_with_what_is(override, message):

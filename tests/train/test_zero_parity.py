@@ -26,7 +26,7 @@ from train.stream import IGNORED
 STEPS, SAVED = 20, 10
 # Relative errors: the largest of a loss, the largest of a gradient norm, the root mean square of the final weights, and
 # of their average.
-TOLERANCE = {"fp32": (1e-5, 1e-4, 1e-4, 1e-4), "bf16": (1e-3, 5e-2, 5e-2, 5e-2)}
+TOLERANCE = {"fp32": (1e-5, 1e-4, 1e-4, 1e-4), "bf16": (1e-3, 5e-2, 5e-2, 5e-2), "fp16": (2e-4, 1e-2, 1e-2, 1e-2)}
 
 
 def configuration(settings: list[str]) -> TrainConfig:
@@ -95,7 +95,8 @@ def plain_pytorch(
     The gradient of each micro-batch is taken alone, and they are summed in fp32.
     """
     data = open_data(config)
-    low = {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
+    low = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+    scale = 2.0**16 if precision == "fp16" else 1.0  # with which nothing overflows here
     master = build_model(data.model, config.seed)
     master.load_state_dict({name: value.to(low).float() for name, value in master.state_dict().items()})
     module = build_model(data.model, config.seed).to(low)
@@ -115,10 +116,10 @@ def plain_pytorch(
             loss = cross_entropy(
                 logits.flatten(0, 1), inputs["labels"].flatten(), ignore_index=IGNORED, reduction="sum"
             )
-            (loss / targets).backward()
+            (scale * loss / targets).backward()
             total += float(loss.detach()) / targets
             for whole, low_parameter in zip(sums, module.parameters(), strict=True):
-                whole.add_(low_parameter.grad.float())
+                whole.add_(low_parameter.grad.float() / scale)
         for parameter, whole in zip(names.values(), sums, strict=True):
             parameter.grad = whole
         norms.append(float(torch.nn.utils.clip_grad_norm_(names.values(), config.optimizer.gradient_clipping)))
@@ -151,7 +152,7 @@ def apart(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> 
     return math.sqrt(sum(float((found[name] - expected[name]).square().sum()) for name in expected)) / size
 
 
-KINDS = [("adamw", "fp32"), ("adamw", "bf16"), ("muon", "fp32"), ("ademamix", "fp32")]
+KINDS = [("adamw", "fp32"), ("adamw", "bf16"), ("adamw", "fp16"), ("muon", "fp32"), ("ademamix", "fp32")]
 
 
 @pytest.mark.slow
@@ -166,7 +167,9 @@ def test_every_optimizer_at_stages_1_2_3_on_two_ranks_equals_plain_pytorch(tiny_
     ]
 
     def case(run, kind, precision, stage):
-        length = {"fp32": 64, "bf16": 16}[precision]  # many a CPU takes 100 times longer for a product in bf16
+        length = {"fp32": 64, "bf16": 16, "fp16": 16}[
+            precision
+        ]  # many a CPU takes 100 times longer for a product in bf16
         return [*common, f"run={run}", f"optimizer.kind={kind}", f"engine.precision={precision}",
                 f"engine.zero_stage={stage}", f"data.sequence_length={length}", f"tokens={STEPS * 8 * length}",
                 f"evaluate.tokens_per_language={8 * length}"]  # fmt: skip

@@ -14,10 +14,10 @@ from common.errors import FlakyError, HanseError
 from train.guards.replicas import differing
 from train.order import RunStream
 from train.ranks import together
-from train.stream import MicroBatch
 
 if TYPE_CHECKING:
     from train.setup import Run
+    from train.step import Batch
 
 
 def due(step: int, every_steps: int) -> bool:
@@ -25,10 +25,10 @@ def due(step: int, every_steps: int) -> bool:
     return bool(every_steps) and step % every_steps == 0
 
 
-def stop_unless_finite(
-    run: Run, step: int, batch: Sequence[MicroBatch], mine: torch.Tensor, *, loss: float, norm: float
-) -> None:
-    """Stop if a step's loss or gradient is not finite; collective, with the same loss and norm on every rank.
+def stop_unless_finite(run: Run, step: int, batch: Batch, mine: torch.Tensor, *, loss: float, norm: float) -> None:
+    """Stop if a step's loss or gradient is not finite, and that is no overflow of fp16 (:mod:`train.fp16`).
+
+    Collective, with the same loss and norm on every rank.
 
     The engine has left weights and moments as they were (``check_grad_overflow``), so the step can be computed once
     more, slowly, looking at everything.
@@ -40,7 +40,7 @@ def stop_unless_finite(
         HanseError: naming the documents whose loss, and the first parameter whose gradient, is not finite.
         FlakyError: computed again everything is finite; naming the machines whose part of the loss was not.
     """
-    if math.isfinite(loss) and math.isfinite(norm):
+    if math.isfinite(loss) and (math.isfinite(norm) or run.engine.overflowed):
         return
     with run.watchdog.slowly("looking for what is not finite"):
         found = look_again(run, step, batch)
@@ -96,17 +96,17 @@ def _what(step: int, loss: float, norm: float) -> str:
     return f"step {step + 1}: the loss is {loss:.6g} and the norm of its gradient {norm:.6g}"
 
 
-def look_again(run: Run, step: int, batch: Sequence[MicroBatch]) -> str:
+def look_again(run: Run, step: int, batch: Batch) -> str:
     """Compute this rank's part of a step once more; what in it is not finite, in words, or nothing. Collective."""
     names: list[str] = []
     handles = [parameter.register_hook(_watch(run.engine.names[id(parameter)], names))
                for parameter in run.engine.engine.module.parameters()]  # fmt: skip
     sequences, in_group = [], False
-    for turn, part in enumerate(batch):
+    for turn, part in enumerate(batch.micro_batches):
         total, nll = run.engine.forward(part)
         sequences += [(turn, place) for place in torch.nonzero(~nll.isfinite()).flatten().tolist()]
         in_group |= not bool(run.engine.group.total(nll).isfinite().all())
-        run.engine.backward(total, 1)
+        run.engine.backward(total, batch.targets)
     for handle in handles:
         handle.remove()
     if in_group and not sequences:

@@ -1,0 +1,122 @@
+"""What the engine does in fp16, and with moments on a disk: runs on two ranks, all in one start."""
+
+import json
+from pathlib import Path
+
+import pytest
+from torch.utils.cpp_extension import _get_build_directory
+
+from common.errors import EXIT_DONE, EXIT_GO_ON
+from tests.train.multirank import losses, train_cases
+from train import ledger
+from train.checkpoint import Checkpoint
+from train.run_folder import complete_steps, folder_of, read_metrics
+from train.state_hash import State, state_of_checkpoint
+
+STEPS, SAVED, POWER = 18, 6, 28
+COMMON = ["data.sequence_length=16", "evaluate.tokens_per_language=64", "evaluate.every_steps=100",
+          "checkpoint.keep_last=9"]  # fmt: skip
+FP16 = [  # the scale begins far too large
+    *COMMON, "engine.precision=fp16", f"tokens={STEPS * 8 * 16}", f"checkpoint.every_steps={SAVED}",
+    f"engine.fp16.initial_scale_power={POWER}", "engine.fp16.loss_scale_window=3", "guards.layer_norms_every_steps=1",
+]  # fmt: skip
+SWAPPED, HALF = 6, 3
+LARGE = [  # a rank's share of the matrices is above the megabyte from which on states are swapped, of the norms below
+    *COMMON, "model.settings.hidden_size=256", "model.settings.intermediate_size=512", "engine.zero_stage=3",
+    f"tokens={SWAPPED * 8 * 16}", f"checkpoint.every_steps={HALF}",
+]  # fmt: skip
+COMPILED = (Path(_get_build_directory("async_io", verbose=False)) / "async_io.so").is_file()  # takes minutes
+
+
+def disk_cases(folder):
+    memory, disk = ["engine.offload_optimizer=cpu"], ["engine.offload_optimizer=nvme",
+                                                      f"engine.nvme_path={folder / 'nvme'}"]  # fmt: skip
+    return {
+        "memory": [*LARGE, *memory], "disk": [*LARGE, *disk],
+        "moved": [*LARGE, *disk, f"until_step={HALF}"], "moved on": LARGE,
+        "back": [*LARGE, *memory, f"until_step={HALF}"], "back on": [*LARGE, *disk],
+    }  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def runs(tiny_settings, tmp_path_factory):
+    """{name: (run folder, how it ended)}; "NAME on" goes on with a run that was stopped."""
+    folder = tmp_path_factory.mktemp("engine")
+    kinds = {
+        **{f"fp16-{stage}": [*FP16, f"engine.zero_stage={stage}"] for stage in (1, 2, 3)},
+        "cut": [*FP16, f"until_step={SAVED}"], "cut on": FP16,
+        "nan": [*FP16, "engine.fp16.initial_scale_power=8"],
+        "lasts": [*FP16, "engine.fp16.max_overflows=2"],
+        **(disk_cases(folder) if COMPILED else {}),
+    }  # fmt: skip
+    places = {name: folder / name.removesuffix(" on") for name in kinds}
+    cases = {name: [*tiny_settings, f"run={places[name]}", *more] for name, more in kinds.items()}
+    told = train_cases(folder / "ranks", 2, cases, {"nan": {"poison": 3}})
+    return {name: (places[name], told[name]) for name in kinds}
+
+
+def state_at(run: Path, step: int) -> State:
+    return state_of_checkpoint(Checkpoint(folder_of(run / "checkpoints", step)))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_overflows_are_left_out_named_and_counted_at_every_stage(runs, stage):
+    run, code = runs[f"fp16-{stage}"]
+    assert code == EXIT_DONE
+    records = list(read_metrics(run / "metrics.jsonl"))
+    steps = {record["step"]: record for record in records if "loss" in record}
+    left_out = [step for step, record in steps.items() if record.get("skipped") == "overflow"]
+    assert left_out[:6] == [1, 2, 3, 4, 5, 6]
+    assert len(left_out) < STEPS
+    for step, record in steps.items():
+        if step in left_out:
+            assert record["gradient_norm"] is None
+            assert record["loss_scale"] == 0.5 * (steps[step - 1]["loss_scale"] if step > 1 else 2.0**POWER)
+        else:
+            assert 0.01 < record["gradient_norm"] < 100  # unscaled
+            squares = sum(norm**2 for norm in record["gradient_norm_by_layer"].values())
+            assert squares**0.5 == pytest.approx(record["gradient_norm"], rel=1e-3)
+    assert steps[STEPS]["loss"] < steps[1]["loss"]
+    assert [one["step"] for one in records if one.get("event") == "overflow"] == left_out
+    assert not any(one.get("event") == "spike" for one in records)
+    lines = ledger.steps(record for _, record in ledger.lines(run / "ledger.jsonl"))
+    assert [step for step, line in lines.items() if line.get("skipped") == "overflow"] == left_out
+    engine = json.loads((folder_of(run / "checkpoints", STEPS) / "state.json").read_text())["engine"]
+    assert engine["skipped_updates"] == engine["loss_scale"]["overflows"] == len(left_out)
+    assert engine["loss_scale"]["scale"] == steps[STEPS]["loss_scale"]
+
+
+@pytest.mark.slow
+def test_a_run_that_is_cut_among_its_overflows_goes_on_to_the_last_bit(runs):
+    assert (runs["cut"][1], runs["cut on"][1]) == (EXIT_GO_ON, EXIT_DONE)
+    whole, cut = runs["fp16-1"][0], runs["cut"][0]
+    assert state_at(whole, STEPS) == state_at(cut, STEPS)
+    scales = [[(record["step"], record["loss_scale"], record["loss"]) for record in read_metrics(run / "metrics.jsonl")
+               if "loss" in record] for run in (whole, cut)]  # fmt: skip
+    assert scales[0] == scales[1]
+
+
+@pytest.mark.slow
+def test_a_loss_that_is_no_number_ends_the_run_at_once_and_so_does_an_overflow_that_lasts(runs):
+    run, said = runs["nan"]
+    assert said.startswith("step 3: the loss is nan and the norm of its gradient inf: on rank 1 no finite loss for")
+    run, said = runs["lasts"]
+    assert said.startswith("step 3: the loss is ")
+    assert "first parameter with no finite gradient" in said
+    assert not complete_steps(run / "checkpoints")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not COMPILED, reason="async_io is not compiled here: train once with engine.offload_optimizer=nvme")
+def test_moments_on_a_disk_are_those_in_memory_and_a_checkpoint_goes_on_either_way(runs):
+    codes = {name: runs[name][1] for name in disk_cases(Path())}
+    assert codes == {"memory": EXIT_DONE, "disk": EXIT_DONE, "moved": EXIT_GO_ON, "moved on": EXIT_DONE,
+                     "back": EXIT_GO_ON, "back on": EXIT_DONE}  # fmt: skip
+    memory, disk, moved, back = (runs[name][0] for name in ("memory", "disk", "moved", "back"))
+    assert max(path.stat().st_size for path in (disk.parent / "nvme").rglob("*.swp")) >= 1 << 20
+    for run in (disk, back):
+        assert losses(run) == losses(memory)
+        assert state_at(run, SWAPPED) == state_at(memory, SWAPPED)
+    first, other = losses(memory), losses(moved)
+    assert max(abs(other[step] / first[step] - 1) for step in first) < 1e-5
