@@ -25,8 +25,9 @@ from common.files import sha256_file
 from common.folders import replaced_folder, restore
 from common.terminal import Progress, count, next_step, say, table
 from data_pipelines import boilerplate, datasheet, dedup, dedup_ray, downloads
+from data_pipelines.annotate.language import accepted
 from data_pipelines.annotate.stage import FACTS, SIGNAL_COLUMNS, counts_of, quality_of, repeated_of
-from data_pipelines.config import CorpusConfig
+from data_pipelines.config import CorpusConfig, SourceConfig
 from data_pipelines.dedup import SIGNATURES, Clusters, Originals
 from data_pipelines.documents import split_of
 from data_pipelines.manifest import FORMAT, CorpusManifest, FileEntry, Tally, fingerprint
@@ -104,7 +105,10 @@ def _identity(config: CorpusConfig, planned: list[Planned]) -> str:
     settings = {key: value for key, value in asdict(config).items() if key not in where}
     settings["earlier"] = [CorpusManifest.read(Path(one)).merkle_root for one in config.select.earlier]
     # A list, because the order of the sources decides which of two duplicates stays.
-    settings["sources"] = [[name, source.check_language] for name, source in config.sources.items()]
+    settings["sources"] = [
+        [name, source.check_language, *(accepted(source.language)[1:] if source.check_language else ())]
+        for name, source in config.sources.items()
+    ]
     if config.select.quality:
         found = {source.language: quality_of(source.language, config.annotate) for source in config.sources.values()}
         settings["thresholds"] = {language: asdict(one)["thresholds"] for language, one in found.items() if one}
@@ -151,10 +155,20 @@ def _build(config: CorpusConfig, planned: list[Planned], folder: Path, identity:
     files = dict(sorted(files.items())) | repeated
     told = {key: value for key, value in asdict(config).items()
             if key not in ("worker", "processes", "languages", "download_only", "dedup")}  # fmt: skip
-    described = CorpusManifest(config.name, identity, told, tools(), tallies, files, folder)
+    checks = {name: _language_check(source) for name, source in config.sources.items()}
+    checks = {name: said for name, said in checks.items() if said}
+    described = CorpusManifest(config.name, identity, told, tools(), tallies, files, folder, checks)
     described.write()
     datasheet.write(described)
     return described
+
+
+def _language_check(source: SourceConfig) -> str:
+    """What is to be known of a source whose documents are not held to its language alone."""
+    if not source.check_language:
+        return "not checked"
+    _, *others = accepted(source.language)
+    return f"{source.language} is seldom recognised: documents taken for {', '.join(others)} stay" if others else ""
 
 
 def _removed_lines(planned: list[Planned], folder: Path) -> dict[str, FileEntry]:
@@ -212,13 +226,14 @@ def _select(
     config: CorpusConfig, one: Planned, originals: Originals, tally: Tally, *, write: Write, tell: Tell
 ) -> None:
     """Judge the documents of one annotated file and write them to the side where they belong."""
-    language, check_language = one.part.source.language, one.part.source.check_language
+    language = one.part.source.language
+    languages = accepted(language) if one.part.source.check_language else ()
     quality = quality_of(language, config.annotate) if config.select.quality else None
     before = tally.documents_in, tally.bytes_in
     said = counts_of(one.path)
     for batch, share in _row_groups(one.path):
         sizes = originals.sizes(batch.num_rows)
-        verdicts = judge(batch, config.select, check_language=check_language, quality=quality, originals=originals)
+        verdicts = judge(batch, config.select, languages=languages, quality=quality, originals=originals)
         columns = _decided(batch, verdicts, sizes, config)
         staying = pa.array(verdicts.staying)
         write("documents", columns.select(KEPT.names).filter(staying))
@@ -294,6 +309,9 @@ def _show(manifest: CorpusManifest) -> None:
         head = ["language", *(reason.replace("_", " ") for reason in reasons)]
         cells = [[row[0], *(f"{number:,}" for number in row[1:])] for row in counts]
         table("removed", head, cells, total=len(rows) > 1)
+    for said in dict.fromkeys(manifest.language_checks.values()):
+        names = [name for name, one in manifest.language_checks.items() if one == said]
+        say(f"note: language of {', '.join(names)}: {said}")
     for name, tally in manifest.sources.items():
         broken = tally.removed.get("broken_file", 0)
         if broken:

@@ -265,6 +265,7 @@ def made(evidence: Evidence) -> Table:
     manifest, select = evidence.manifest, evidence.manifest.config.get("select", {})
     rows = [["Merkle root", manifest.merkle_root], ["folder", str(manifest.folder)]]
     rows += [[name, version] for name, version in manifest.tools.items()]
+    rows += [[f"language of {name}", said] for name, said in manifest.language_checks.items()]
     rows += [[f"select.{name}", str(value)] for name, value in select.items()]
     return Table(["", ""], rows, text=True)
 

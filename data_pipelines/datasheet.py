@@ -35,6 +35,7 @@ def write(manifest: CorpusManifest) -> None:
         _languages(manifest.languages),
         "## Sources\n",
         _sources(manifest),
+        *(f"Language of {name}: {said}.\n" for name, said in manifest.language_checks.items()),
         "## Licences\n",
         _shares("licence", kept, "licenses"),
         "## Addresses\n",

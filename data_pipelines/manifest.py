@@ -70,6 +70,7 @@ class CorpusManifest:
     sources: dict[str, Tally]
     files: dict[str, FileEntry]  # path within the folder -> ...
     folder: Path = Path(".")
+    language_checks: dict[str, str] = field(default_factory=dict)  # source -> in how far its language was not checked
 
     @property
     def merkle_root(self) -> str:
@@ -135,6 +136,8 @@ class CorpusManifest:
         value = {"format": FORMAT, "merkle_root": self.merkle_root, **asdict(self)}
         value["languages"] = self._languages()
         del value["folder"]
+        if not self.language_checks:
+            del value["language_checks"]
         write_json(self.folder / "manifest.json", value)
 
     def _languages(self) -> dict[str, Any]:
