@@ -26,6 +26,7 @@ from common.folders import replaced_folder, restore
 from common.terminal import Progress, count, next_step, say, table
 from data_pipelines import boilerplate, datasheet, dedup, dedup_ray, downloads
 from data_pipelines.annotate.language import accepted
+from data_pipelines.annotate.opt_out import DomainReport
 from data_pipelines.annotate.stage import FACTS, SIGNAL_COLUMNS, counts_of, quality_of, repeated_of
 from data_pipelines.config import CorpusConfig, SourceConfig
 from data_pipelines.dedup import SIGNATURES, Clusters, Originals
@@ -135,14 +136,14 @@ def _build(config: CorpusConfig, planned: list[Planned], folder: Path, identity:
             stack.enter_context(dedup_ray.session(config.processes))
         for language in dict.fromkeys(one.part.source.language for one in planned):
             parts = [one for one in planned if one.part.source.language == language]
-            originals = Originals(_clusters(config, parts, language))
+            originals, sites = Originals(_clusters(config, parts, language)), DomainReport()
             with Sides(folder, f"{language}.parquet", config.batch_megabytes * 10**6) as sides:
                 for one in parts:
                     done, size = progress.done, one.path.stat().st_size
                     tell = partial(_tell, progress, done, size, one.part.name)
-                    _select(config, one, originals, tallies[one.part.name], write=sides.add, tell=tell)
+                    _select(config, one, originals, tallies[one.part.name], sites, write=sides.add, tell=tell)
                     tell(1.0)
-            files |= sides.entries()
+            files |= sides.entries() | _answers(sites, folder, language)
     for name, tally in tallies.items():
         tally.check(name)
     repeated = _removed_lines(planned, folder)
@@ -161,6 +162,16 @@ def _build(config: CorpusConfig, planned: list[Planned], folder: Path, identity:
     described.write()
     datasheet.write(described)
     return described
+
+
+def _answers(sites: DomainReport, folder: Path, language: str) -> dict[str, FileEntry]:
+    """Write ``opt_out/LANGUAGE.parquet``: what each site of the documents that came in answers, where one was asked."""
+    table, name = sites.table(), f"opt_out/{language}.parquet"
+    if not table.num_rows:
+        return {}
+    (folder / name).parent.mkdir(exist_ok=True)
+    pq.write_table(table, folder / name, compression="zstd")
+    return {name: FileEntry.of(folder / name, table.num_rows)}
 
 
 def _language_check(source: SourceConfig) -> str:
@@ -183,7 +194,7 @@ def _removed_lines(planned: list[Planned], folder: Path) -> dict[str, FileEntry]
     for language, sources in removed.items():
         path = folder / "boilerplate" / f"{language}.parquet"
         rows = boilerplate.write_removed(sources, path)
-        entries[f"boilerplate/{language}.parquet"] = FileEntry(rows, path.stat().st_size, sha256_file(path))
+        entries[f"boilerplate/{language}.parquet"] = FileEntry.of(path, rows)
         for name, lost in sources.items():
             say(f"{name}: {lost.lines:,} repeated lines removed ({count(lost.bytes, 'B')}) of {lost.documents:,} "
                 f"documents, {lost.emptied:,} had nothing else; see boilerplate/{language}.parquet")  # fmt: skip
@@ -223,7 +234,14 @@ def _clusters(config: CorpusConfig, parts: list[Planned], language: str) -> Clus
 
 
 def _select(
-    config: CorpusConfig, one: Planned, originals: Originals, tally: Tally, *, write: Write, tell: Tell
+    config: CorpusConfig,
+    one: Planned,
+    originals: Originals,
+    tally: Tally,
+    sites: DomainReport,
+    *,
+    write: Write,
+    tell: Tell,
 ) -> None:
     """Judge the documents of one annotated file and write them to the side where they belong."""
     language = one.part.source.language
@@ -240,6 +258,7 @@ def _select(
         write("signatures", batch.select(SIGNATURES.names).filter(staying))
         write("removed", columns.filter(pc.invert(staying)))
         _count(tally, columns, verdicts)
+        sites.add(columns)
         tell(share)
     came = tally.documents_in - before[0], tally.bytes_in - before[1]
     assert came == said, f"{one.path}: {said} documents and bytes came in, {came} are there"

@@ -58,6 +58,11 @@ class FileEntry:
     bytes: int
     sha256: str
 
+    @classmethod
+    def of(cls, path: Path, rows: int) -> FileEntry:
+        """The entry of a file of so many rows."""
+        return cls(rows, path.stat().st_size, sha256_file(path))
+
 
 @dataclass(frozen=True)
 class CorpusManifest:
