@@ -13,6 +13,7 @@ above what the process held when it had imported its modules.
 """
 
 import argparse
+import itertools
 import json
 import random
 import re
@@ -28,45 +29,48 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 LANGUAGES = ("fr", "de", "es", "it")
+SENTENCE_END = re.compile(r"(?<=[.!?:;])\s+|\n+")
+FEWEST = 4  # sentences of a document that is put together: with one or two it would be another's duplicate
 PACKED = 4096
 
 
-def texts_of(folder, language, megabytes, seed=0):
-    """(texts, share of them that are altered copies), ``megabytes`` in all."""
-    from benchmarks.quality import read_texts
-
-    held = dict(read_texts(folder))[language]
-    rng, size, number = random.Random(seed), 0, 0
-    rng.shuffle(held)
-    words = [word for text in held[:2000] for word in text.split(" ")]
-    while size < megabytes * 1e6:
-        text = held[number % len(held)]
-        if number >= len(held):
-            parts = text.split(" ")
-            for place in rng.sample(range(len(parts)), len(parts) * 15 // 100):
-                parts[place] = rng.choice(words)
+def drawn(texts, megabytes, seed=0):
+    """Yields (text, whether it was put together): the texts in any order; when they are used up, sentences of all of
+    them, drawn one by one until the document is as long as one of the texts.
+    """
+    rng, size = random.Random(seed), 0
+    texts = rng.sample(texts, len(texts))
+    sentences = [one for text in texts for one in SENTENCE_END.split(text) if 20 <= len(one) <= 1000]
+    for number in itertools.count():
+        text = texts[number % len(texts)]
+        if number >= len(texts):
+            parts, length = [], 0
+            while length < len(text) or len(parts) < FEWEST:
+                parts.append(rng.choice(sentences))
+                length += len(parts[-1]) + 1
             text = " ".join(parts)
+        yield text, number >= len(texts)
         size += len(text.encode())
-        number += 1
-        yield text, number > len(held)
+        if size >= megabytes * 1e6:
+            return
 
 
 def write_texts(folder, source, megabytes, languages=LANGUAGES):
-    """LANGUAGE.parquet of ``megabytes`` in all; (bytes, share of documents that are altered copies)."""
-    size = altered = documents = 0
+    """LANGUAGE.parquet of ``megabytes`` in all; (bytes, documents, share of bytes that was put together)."""
+    from benchmarks.quality import read_texts
+
+    size = again = documents = 0
+    held, schema = dict(read_texts(source)), pa.schema([("id", pa.string()), ("text", pa.string())])
     for language in languages:
-        schema = pa.schema([("id", pa.string()), ("text", pa.string())])
         with pq.ParquetWriter(folder / f"{language}.parquet", schema, compression="zstd") as writer:
-            rows = []
-            for text, again in texts_of(source, language, megabytes / len(languages)):
-                rows.append({"id": f"{language}-{documents}", "text": text})
-                size, altered, documents = size + len(text.encode()), altered + again, documents + 1
-                if len(rows) == 5000:
-                    writer.write_table(pa.Table.from_pylist(rows, schema))
-                    rows = []
-            if rows:
-                writer.write_table(pa.Table.from_pylist(rows, schema))
-    return size, altered / documents
+            texts = drawn(held[language], megabytes / len(languages))
+            while rows := list(itertools.islice(texts, 5000)):
+                names = [f"{language}-{documents + number}" for number in range(len(rows))]
+                writer.write_table(pa.table([names, [text for text, _ in rows]], schema=schema))
+                size += sum(len(text.encode()) for text, _ in rows)
+                again += sum(len(text.encode()) for text, made in rows if made)
+                documents += len(rows)
+    return size, documents, again / size
 
 
 def memory(key):

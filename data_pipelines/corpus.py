@@ -25,8 +25,10 @@ from common.files import sha256_file
 from common.folders import replaced_folder, restore
 from common.terminal import Progress, count, next_step, say, table
 from data_pipelines import boilerplate, datasheet, dedup, dedup_ray, downloads
+from data_pipelines.annotate.language import accepted
+from data_pipelines.annotate.opt_out import DomainReport
 from data_pipelines.annotate.stage import FACTS, SIGNAL_COLUMNS, counts_of, quality_of, repeated_of
-from data_pipelines.config import CorpusConfig
+from data_pipelines.config import CorpusConfig, SourceConfig
 from data_pipelines.dedup import SIGNATURES, Clusters, Originals
 from data_pipelines.documents import split_of
 from data_pipelines.manifest import FORMAT, CorpusManifest, FileEntry, Tally, fingerprint
@@ -104,7 +106,10 @@ def _identity(config: CorpusConfig, planned: list[Planned]) -> str:
     settings = {key: value for key, value in asdict(config).items() if key not in where}
     settings["earlier"] = [CorpusManifest.read(Path(one)).merkle_root for one in config.select.earlier]
     # A list, because the order of the sources decides which of two duplicates stays.
-    settings["sources"] = [[name, source.check_language] for name, source in config.sources.items()]
+    settings["sources"] = [
+        [name, source.check_language, *(accepted(source.language)[1:] if source.check_language else ())]
+        for name, source in config.sources.items()
+    ]
     if config.select.quality:
         found = {source.language: quality_of(source.language, config.annotate) for source in config.sources.values()}
         settings["thresholds"] = {language: asdict(one)["thresholds"] for language, one in found.items() if one}
@@ -131,14 +136,14 @@ def _build(config: CorpusConfig, planned: list[Planned], folder: Path, identity:
             stack.enter_context(dedup_ray.session(config.processes))
         for language in dict.fromkeys(one.part.source.language for one in planned):
             parts = [one for one in planned if one.part.source.language == language]
-            originals = Originals(_clusters(config, parts, language))
+            originals, sites = Originals(_clusters(config, parts, language)), DomainReport()
             with Sides(folder, f"{language}.parquet", config.batch_megabytes * 10**6) as sides:
                 for one in parts:
                     done, size = progress.done, one.path.stat().st_size
                     tell = partial(_tell, progress, done, size, one.part.name)
-                    _select(config, one, originals, tallies[one.part.name], write=sides.add, tell=tell)
+                    _select(config, one, originals, tallies[one.part.name], sites, write=sides.add, tell=tell)
                     tell(1.0)
-            files |= sides.entries()
+            files |= sides.entries() | _answers(sites, folder, language)
     for name, tally in tallies.items():
         tally.check(name)
     repeated = _removed_lines(planned, folder)
@@ -151,10 +156,30 @@ def _build(config: CorpusConfig, planned: list[Planned], folder: Path, identity:
     files = dict(sorted(files.items())) | repeated
     told = {key: value for key, value in asdict(config).items()
             if key not in ("worker", "processes", "languages", "download_only", "dedup")}  # fmt: skip
-    described = CorpusManifest(config.name, identity, told, tools(), tallies, files, folder)
+    checks = {name: _language_check(source) for name, source in config.sources.items()}
+    checks = {name: said for name, said in checks.items() if said}
+    described = CorpusManifest(config.name, identity, told, tools(), tallies, files, folder, checks)
     described.write()
     datasheet.write(described)
     return described
+
+
+def _answers(sites: DomainReport, folder: Path, language: str) -> dict[str, FileEntry]:
+    """Write ``opt_out/LANGUAGE.parquet``: what each site of the documents that came in answers, where one was asked."""
+    table, name = sites.table(), f"opt_out/{language}.parquet"
+    if not table.num_rows:
+        return {}
+    (folder / name).parent.mkdir(exist_ok=True)
+    pq.write_table(table, folder / name, compression="zstd")
+    return {name: FileEntry.of(folder / name, table.num_rows)}
+
+
+def _language_check(source: SourceConfig) -> str:
+    """What is to be known of a source whose documents are not held to its language alone."""
+    if not source.check_language:
+        return "not checked"
+    _, *others = accepted(source.language)
+    return f"{source.language} is seldom recognised: documents taken for {', '.join(others)} stay" if others else ""
 
 
 def _removed_lines(planned: list[Planned], folder: Path) -> dict[str, FileEntry]:
@@ -169,7 +194,7 @@ def _removed_lines(planned: list[Planned], folder: Path) -> dict[str, FileEntry]
     for language, sources in removed.items():
         path = folder / "boilerplate" / f"{language}.parquet"
         rows = boilerplate.write_removed(sources, path)
-        entries[f"boilerplate/{language}.parquet"] = FileEntry(rows, path.stat().st_size, sha256_file(path))
+        entries[f"boilerplate/{language}.parquet"] = FileEntry.of(path, rows)
         for name, lost in sources.items():
             say(f"{name}: {lost.lines:,} repeated lines removed ({count(lost.bytes, 'B')}) of {lost.documents:,} "
                 f"documents, {lost.emptied:,} had nothing else; see boilerplate/{language}.parquet")  # fmt: skip
@@ -209,22 +234,31 @@ def _clusters(config: CorpusConfig, parts: list[Planned], language: str) -> Clus
 
 
 def _select(
-    config: CorpusConfig, one: Planned, originals: Originals, tally: Tally, *, write: Write, tell: Tell
+    config: CorpusConfig,
+    one: Planned,
+    originals: Originals,
+    tally: Tally,
+    sites: DomainReport,
+    *,
+    write: Write,
+    tell: Tell,
 ) -> None:
     """Judge the documents of one annotated file and write them to the side where they belong."""
-    language, check_language = one.part.source.language, one.part.source.check_language
+    language = one.part.source.language
+    languages = accepted(language) if one.part.source.check_language else ()
     quality = quality_of(language, config.annotate) if config.select.quality else None
     before = tally.documents_in, tally.bytes_in
     said = counts_of(one.path)
     for batch, share in _row_groups(one.path):
         sizes = originals.sizes(batch.num_rows)
-        verdicts = judge(batch, config.select, check_language=check_language, quality=quality, originals=originals)
+        verdicts = judge(batch, config.select, languages=languages, quality=quality, originals=originals)
         columns = _decided(batch, verdicts, sizes, config)
         staying = pa.array(verdicts.staying)
         write("documents", columns.select(KEPT.names).filter(staying))
         write("signatures", batch.select(SIGNATURES.names).filter(staying))
         write("removed", columns.filter(pc.invert(staying)))
         _count(tally, columns, verdicts)
+        sites.add(columns)
         tell(share)
     came = tally.documents_in - before[0], tally.bytes_in - before[1]
     assert came == said, f"{one.path}: {said} documents and bytes came in, {came} are there"
@@ -294,6 +328,9 @@ def _show(manifest: CorpusManifest) -> None:
         head = ["language", *(reason.replace("_", " ") for reason in reasons)]
         cells = [[row[0], *(f"{number:,}" for number in row[1:])] for row in counts]
         table("removed", head, cells, total=len(rows) > 1)
+    for said in dict.fromkeys(manifest.language_checks.values()):
+        names = [name for name, one in manifest.language_checks.items() if one == said]
+        say(f"note: language of {', '.join(names)}: {said}")
     for name, tally in manifest.sources.items():
         broken = tally.removed.get("broken_file", 0)
         if broken:

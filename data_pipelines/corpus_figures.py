@@ -11,7 +11,7 @@ from common.charts import Bar, Bars, Scale, Table
 from common.distributions import Ridges, bars, logarithmic, ridges
 from common.page import shown_count
 from data_pipelines.annotate.identifiers import KINDS
-from data_pipelines.counted import SHOWN, excerpt
+from data_pipelines.counted import SHOWN, excerpt, sites_of
 from data_pipelines.manifest import Tally
 from data_pipelines.select import REASONS
 
@@ -211,6 +211,16 @@ def opt_out(evidence: Evidence) -> list[Bars]:
     return made + ([_top("Opt-out, documents removed", why, DETAILS)] if why else [])
 
 
+def sites(evidence: Evidence) -> Table | None:
+    """What the largest sites answer, of all documents that came in."""
+    found, number = sites_of(evidence.manifest, DOMAINS)
+    sizes = ("bytes", "allow_bytes", "deny_bytes", "unknown_bytes")
+    rows = [[f"{row['domain'] or 'none'} ({row['language']})", f"{row['documents']:,}",
+             *(shown_count(row[name], "B") for name in sizes)] for row in found]  # fmt: skip
+    note = f"{number:,} sites in all, in opt_out/ of the corpus."
+    return Table(["site", "came in", "text", "allows", "denies", "unknown"], rows, note) if rows else None
+
+
 def _sum(evidence: Evidence, name: str) -> Counter[str]:
     total = Counter[str]()
     for one in evidence.kept.values():
@@ -265,6 +275,7 @@ def made(evidence: Evidence) -> Table:
     manifest, select = evidence.manifest, evidence.manifest.config.get("select", {})
     rows = [["Merkle root", manifest.merkle_root], ["folder", str(manifest.folder)]]
     rows += [[name, version] for name, version in manifest.tools.items()]
+    rows += [[f"language of {name}", said] for name, said in manifest.language_checks.items()]
     rows += [[f"select.{name}", str(value)] for name, value in select.items()]
     return Table(["", ""], rows, text=True)
 

@@ -95,7 +95,7 @@ def corpus_folder(path: str) -> Path:
 def gather(folder: Path, shards: str | None, tokenizer: str | None) -> Evidence:
     """Read a corpus, and what was made of it."""
     manifest = CorpusManifest.read(folder)
-    for side in ("documents", "removed"):
+    for side in ("documents", "removed", "opt_out"):
         for language, _ in files_of(manifest, side):
             manifest.file(f"{side}/{language}.parquet")
     kept = {language: Kept.of(path, language) for language, path in files_of(manifest, "documents")}
@@ -178,6 +178,7 @@ def page(evidence: Evidence) -> str:
         distributions=figures.distributions(evidence),
         origins=figures.origins(evidence),
         opt_out=figures.opt_out(evidence),
+        sites=figures.sites(evidence),
         personal_data=figures.personal_data_kinds(evidence),
         clusters=figures.clusters(evidence),
         largest=figures.largest_clusters(evidence),

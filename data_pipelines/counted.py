@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -217,6 +218,16 @@ def files_of(manifest: CorpusManifest, side: str) -> Iterator[tuple[str, Path]]:
     for language in manifest.languages:
         if f"{side}/{language}.parquet" in manifest.files:
             yield language, manifest.folder / side / f"{language}.parquet"
+
+
+def sites_of(manifest: CorpusManifest, most: int) -> tuple[list[dict[str, Any]], int]:
+    """(the ``most`` hosts with most bytes, as of :class:`~data_pipelines.annotate.opt_out.DomainReport`; how many there
+    are), of all documents that came in and of which somebody was asked. A host in two languages has two rows.
+    """
+    tables = [(language, pq.read_table(path)) for language, path in files_of(manifest, "opt_out")]
+    first = [{"language": language, **row} for language, table in tables for row in table.slice(0, most).to_pylist()]
+    ordered = sorted(first, key=lambda row: (-row["bytes"], row["domain"], row["language"]))
+    return ordered[:most], sum(table.num_rows for _, table in tables)
 
 
 def excerpt(text: str, characters: int) -> str:

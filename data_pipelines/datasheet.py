@@ -15,7 +15,7 @@ import yaml
 from common.files import write_text
 from common.terminal import count
 from data_pipelines.annotate import personal_data
-from data_pipelines.counted import SHOWN, Example, Kept, Removed, excerpt, files_of
+from data_pipelines.counted import SHOWN, Example, Kept, Removed, excerpt, files_of, sites_of
 from data_pipelines.manifest import CorpusManifest, Tally
 from data_pipelines.select import REASONS
 
@@ -35,12 +35,14 @@ def write(manifest: CorpusManifest) -> None:
         _languages(manifest.languages),
         "## Sources\n",
         _sources(manifest),
+        *(f"Language of {name}: {said}.\n" for name, said in manifest.language_checks.items()),
         "## Licences\n",
         _shares("licence", kept, "licenses"),
         "## Addresses\n",
         _shares("host", kept, "domains", DOMAINS),
         "## Opt-out\n",
         _shares("answer", kept, "opt_out"),
+        _sites(manifest),
         "## Personal data replaced\n",
         _kinds(kept),
         "## Distributions\n",
@@ -98,6 +100,19 @@ def _shares(what: str, kept: dict[str, Kept], name: str, most: int | None = None
             for value, number in sorted(total.items(), key=lambda item: (-item[1], item[0]))[:most]]  # fmt: skip
     left = f"\n{len(total) - most} more.\n" if most and len(total) > most else ""
     return _table([what, "bytes", *kept], rows) + left
+
+
+def _sites(manifest: CorpusManifest) -> str:
+    """What the largest sites answer, of all that came in."""
+    rows, number = sites_of(manifest, DOMAINS)
+    if not rows:
+        return ""
+    sizes = ("bytes", "allow_bytes", "deny_bytes", "unknown_bytes")
+    cells = [[row["domain"] or "none", row["language"], row["documents"], *(count(row[name], "B") for name in sizes)]
+             for row in rows]  # fmt: skip
+    head = ["came in from", "language", "documents", "bytes", "allow", "deny", "unknown"]
+    more = f"\n{number - len(rows)} more in" if number > len(rows) else "\nThe same is in"
+    return f"{_table(head, cells)}{more} `opt_out/LANGUAGE.parquet`.\n"
 
 
 def _kinds(kept: dict[str, Kept]) -> str:

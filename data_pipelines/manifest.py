@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 from common.errors import HanseError
 from common.files import from_json, inside, merkle_root, read_json, sha256_file, write_json
@@ -57,6 +58,11 @@ class FileEntry:
     bytes: int
     sha256: str
 
+    @classmethod
+    def of(cls, path: Path, rows: int) -> FileEntry:
+        """The entry of a file of so many rows."""
+        return cls(rows, path.stat().st_size, sha256_file(path))
+
 
 @dataclass(frozen=True)
 class CorpusManifest:
@@ -69,6 +75,7 @@ class CorpusManifest:
     sources: dict[str, Tally]
     files: dict[str, FileEntry]  # path within the folder -> ...
     folder: Path = Path(".")
+    language_checks: dict[str, str] = field(default_factory=dict)  # source -> in how far its language was not checked
 
     @property
     def merkle_root(self) -> str:
@@ -134,6 +141,8 @@ class CorpusManifest:
         value = {"format": FORMAT, "merkle_root": self.merkle_root, **asdict(self)}
         value["languages"] = self._languages()
         del value["folder"]
+        if not self.language_checks:
+            del value["language_checks"]
         write_json(self.folder / "manifest.json", value)
 
     def _languages(self) -> dict[str, Any]:
@@ -146,25 +155,63 @@ class CorpusManifest:
         Raises:
             HanseError: there is none, or it is not intact.
         """
-        path = folder / "manifest.json"
-        value = read_json(path, "corpus manifest ('hanse corpus' writes one)")
-        try:
-            if value.pop("format") != FORMAT:
-                raise HanseError(f"{path}: not a manifest of {FORMAT}")
-            root, languages = value.pop("merkle_root"), value.pop("languages")
+
+        def made(value: dict[str, Any]) -> CorpusManifest:
+            languages = value.pop("languages")
             value["sources"] = {name: from_json(Tally, tally) for name, tally in value["sources"].items()}
             value["files"] = {name: from_json(FileEntry, entry) for name, entry in value["files"].items()}
             manifest = from_json(cls, {**value, "folder": folder})
-            edited = manifest.merkle_root != root or manifest._languages() != languages
-        except (KeyError, TypeError, AttributeError, UnicodeEncodeError) as error:
-            raise HanseError(f"{path}: not a manifest of {FORMAT} ({error})") from None
-        if edited:
-            raise HanseError(f"{path}: its Merkle root does not match what it says: the manifest was edited")
+            if manifest._languages() != languages:
+                raise edited(path)
+            return manifest
+
+        path = folder / "manifest.json"
+        manifest = read_manifest(path, "corpus manifest ('hanse corpus' writes one)", FORMAT, made)
         for name in [*manifest.files, *(f"documents/{language}.parquet" for language in manifest.kept_languages)]:
             inside(folder, name)
             if name not in manifest.files:
                 raise HanseError(f"{path}: describes no {name}")
         return manifest
+
+
+class Rooted(Protocol):
+    """A manifest with one hash over everything it vouches for."""
+
+    @property
+    def merkle_root(self) -> str: ...
+
+
+Read = TypeVar("Read", bound=Rooted)
+
+
+def read_manifest(path: Path, what: str, kind: str, made: Callable[[dict[str, Any]], Read], again: str = "") -> Read:
+    """Read a manifest and check that it says what its Merkle root was taken of.
+
+    Args:
+        what: what a user calls it.
+        kind: the ``format`` that it must have.
+        made: the manifest of what else the file says.
+        again: what to do about one that is not right.
+
+    Raises:
+        HanseError: there is none, it is another kind's, or it was edited.
+    """
+    value = read_json(path, what)
+    try:
+        if value.pop("format") != kind:
+            raise HanseError(f"{path}: not a manifest of {kind}{again}")
+        root, manifest = value.pop("merkle_root"), made(value)
+        intact = manifest.merkle_root == root
+    except (KeyError, TypeError, AttributeError, UnicodeEncodeError) as error:
+        raise HanseError(f"{path}: not a manifest of {kind} ({error}){again}") from None
+    if not intact:
+        raise edited(path)
+    return manifest
+
+
+def edited(path: Path) -> HanseError:
+    """The error for a manifest that does not say what it said."""
+    return HanseError(f"{path}: its Merkle root does not match what it says: the manifest was edited")
 
 
 def fingerprint(value: Any) -> str:

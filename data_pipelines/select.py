@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from fnmatch import fnmatchcase
 
 import numpy as np
@@ -37,20 +37,26 @@ class Verdicts:
 
 
 def judge(
-    batch: pa.RecordBatch, config: SelectConfig, *, check_language: bool, quality: Quality | None, originals: Originals
+    batch: pa.RecordBatch,
+    config: SelectConfig,
+    *,
+    languages: Sequence[str],
+    quality: Quality | None,
+    originals: Originals,
 ) -> Verdicts:
     """The verdicts on annotated documents of one source; batches come in order.
 
-    ``wrong_language``: another language than the declared one was detected with at least the configured probability;
-    below that, the declaration is believed. ``quality``: thresholds of the language, if they are to be applied.
+    ``wrong_language``: none of the ``languages`` (if there are any) was detected, but another with at least the
+    configured probability; below that, the declaration is believed. ``quality``: thresholds of the language, if they
+    are to be applied.
     """
     verdicts = Verdicts(batch)
     characters = pc.utf8_length(batch.column("text")).to_numpy()
     verdicts.remove(characters == 0, "empty", lambda row: "")
     verdicts.remove(characters < config.min_characters, "too_short", lambda row: f"{characters[row]} characters")
-    if check_language:
+    if languages:
         detected, score = batch.column("language_detected"), _numbers(batch, "language_score", -1)
-        wrong = ~_equal(detected, batch.column("language")) & (score >= np.float32(config.language_min_confidence))
+        wrong = ~_is_in(detected, languages) & (score >= np.float32(config.language_min_confidence))
         verdicts.remove(wrong, "wrong_language", lambda row: f"{detected[row]} with {score[row]:.2f}")
     if config.licenses:
         licenses = batch.column("license").to_pylist()
@@ -77,9 +83,5 @@ def _numbers(batch: pa.RecordBatch, name: str, missing: float) -> np.ndarray:
     return pc.fill_null(batch.column(name), missing).to_numpy(zero_copy_only=False)
 
 
-def _equal(one: pa.Array, other: pa.Array) -> Bools:
-    return pc.fill_null(pc.equal(one, other), False).to_numpy(zero_copy_only=False)
-
-
-def _is_in(values: pa.Array, wanted: list[str]) -> Bools:
+def _is_in(values: pa.Array, wanted: Sequence[str]) -> Bools:
     return pc.is_in(values, value_set=pa.array(wanted, pa.string())).to_numpy(zero_copy_only=False)

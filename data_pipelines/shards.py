@@ -31,11 +31,10 @@ from common.files import (
     fsync_folder,
     inside,
     merkle_root,
-    read_json,
     sha256_file,
     write_json,
 )
-from data_pipelines.manifest import COUNTS, fingerprint
+from data_pipelines.manifest import COUNTS, fingerprint, read_manifest
 from data_pipelines.mapped_index import MappedStarts, allow_open_files
 
 MAGIC = b"MMIDIDX\x00\x00"
@@ -283,19 +282,13 @@ class ShardsManifest:
     @classmethod
     def read(cls, folder: Path) -> ShardsManifest:
         """Read and check ``manifest.json`` of a shards folder."""
-        path = folder / "manifest.json"
-        value = read_json(path, "shards manifest ('hanse tokenize' writes one)")
-        try:
-            if value.pop("format") != FORMAT:
-                raise HanseError(f"{path}: not a manifest of {FORMAT}")
-            root = value.pop("merkle_root")
+
+        def made(value: dict[str, Any]) -> ShardsManifest:
             value["shards"] = [from_json(ShardEntry, shard) for shard in value["shards"]]
-            manifest = from_json(cls, {**value, "folder": folder})
-            edited = manifest.merkle_root != root
-        except (KeyError, TypeError, AttributeError, UnicodeEncodeError) as error:
-            raise HanseError(f"{path}: not a manifest of {FORMAT} ({error})") from None
-        if edited:
-            raise HanseError(f"{path}: its Merkle root does not match what it says: the manifest was edited")
+            return from_json(cls, {**value, "folder": folder})
+
+        what = "shards manifest ('hanse tokenize' writes one)"
+        manifest = read_manifest(folder / "manifest.json", what, FORMAT, made)
         for shard in manifest.shards:
             for ending in ("", *ENDINGS):
                 inside(folder, shard.name + ending)

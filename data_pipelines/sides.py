@@ -9,7 +9,6 @@ from types import TracebackType
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from common.files import sha256_file
 from data_pipelines.manifest import FileEntry
 
 
@@ -63,8 +62,7 @@ class Sides:
     def entries(self) -> dict[str, FileEntry]:
         """What the manifest says of the closed files."""
         found = {f"{side}/{self.name}": writer.rows for side, writer in self._writers.items()}
-        return {name: FileEntry(rows, (self.folder / name).stat().st_size, sha256_file(self.folder / name))
-                for name, rows in found.items()}  # fmt: skip
+        return {name: FileEntry.of(self.folder / name, rows) for name, rows in found.items()}
 
     def __enter__(self) -> Sides:
         self._stack = ExitStack()

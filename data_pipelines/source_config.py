@@ -191,7 +191,7 @@ def expanded(
     """A source a language, ``NAME_LANGUAGE``, of each source that has ``codes``; the others as they are; problems.
 
     ``languages``: of sources that do not name their own. In the texts of its settings ``{language}`` becomes the
-    language and ``{code}`` what the source calls it.
+    language and ``{code}`` what the source calls it. One that cannot be identified is not checked.
     """
     made: dict[str, SourceConfig] = {}
     problems = []
@@ -215,6 +215,8 @@ def expanded(
 
 
 def _in_language(source: SourceConfig, language: str) -> SourceConfig:
+    from data_pipelines.annotate.language import LANGUAGES  # not needed to show a configuration
+
     def filled(value: Any) -> Any:
         if isinstance(value, str):
             return value.replace("{language}", language).replace("{code}", source.codes[language])
@@ -228,4 +230,5 @@ def _in_language(source: SourceConfig, language: str) -> SourceConfig:
     for name in ("hub", "web"):
         if part := getattr(source, name):
             changed[name] = replace(part, **{key: filled(value) for key, value in vars(part).items()})
+    changed["check_language"] = source.check_language and language in LANGUAGES
     return replace(source, language=language, codes={}, languages=None, **changed)

@@ -7,10 +7,10 @@ from typing import Any
 
 import yaml
 
+from consortium.config import DAY
 from consortium.papers.facts import Facts
 
 MESSAGE = "If you use this model, please cite it as below."
-DAY = re.compile(r"\d{4}-\d{2}-\d{2}")
 TEX = {"\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "$": r"\$", "&": r"\&", "%": r"\%", "#": r"\#", "_": r"\_",
        "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}  # fmt: skip
 

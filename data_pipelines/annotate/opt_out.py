@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from html.parser import HTMLParser
 from urllib.parse import quote, unquote, urlsplit
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from protego import Protego
@@ -263,25 +264,38 @@ def _as_text(path: str) -> tuple[str, ...]:
     return ("",) if "." in name else ("", ".html", ".txt")
 
 
-def domain_report(urls: Sequence[str | None], verdicts: pa.Array, sizes: Sequence[int]) -> pa.Table:
-    """What the decisions mean, by host (without ``www.``), largest first.
+class DomainReport:
+    """What the decisions mean, by host (without ``www.``): holds a row a host, some 90 bytes."""
 
-    Args:
-        urls: of documents.
-        verdicts: their ``opt_out`` column.
-        sizes: their bytes of text.
+    COLUMNS = ("domain", "documents", "bytes", "allow_bytes", "deny_bytes", "unknown_bytes")
 
-    Returns:
-        columns ``domain``, ``documents``, ``bytes``, and ``allow_bytes``, ``deny_bytes``, ``unknown_bytes``.
-    """
-    domains = [(origin_of(url) or "").partition("://")[2].removeprefix("www.") for url in urls]
-    table = pa.table({"domain": domains, "bytes": pa.array(sizes, pa.int64())})
-    for verdict in (ALLOW, DENY, UNKNOWN):
-        table = table.append_column(f"{verdict}_bytes", pc.if_else(pc.equal(verdicts, verdict), table["bytes"], 0))
-    sums = table.group_by("domain").aggregate(
-        [("bytes", "count"), *((name, "sum") for name in table.column_names if name != "domain")]
-    )
-    names = {"bytes_count": "documents", "bytes_sum": "bytes"}
-    sums = sums.rename_columns([names.get(name, name.removesuffix("_sum")) for name in sums.column_names])
-    columns = ["domain", "documents", "bytes", "allow_bytes", "deny_bytes", "unknown_bytes"]
-    return sums.select(columns).sort_by([("bytes", "descending"), ("domain", "ascending")])
+    def __init__(self) -> None:
+        self._parts: list[pa.Table] = []
+        self._rows = 0
+
+    def add(self, batch: pa.RecordBatch) -> None:
+        """Count documents of which somebody was asked; ``batch`` has the columns ``url``, ``opt_out`` and ``text``."""
+        asked = batch.column("opt_out").is_valid()
+        if not asked.true_count:
+            return
+        sizes = pc.cast(pc.binary_length(batch.column("text")), pa.int64()).filter(asked)
+        verdicts, urls = (batch.column(name).filter(asked) for name in ("opt_out", "url"))
+        hosts = [(origin_of(url) or "").partition("://")[2].removeprefix("www.") for url in urls.to_pylist()]
+        answers = [pc.if_else(pc.equal(verdicts, verdict), sizes, 0) for verdict in (ALLOW, DENY, UNKNOWN)]
+        ones = pa.array(np.ones(len(hosts), np.int64))
+        self._parts.append(self._sums(pa.table([pa.array(hosts), ones, sizes, *answers], names=self.COLUMNS)))
+        if sum(part.num_rows for part in self._parts) > 2 * self._rows + (1 << 16):
+            self._rows = self.table().num_rows
+
+    def table(self) -> pa.Table:
+        """Columns ``domain``, ``documents``, ``bytes``, ``allow_bytes``, ``deny_bytes``, ``unknown_bytes``; the host
+        with most bytes first. Nothing where nobody was asked.
+        """
+        if not self._parts:
+            return pa.table([[]] * len(self.COLUMNS), names=self.COLUMNS)
+        self._parts = [self._sums(pa.concat_tables(self._parts))]
+        return self._parts[0].sort_by([("bytes", "descending"), ("domain", "ascending")])
+
+    def _sums(self, table: pa.Table) -> pa.Table:
+        sums = table.group_by("domain").aggregate([(name, "sum") for name in self.COLUMNS[1:]])
+        return sums.select(["domain", *(f"{name}_sum" for name in self.COLUMNS[1:])]).rename_columns(self.COLUMNS)

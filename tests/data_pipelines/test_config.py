@@ -103,12 +103,16 @@ def test_a_wrong_value_of_the_repeated_lines_too(key, value):
 
 def test_a_source_of_many_languages_becomes_one_a_language():
     web = SourceConfig(reader="parquet", language="mul", license="CC0-1.0", path="in/{code}/{language}.parquet",
-                       codes={"fr": "fra", "de": "deu", "es": "spa"}, where={"language": ["{code}", None]})  # fmt: skip
+                       codes={"fr": "fra", "de": "deu", "es": "spa", "lld": "lld"},
+                       where={"language": ["{code}", None]})  # fmt: skip
     config = CorpusConfig(name="x", sources={"web": web, "own": SOURCE}, languages=["de", "fr"])
     assert config.problems() == []
     assert list(config.sources) == ["web_de", "web_fr", "own"]
     made = config.sources["web_de"]
     assert (made.language, made.path, made.where) == ("de", "in/deu/de.parquet", {"language": ["deu", None]})
+    ladin = CorpusConfig(name="x", sources={"web": dataclasses.replace(web, languages=["de", "lld"])})
+    assert ladin.problems() == []
+    assert [one.check_language for one in ladin.sources.values()] == [True, False]  # Ladin cannot be identified
     wrong = CorpusConfig(name="x", sources={"web": dataclasses.replace(web, languages=["it"])})
     assert [problem.split(":")[0] for problem in wrong.problems()] == ["sources.web.languages"]
     assert "add sources.web.codes.it=" in wrong.problems()[0]

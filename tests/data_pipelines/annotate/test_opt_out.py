@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from common.errors import HanseError
-from data_pipelines.annotate.opt_out import CRAWLERS, OptOut, domain_report, page_objection, tdm_rules, usage_rules
+from data_pipelines.annotate.opt_out import CRAWLERS, DomainReport, OptOut, page_objection, tdm_rules, usage_rules
 from data_pipelines.annotate.opt_out_snapshot import (
     UNREACHABLE,
     Origin,
@@ -222,8 +222,13 @@ def test_columns_are_a_row_a_document(tmp_path):
 
 def test_report_adds_up_by_domain():
     urls = ["https://www.b.org/1", "http://b.org/2", "https://a.org/", None, "https://b.org/3"]
-    verdicts = pa.array(["allow", "deny", "unknown", "unknown", "allow"])
-    assert domain_report(urls, verdicts, [10, 20, 5, 1, 30]).to_pylist() == [
+    verdicts = pa.array(["allow", "deny", "unknown", "unknown", "allow", None])
+    texts = ["x" * size for size in (10, 20, 5, 1, 30, 40)]
+    batch = pa.record_batch({"text": texts, "url": [*urls, urls[0]], "opt_out": verdicts})
+    report = DomainReport()
+    for start in range(0, 6, 2):
+        report.add(batch.slice(start, 2))
+    assert report.table().to_pylist() == [
         {"domain": "b.org", "documents": 3, "bytes": 60, "allow_bytes": 40, "deny_bytes": 20, "unknown_bytes": 0},
         {"domain": "a.org", "documents": 1, "bytes": 5, "allow_bytes": 0, "deny_bytes": 0, "unknown_bytes": 5},
         {"domain": "", "documents": 1, "bytes": 1, "allow_bytes": 0, "deny_bytes": 0, "unknown_bytes": 1},
