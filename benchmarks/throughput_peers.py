@@ -107,6 +107,7 @@ def litgpt(work, windows, folder):
         def val_dataloader(self):
             return torch.utils.data.DataLoader(Windows(False), batch_size=self.size)
 
+    sys.argv[1:] = ["mine"]  # it reads its own command line again when it saves, at the end
     setup(
         "mine", out_dir=folder / "out", data=Data(),
         precision="bf16-true" if work["precision"] == "bf16" else "32-true",
@@ -133,6 +134,7 @@ PEERS = {"OLMo-core": olmo_core, "litgpt": litgpt}
 if __name__ == "__main__":
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
     place = Path(sys.argv[2])
-    found = PEERS[sys.argv[1]](json.loads((place / "work.json").read_text()), np.load(place / "windows.npy"), place)
+    peer, work = PEERS[sys.argv[1]], json.loads((place / "work.json").read_text())
+    found = peer(work, np.load(place / "windows.npy"), place)
     if os.environ["RANK"] == "0":
         (place / "times.json").write_text(json.dumps(found))

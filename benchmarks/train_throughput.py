@@ -41,6 +41,10 @@ SHAPES = {
 }
 
 
+class PeerError(Exception):
+    """A program ended with an error."""
+
+
 def training_config(overrides):
     from hydra import compose, initialize_config_module
     from hydra.core.config_store import ConfigStore
@@ -77,7 +81,7 @@ def run(name, overrides, arguments, folder):
                    "--ranks", str(arguments.ranks), "--threads", str(arguments.threads), *overrides]  # fmt: skip
     ended = subprocess.run(command, capture_output=True, text=True, check=False)
     if ended.returncode:
-        sys.exit(f"{name} failed:\n{ended.stdout[-2000:]}{ended.stderr[-2000:]}")
+        raise PeerError(f"{name} failed and is left out:\n{ended.stdout[-2000:]}{ended.stderr[-2000:]}")
     if name != "hanse":
         return json.loads((folder / "times.json").read_text())
     from train.run_folder import read_metrics
@@ -121,7 +125,7 @@ def run_foreign(name, overrides, arguments, folder):
             os.dup2(before[0], 1)
             os.dup2(before[1], 2)
     if code:
-        sys.exit(f"{name} failed:\n{(folder / 'said.txt').read_text()[-3000:]}")
+        raise PeerError(f"{name} failed and is left out:\n{(folder / 'said.txt').read_text()[-3000:]}")
     return json.loads((folder / "times.json").read_text())
 
 
@@ -255,10 +259,17 @@ def compare(arguments, shape, names):
         print(f"{shape}: {config.model.settings}\n{layout}, {config.timeline.at(0).tokens_per_step:,} tokens a step, "
               f"{arguments.steps} steps\n")  # fmt: skip
         for turn in range(arguments.rounds):
-            for name in names:
+            for name in list(rates):
                 folder = Path(scratch) / f"{turn}-{name.replace(' ', '-')}"
                 folder.mkdir()
-                times = run(name, overrides_of(arguments, folder), arguments, folder)
+                try:
+                    times = run(name, overrides_of(arguments, folder), arguments, folder)
+                except PeerError as error:
+                    if name == "hanse":
+                        raise
+                    print(error, flush=True)
+                    del rates[name]
+                    continue
                 assert len(times) == arguments.steps, f"{name} took {len(times)} steps"
                 tokens = (len(times) - SETTLED) * config.timeline.at(0).tokens_per_step
                 rates[name].append(tokens / (times[-1] - times[SETTLED - 1]))
