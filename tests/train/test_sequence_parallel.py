@@ -111,7 +111,7 @@ def test_models_whose_sequences_are_shared_are_the_same_models(tmp_path):
     for name, one in found.items():
         assert max(one["errors"]) < 2e-5, (name, one["errors"])
         if one["kept"]:  # of a single key no copies are made for its queries, which a plan does not know
-            assert 0.94 * one["planned"] < one["kept"] <= one["planned"], name
+            assert 0.89 * one["planned"] < one["kept"] <= one["planned"], name
     assert found["own-keys"]["kept"] == found["own-keys"]["planned"]
 
 
