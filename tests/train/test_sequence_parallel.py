@@ -111,14 +111,14 @@ def test_models_whose_sequences_are_shared_are_the_same_models(tmp_path):
     assert set(SHAREABLE) < found.keys()
     for name, one in found.items():
         assert max(one["errors"]) < 2e-5, (name, one["errors"])
-        if one["kept"]:  # of a single key no copies are made for its queries, which a plan does not know
-            assert 0.89 * one["planned"] < one["kept"] <= one["planned"], name
     assert found["own-keys"]["kept"] == found["own-keys"]["planned"]
+    # Of a rank's single key torch makes no copies for its queries, which a plan does not know.
+    assert 0.9 * found["llama"]["planned"] < found["llama"]["kept"] < found["llama"]["planned"]
 
 
 @pytest.fixture(scope="module")
 def runs(tiny_settings, tmp_path_factory) -> Path:
-    """A folder of runs on two ranks: whole sequences (``alone``), shared ones (``shared-STAGE``), one with a fault; and
+    """A folder of runs on two ranks: whole sequences (``alone``), shared ones (``shared``), one with a fault; and
     of shared ones that go on from step SAVED, ``moved-*``: with whole sequences, and on two groups of two ranks."""
     folder = tmp_path_factory.mktemp("shared")
 
@@ -127,11 +127,11 @@ def runs(tiny_settings, tmp_path_factory) -> Path:
                 f"tokens={STEPS * 8 * 64}", f"checkpoint.every_steps={SAVED}", f"evaluate.every_steps={SAVED}",
                 f"engine.sequence_parallel={shared}", *more]  # fmt: skip
 
-    first = {"alone": case("alone", 1, 1), "shared-1": case("shared-1", 1, 2), "shared-3": case("shared-3", 3, 2),
+    first = {"alone": case("alone", 1, 1), "shared": case("shared", 3, 2),
              "nan": case("nan", 1, 2), "half": case("moved-alone", 1, 2, f"until_step={SAVED}"),
              "moved-alone": case("moved-alone", 3, 1)}  # fmt: skip
     told = train_cases(folder / "two", 2, first, {"nan": {"poison": 3}})
-    shutil.copytree(folder / "shared-3", folder / "moved-four")
+    shutil.copytree(folder / "shared", folder / "moved-four")
     shutil.rmtree(folder / f"moved-four/checkpoints/step-{STEPS:08d}")
     told |= train_cases(folder / "four", 4, {"moved-four": case("moved-four", 1, 2)})
     (folder / "told.json").write_text(json.dumps(told))
@@ -139,7 +139,7 @@ def runs(tiny_settings, tmp_path_factory) -> Path:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["shared-1", "shared-3", "moved-alone", "moved-four"])
+@pytest.mark.parametrize("name", ["shared", "moved-alone", "moved-four"])
 def test_shared_sequences_teach_the_same(runs, name):
     assert json.loads((runs / "told.json").read_text())[name] == EXIT_DONE
     expected, found = losses(runs / "alone"), losses(runs / name)
