@@ -17,6 +17,7 @@ from train.config_rules import at_least, one_of
 from train.energy.config import EnergyConfig
 from train.engine_config import AverageConfig, EngineConfig, LossConfig, OptimizerConfig
 from train.init_config import EMBEDDINGS, InitConfig
+from train.sequence_config import sequence_problems
 from train.stage_config import StageConfig, StageSchedule
 from train.stages import Timeline, stage_problems, timeline_of
 from train.track_config import ProfilingConfig, TrackConfig
@@ -207,6 +208,7 @@ class TrainConfig:
             *at_least(self, 8, "guards.spikes.window"),
             *one_of(self, "determinism", DETERMINISM),
             *attention_problems(self),
+            *sequence_problems(self),
             *one_of(self, "schedule.decay", DECAYS),
             *one_of(self, "data.mixture_rule", MIXTURE_RULES),
             *one_of(self, "data.packing", PACKINGS),

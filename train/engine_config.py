@@ -12,7 +12,6 @@ from omegaconf import MISSING
 
 from train.config_rules import at_least, one_of
 from train.fp16_config import Fp16Config
-from train.sequence_config import sequence_problems
 
 if TYPE_CHECKING:
     from train.config import TrainConfig
@@ -115,13 +114,13 @@ class EngineConfig:
     communication: str = "auto"
     recompute_every_layers: int = 0
     compile: bool = False
-    sequence_parallel: int = 1
     offload_optimizer: str = "none"
     offload_parameters: str = "none"
     nvme_path: str | None = None
     hpz_partition_size: int = 1
     quantized_weights: bool = False
     quantized_gradients: bool = False
+    sequence_parallel: int = 1
 
     def problems(self, config: TrainConfig) -> list[str]:
         """Everything wrong with the values, alone and beside the rest of the configuration, one line each."""
@@ -147,8 +146,7 @@ class EngineConfig:
             if config.determinism == "D2" and getattr(self, key) != "auto":
                 found.append(f"engine.{key}={getattr(self, key)}: with determinism=D2 gradients are summed as "
                              "integers; leave it auto")  # fmt: skip
-        return [*found, *self.fp16.problems(config), *self._offload_problems(config), *self._zeropp_problems(config),
-                *sequence_problems(config)]  # fmt: skip
+        return [*found, *self.fp16.problems(config), *self._offload_problems(config), *self._zeropp_problems(config)]
 
     def _stage_problems(self) -> list[str]:
         if self.zero_stage == 0:

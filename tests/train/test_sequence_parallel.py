@@ -25,6 +25,7 @@ from train.sequence_config import SHAREABLE
 from train.sequence_parallel import check_model
 from train.zero_config import deepspeed_config
 
+STEPS, SAVED = 6, 3
 PROGRAM = Path(__file__).with_name("sequence_program.py")
 TOLERANCE = 1e-5  # relative, of a loss and of bits per byte in fp32; of a gradient's norm ten times that
 
@@ -110,38 +111,39 @@ def test_models_whose_sequences_are_shared_are_the_same_models(tmp_path):
     assert set(SHAREABLE) < found.keys()
     for name, one in found.items():
         assert max(one["errors"]) < 2e-5, (name, one["errors"])
-        if one["kept"]:  # of a single key no copies are made for its queries, which a plan does not know
-            assert 0.94 * one["planned"] < one["kept"] <= one["planned"], name
     assert found["own-keys"]["kept"] == found["own-keys"]["planned"]
+    # Of a rank's single key torch makes no copies for its queries, which a plan does not know.
+    assert 0.9 * found["llama"]["planned"] < found["llama"]["kept"] < found["llama"]["planned"]
 
 
 @pytest.fixture(scope="module")
 def runs(tiny_settings, tmp_path_factory) -> Path:
-    """A folder of runs on two ranks: whole sequences (``alone``), shared ones (``shared-STAGE``), one with a fault; and
-    of shared ones that go on from step 6, ``moved-*``: with whole sequences, and on two groups of two ranks."""
+    """A folder of runs on two ranks: whole sequences (``alone``), shared ones (``shared``), one with a fault; and
+    of shared ones that go on from step SAVED, ``moved-*``: with whole sequences, and on two groups of two ranks."""
     folder = tmp_path_factory.mktemp("shared")
 
     def case(run, stage, shared, *more):
         return [*tiny_settings, f"run={folder / run}", f"engine.zero_stage={stage}", "checkpoint.keep_last=9",
+                f"tokens={STEPS * 8 * 64}", f"checkpoint.every_steps={SAVED}", f"evaluate.every_steps={SAVED}",
                 f"engine.sequence_parallel={shared}", *more]  # fmt: skip
 
-    first = {"alone": case("alone", 1, 1), "shared-1": case("shared-1", 1, 2), "shared-3": case("shared-3", 3, 2),
-             "nan": case("nan", 1, 2), "half": case("moved-alone", 1, 2, "until_step=6"),
+    first = {"alone": case("alone", 1, 1), "shared": case("shared", 3, 2),
+             "nan": case("nan", 1, 2), "half": case("moved-alone", 1, 2, f"until_step={SAVED}"),
              "moved-alone": case("moved-alone", 3, 1)}  # fmt: skip
     told = train_cases(folder / "two", 2, first, {"nan": {"poison": 3}})
-    shutil.copytree(folder / "shared-3", folder / "moved-four")
-    shutil.rmtree(folder / "moved-four/checkpoints/step-00000012")
+    shutil.copytree(folder / "shared", folder / "moved-four")
+    shutil.rmtree(folder / f"moved-four/checkpoints/step-{STEPS:08d}")
     told |= train_cases(folder / "four", 4, {"moved-four": case("moved-four", 1, 2)})
     (folder / "told.json").write_text(json.dumps(told))
     return folder
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["shared-1", "shared-3", "moved-alone", "moved-four"])
+@pytest.mark.parametrize("name", ["shared", "moved-alone", "moved-four"])
 def test_shared_sequences_teach_the_same(runs, name):
     assert json.loads((runs / "told.json").read_text())[name] == EXIT_DONE
     expected, found = losses(runs / "alone"), losses(runs / name)
-    assert found.keys() == expected.keys() == set(range(1, 13))
+    assert found.keys() == expected.keys() == set(range(1, STEPS + 1))
     assert list(found.values()) == pytest.approx(list(expected.values()), rel=TOLERANCE)
     for step, values in evaluations(runs / "alone").items():
         assert evaluations(runs / name)[step] == pytest.approx(values, rel=TOLERANCE)

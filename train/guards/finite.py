@@ -101,14 +101,14 @@ def look_again(run: Run, step: int, batch: Batch) -> str:
     names: list[str] = []
     handles = [parameter.register_hook(_watch(run.engine.names[id(parameter)], names))
                for parameter in run.engine.engine.module.parameters()]  # fmt: skip
-    sequences, in_group = [], False
+    sequences = []
     for turn, part in enumerate(batch.micro_batches):
         total, nll = run.engine.forward(part)
         sequences += [(turn, place) for place in torch.nonzero(~nll.isfinite()).flatten().tolist()]
-        in_group |= not bool(run.engine.group.total(nll).isfinite().all())
         run.engine.backward(total, batch.targets)
     for handle in handles:
         handle.remove()
+    in_group = run.engine.group.total(torch.tensor(len(sequences), device=run.engine.engine.device))
     if in_group and not sequences:
         return ""  # what is not finite here came from a rank that shares the sequence
     told = []
