@@ -87,7 +87,7 @@ class Writer:
         assert not self.busy, "one checkpoint at a time"
         self._begun, self._gathered = time.perf_counter(), False
         self._state, self._shapes = dict(state), engine.shapes
-        if engine.shares.swapped:  # to a disk, as host memory does not hold them: the loop waits until all is written
+        if engine.swapped:  # to a disk, as host memory does not hold them: the loop waits until all is written
             self._work = _now(write_swapped, engine, self._partial, self.place.rank)
         else:
             parts = self._copy(engine.fragments())
