@@ -178,7 +178,7 @@ def write_share(parts: Parts, partial: Path, rank: int) -> dict[str, Any]:
     Raises:
         HanseError: there is no room, or the disk fails.
     """
-    hashes = {}
+    hashes: dict[str, Any] = {}
     for part, tensors in parts.items():
         hashes |= _write_part(partial, part, rank, functools.partial(write_tensors, tensors=tensors))
     return hashes
@@ -190,7 +190,7 @@ def write_swapped(engine: Engine, partial: Path, rank: int) -> dict[str, Any]:
     Raises:
         HanseError: there is no room, or the disk fails.
     """
-    hashes, spans = {}, list(engine.shares.spans())
+    hashes, spans = dict[str, Any](), list(engine.shares.spans())
     for part in ("model", "optimizer"):
         sizes = {f"{name}{ending}[{start}:{stop}]": stop - start for name, start, stop in spans
                  for ending in ([""] if part == "model" else [f".{key}" for key in engine.moments[name]])}  # fmt: skip
