@@ -31,6 +31,8 @@ TENSORS = 24
 class State:
     """Of an engine, what a checkpoint is written from."""
 
+    swapped = False
+
     def __init__(self, megabytes: int):
         size = megabytes * 1_000_000 // (4 * 3 * TENSORS)
         self.shapes = {f"layers.{number}.weight": (size,) for number in range(TENSORS)}

@@ -11,12 +11,13 @@ rank reads the same sum, all of them take the step from (1) to (2) and from (2) 
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import os
 import shutil
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
@@ -86,9 +87,12 @@ class Writer:
         assert not self.busy, "one checkpoint at a time"
         self._begun, self._gathered = time.perf_counter(), False
         self._state, self._shapes = dict(state), engine.shapes
-        parts = self._copy(engine.fragments())
+        if engine.swapped:  # to a disk, as host memory does not hold them: the loop waits until all is written
+            self._work = _now(write_swapped, engine, self._partial, self.place.rank)
+        else:
+            parts = self._copy(engine.fragments())
+            self._work = self._thread.submit(write_share, parts, self._partial, self.place.rank)
         self._stall = time.perf_counter() - self._begun
-        self._work = self._thread.submit(write_share, parts, self._partial, self.place.rank)
 
     def advance(self) -> Written | None:
         """Go one stage on; to be called on all ranks when the work of all is done. The checkpoint, if that was all.
@@ -149,7 +153,7 @@ class Writer:
             dist.all_gather_object(shares, mine)
         files = {name: entry for share in shares for name, entry in share.items()}
         self._gathered, self._bytes = True, sum(entry["bytes"] for entry in files.values())
-        self._work = self._thread.submit(self._complete, files) if self.place.first else _nothing()
+        self._work = self._thread.submit(self._complete, files) if self.place.first else _now(lambda: None)
 
     def _complete(self, files: dict[str, Any]) -> str:
         final = folder_of(self.checkpoints, self._state["step"])
@@ -158,9 +162,13 @@ class Writer:
         return root
 
 
-def _nothing() -> Future[None]:
-    done: Future[None] = Future()
-    done.set_result(None)
+def _now(work: Callable[..., Any], *arguments: Any) -> Future[Any]:
+    """What a thread would have done, done here."""
+    done: Future[Any] = Future()
+    try:
+        done.set_result(work(*arguments))
+    except HanseError as error:  # told when the others are asked, too
+        done.set_exception(error)
     return done
 
 
@@ -170,15 +178,35 @@ def write_share(parts: Parts, partial: Path, rank: int) -> dict[str, Any]:
     Raises:
         HanseError: there is no room, or the disk fails.
     """
-    hashes = {}
+    hashes: dict[str, Any] = {}
     for part, tensors in parts.items():
-        name = f"{part}/rank-{rank:05d}.safetensors"
-        try:
-            (partial / part).mkdir(parents=True, exist_ok=True)
-            hashes[name] = write_tensors(partial / name, tensors)
-        except OSError as error:
-            raise _cannot_write(partial / name, error) from None
+        hashes |= _write_part(partial, part, rank, functools.partial(write_tensors, tensors=tensors))
     return hashes
+
+
+def write_swapped(engine: Engine, partial: Path, rank: int) -> dict[str, Any]:
+    """The same of states that lie on a disk, some of them in memory at a time; they are read once for each part.
+
+    Raises:
+        HanseError: there is no room, or the disk fails.
+    """
+    hashes, spans = dict[str, Any](), list(engine.shares.spans())
+    for part in ("model", "optimizer"):
+        sizes = {f"{name}{ending}[{start}:{stop}]": stop - start for name, start, stop in spans
+                 for ending in ([""] if part == "model" else [f".{key}" for key in engine.moments[name]])}  # fmt: skip
+        values = (one for fragment in engine.fragments() for place, _, one in fragment.tensors() if place == part)
+        if sizes:
+            hashes |= _write_part(partial, part, rank, functools.partial(write_stream, sizes=sizes, values=values))
+    return hashes
+
+
+def _write_part(partial: Path, part: str, rank: int, write: Callable[[Path], dict[str, Any]]) -> dict[str, Any]:
+    name = f"{part}/rank-{rank:05d}.safetensors"
+    try:
+        (partial / part).mkdir(parents=True, exist_ok=True)
+        return {name: write(partial / name)}
+    except OSError as error:
+        raise _cannot_write(partial / name, error) from None
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, Any]:

@@ -306,6 +306,11 @@ class Engine:
         """This rank's share of every parameter (:meth:`train.shares.Shares.each`)."""
         return self.shares.each(changed=changed)
 
+    @property
+    def swapped(self) -> bool:
+        """Whether masters and moments lie on a disk between two steps."""
+        return self.shares.swapped
+
     def _let_muon_exchange(self) -> None:
         """Tell Muon, if it is the optimizer, which rank owns what of each matrix."""
         optimizer = self.zero.optimizer

@@ -175,9 +175,9 @@ class EngineConfig:
             if self.zero_stage != 3:
                 found.append(f"{here}: only ZeRO 3 has it; set engine.zero_stage=3, or take cpu")
             if config.ema.decay:
-                found.append(f"{here}: not with ema.decay, whose average would want all weights back at every update")
+                found.append(f"{here}: not with ema.decay, whose average wants all weights back at every update")
             if config.state_hash_every_steps:
-                found.append(f"{here}: not with state_hash_every_steps, which reads all states at once")
+                found.append(f"{here}: not with state_hash_every_steps, which wants all states at once; set it to 0")
         if self.offload_parameters != "none":
             here = f"engine.offload_parameters={self.offload_parameters}"
             if self.zero_stage != 3:

@@ -13,7 +13,7 @@ from torch.utils.cpp_extension import _get_build_directory
 from common.errors import HanseError
 from common.terminal import say
 
-COMMUNICATION, SWAPPING = "ShareMemCommBuilder", "AsyncIOBuilder"
+COMMUNICATION, SWAPPING, PINNING = "ShareMemCommBuilder", "AsyncIOBuilder", "PinMemoryBuilder"
 
 
 def compile_op(builder_name: str) -> bool:
@@ -45,6 +45,7 @@ def prepare_swapping() -> None:
     """
     if not (Path(_get_build_directory("async_io", verbose=False)) / "async_io.so").is_file():
         say("compiling DeepSpeed's async_io, which takes some minutes, this once")
+    compile_op(PINNING)  # the other loads it
     if not compile_op(SWAPPING):
         raise HanseError("engine.offload_optimizer=nvme: DeepSpeed's async_io cannot be compiled here: it wants a C++ "
                          "compiler and the headers of libaio (package libaio-dev or libaio-devel); or take "

@@ -88,15 +88,22 @@ class Shares:
         Args:
             changed: what is written into the fragments is to be kept there.
         """
-        held = [(name, *found) for name, parameter in self.parameters.items() if (found := self._place(parameter))]
         if not self.swapped:
-            yield from itertools.starmap(self._fragment, held)
+            yield from itertools.starmap(self._fragment, self._held())
             return
-        for group in dict.fromkeys(group for *_, group, _ in held):
+        for group, held in itertools.groupby(self._held(), lambda one: one[3]):
             with self.at_hand(group, changed=changed):
-                yield from (self._fragment(*one) for one in held if one[3] == group)
+                yield from itertools.starmap(self._fragment, held)
 
     __iter__ = each
+
+    def spans(self) -> Iterator[tuple[str, int, int]]:
+        """(name, start, stop) of the fragments in the order of :meth:`each`, wherever they lie."""
+        return ((name, start, stop) for name, start, stop, _, _ in self._held())
+
+    def _held(self) -> list[tuple[str, int, int, int, int]]:
+        held = [(name, *found) for name, parameter in self.parameters.items() if (found := self._place(parameter))]
+        return sorted(held, key=lambda one: one[3]) if self.swapped else held
 
     def _fragment(self, name: str, start: int, stop: int, group: int, offset: int) -> Fragment:
         flat, size = self.flats[group], stop - start

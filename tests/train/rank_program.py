@@ -73,7 +73,7 @@ def broken(case, place):
         return sums
 
     def update(engine, *arguments, **named):
-        before = [values.clone() for values in held(engine)]
+        before = held(engine)
         made = UPDATE(engine, *arguments, **named)
         assert made != all(map(torch.equal, before, held(engine)))
         if engine.flips:
@@ -85,9 +85,9 @@ def broken(case, place):
 
 
 def held(engine):
-    """All that an update may change: masters, moments, and the weights themselves where they are held whole."""
-    parts = [values for part in engine.fragments() for _, _, values in part.tensors()]
-    return parts + list(engine.replicated().values())
+    """A copy of all that an update may change: masters, moments, and the weights where they are held whole."""
+    parts = [values.clone() for part in engine.fragments() for _, _, values in part.tensors()]
+    return parts + [weights.clone() for weights in engine.replicated().values()]
 
 
 def main(cases: str, results: str) -> None:

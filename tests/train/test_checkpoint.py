@@ -96,12 +96,12 @@ HALVES: Cuts = {name: [(0, size := math.prod(shape) // 2, 0), (size, math.prod(s
 class Share:
     """Of an engine, what reading and writing a checkpoint needs: one rank's fragments under some cut."""
 
-    kind = "adamw"
+    kind, swapped = "adamw", False
 
     def __init__(self, values, cuts: Cuts, rank: int, shapes=None):
         self.owned, self.shapes, self.step = fragments(values, cuts, rank), shapes, 0
 
-    def fragments(self):
+    def fragments(self, *, changed=False):
         return iter(self.owned)
 
     def set_state(self, step, state):

@@ -29,7 +29,7 @@ COMPILED = (Path(_get_build_directory("async_io", verbose=False)) / "async_io.so
 
 
 def disk_cases(folder):
-    memory, disk = ["engine.offload_optimizer=cpu"], ["engine.offload_optimizer=nvme",
+    memory, disk = ["engine.offload_optimizer=cpu"], ["engine.offload_optimizer=nvme", "state_hash_every_steps=0",
                                                       f"engine.nvme_path={folder / 'nvme'}"]  # fmt: skip
     return {
         "memory": [*LARGE, *memory], "disk": [*LARGE, *disk],
