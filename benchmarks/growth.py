@@ -4,12 +4,15 @@
                                 [--languages fr,de,es,it]
                                 [--output FILE.json] [--plot FILE.png]
 
-FOLDER holds LANGUAGE.jsonl or LANGUAGE.parquet files with a column ``text``. Languages get equal shares; where there is
-less text than asked for it is taken again, with 15 words of 100 replaced by others of the same language, so that no
-copy is a near-duplicate. ``all`` is annotate, duplicates, select, tokenize, packing (for 4,096 tokens); ``tokenize``
-only the last two, on a corpus written for it. Of every size annotate, select (duplicates in it) and tokenize (packing
-after it) each run in a process of their own, with all its threads; memory is the peak of the resident set in a stage,
-above what the process held when it had imported its modules.
+FOLDER holds LANGUAGE.jsonl or LANGUAGE.parquet files with a column ``text``, at any depth. Languages get equal shares.
+Where there is less text than asked for, further documents are put together of its sentences, each drawn from all of
+them: as long as the real documents are, and hardly ever near-duplicates; printed are the share of such text and how
+many documents were kept.
+
+``all`` is annotate, duplicates, select, tokenize, packing (for 4,096 tokens); ``tokenize`` only the last two, on a
+corpus written for it. Of every size annotate, select (duplicates in it) and tokenize (packing after it) each run in a
+process of their own; memory is the peak of the resident set in a stage, above what the process held when it had
+imported its modules. All files are below ``--work``, about twice the size of the text, and are removed.
 """
 
 import argparse
@@ -162,6 +165,12 @@ def measured(folder, stages, tokenizer):
     return found
 
 
+def kept_in(corpus):
+    from data_pipelines.manifest import CorpusManifest
+
+    return sum(one.documents_kept for one in CorpusManifest.read(corpus).sources.values())
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
@@ -182,9 +191,12 @@ def main():
         with tempfile.TemporaryDirectory(dir=arguments.work) as place:
             one = Path(place)
             (one / "in").mkdir()
-            size, altered = write_texts(one / "in", arguments.folder, megabytes, arguments.languages.split(","))
+            size, documents, made = write_texts(one / "in", arguments.folder, megabytes, arguments.languages.split(","))
             stages = measured(one, arguments.stages, arguments.tokenizer)
-        print(f"\n{size / 1e6:.0f} MB ({altered:.0%} altered copies)")
+            kept = kept_in(one / "corpus")
+            disk = sum(path.stat().st_size for path in one.rglob("*") if path.is_file())
+        print(f"\n{size / 1e6:.0f} MB ({made:.0%} put together of sentences); {documents:,} documents, {kept:,} kept; "
+              f"{disk / 1e6:,.0f} MB on disk")  # fmt: skip
         print(f"{'stage':12s}{'CPU s':>9s}{'MB/s':>9s}{'peak MB':>9s}")
         for name, (seconds, most) in stages.items():
             print(f"{name:12s}{seconds:9.2f}{size / 1e6 / max(seconds, 1e-9):9.1f}{most:9.0f}", flush=True)

@@ -8,7 +8,7 @@ over the annotated files writes what stays and, with reasons, what goes. Other t
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from dataclasses import asdict
 from functools import partial
@@ -34,10 +34,10 @@ from data_pipelines.documents import split_of
 from data_pipelines.manifest import FORMAT, CorpusManifest, FileEntry, Tally, fingerprint
 from data_pipelines.packages import fetch
 from data_pipelines.parts import Planned, counting, plan, tasks, tools
+from data_pipelines.row_groups import row_groups
 from data_pipelines.runner import run_tasks, share_of, sweep
 from data_pipelines.select import REASONS, Verdicts, judge
 from data_pipelines.sides import Sides
-from data_pipelines.sources import first_line
 
 DUPLICATES = [("duplicate_of", pa.string()), ("cluster_size", pa.int32())]
 KEPT = pa.schema([*FACTS, ("split", pa.string()), *SIGNAL_COLUMNS, *DUPLICATES])
@@ -249,7 +249,7 @@ def _select(
     quality = quality_of(language, config.annotate) if config.select.quality else None
     before = tally.documents_in, tally.bytes_in
     said = counts_of(one.path)
-    for batch, share in _row_groups(one.path):
+    for batch, share in row_groups(one.path):
         sizes = originals.sizes(batch.num_rows)
         verdicts = judge(batch, config.select, languages=languages, quality=quality, originals=originals)
         columns = _decided(batch, verdicts, sizes, config)
@@ -260,21 +260,9 @@ def _select(
         _count(tally, columns, verdicts)
         sites.add(columns)
         tell(share)
+        del batch, columns  # or they would be held while the next are read
     came = tally.documents_in - before[0], tally.bytes_in - before[1]
     assert came == said, f"{one.path}: {said} documents and bytes came in, {came} are there"
-
-
-def _row_groups(path: Path) -> Iterator[tuple[pa.RecordBatch, float]]:
-    """The rows of an annotated file, a row group at a time, and the share of it that is read by then."""
-    with pq.ParquetFile(path) as file:
-        for group in range(file.num_row_groups):
-            try:
-                batch = file.read_row_group(group).combine_chunks().to_batches()[0]
-            except (OSError, pa.ArrowException) as error:
-                raise HanseError(
-                    f"{path}: damaged ({first_line(error)}); delete it and run the same command again"
-                ) from None
-            yield batch, (group + 1) / file.num_row_groups
 
 
 def _decided(batch: pa.RecordBatch, verdicts: Verdicts, sizes: np.ndarray, config: CorpusConfig) -> pa.RecordBatch:

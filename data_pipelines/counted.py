@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from data_pipelines.annotate import personal_data
 from data_pipelines.annotate.opt_out_snapshot import origin_of
 from data_pipelines.manifest import CorpusManifest
+from data_pipelines.row_groups import row_groups
 from data_pipelines.select import REASONS
 
 EXAMPLES = 3  # of each reason, of each language
@@ -104,11 +105,12 @@ class Kept:
         kept, largest = cls(), list[tuple[int, str, str]]()
         drawn = {name: Evenly() for name in SHOWN}
         columns = ["id", "text", "license", "url", "opt_out", "cluster_size", *personal_data.SCHEMA.names, *SHOWN]
-        for batch in _row_groups(path, columns):
+        for batch, _ in row_groups(path, columns):
             kept._add(batch)
             largest = _largest(batch, largest)
             for name in SHOWN:
                 drawn[name].add(batch.column(name).drop_null().to_numpy(zero_copy_only=False))
+            del batch
         kept.values = {name: one.values for name, one in drawn.items() if len(one.values)}
         texts = without_personal_data([text for _, _, text in largest], language)
         kept.largest = [Cluster(size, one, text) for (size, one, _), text in zip(largest, texts, strict=True)]
@@ -158,9 +160,10 @@ class Removed:
     def of(cls, path: Path, language: str = "") -> Removed:
         """Count a file of ``removed/``."""
         removed, drawn = cls(), dict[str, list[tuple[int, str, str, str]]]()
-        for batch in _row_groups(path, ["reason", "detail", "id", "text"]):
+        for batch, _ in row_groups(path, ["reason", "detail", "id", "text"]):
             removed._add(batch)
             _draw(batch, drawn)
+            del batch
         for reason in sorted(drawn, key=REASONS.index):
             rows = sorted(drawn[reason], reverse=True)  # the keys are negative
             _, *columns = zip(*rows, strict=True)
@@ -175,13 +178,6 @@ class Removed:
                                         strict=True):  # fmt: skip
             self.bytes[reason] += size
             self.details.setdefault(reason, Counter())[_decided(reason, detail)] += 1
-
-
-def _row_groups(path: Path, columns: list[str]) -> Iterator[pa.RecordBatch]:
-    """Rows, a row group at a time: it was written for its bytes, where a number of rows may be any number of bytes."""
-    with pq.ParquetFile(path) as file:
-        for number in range(file.num_row_groups):
-            yield from file.read_row_group(number, columns=columns).to_batches()
 
 
 def _draw(batch: pa.RecordBatch, drawn: dict[str, list[tuple[int, str, str, str]]]) -> None:
