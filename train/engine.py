@@ -19,6 +19,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from train.config import BatchConfig, TrainConfig
 from train.fp16 import LossScale, allowed_everywhere
+from train.gloo import use_messages
 from train.invariant import ExactSum, Owned, isolate
 from train.model import PackedLanguageModel, model_inputs, set_rope
 from train.muon import Matrices, Piece
@@ -55,6 +56,7 @@ def initialise_ranks(place: Place) -> torch.device:
         compile_op(COMMUNICATION)
     with redirect_stdout(io.StringIO()):  # it says on every start that it compiled something once
         deepspeed.init_distributed(verbose=False)
+    use_messages()
     assert place.ranks == dist.get_world_size()
     return device
 
