@@ -1,7 +1,7 @@
 """An all-gather for ranks on CPUs: gloo's own takes three times as long as the messages it is made of.
 
-45 MB between two processes of one machine: 58 ms, where an all-reduce takes 33 and these messages 24; between four 109, 100
-and 41 (``benchmarks/gather.py``). Weights are only copied, so no result depends on it.
+45 MB between two processes of one machine: 58 ms, where an all-reduce takes 33 and these messages 24; between four 109,
+100 and 41 (``benchmarks/gather.py``). Weights are only copied, so no result depends on it.
 """
 
 from __future__ import annotations
