@@ -112,9 +112,14 @@ class Cluster:
 
     def start_now(self, job: str) -> None:
         """Cut the two minutes that Slurm waits after a requeue to some seconds, without which it kills what it started:
-        ``Job credential revoked``, for it tells the old start from the new one by the second.
+        ``Job credential revoked``, for it tells the old start from the new one by the second. An old ``srun`` that
+        still lives would end the new start's step, which has the same number.
         """
         wait_until(f"job {job} waits again", lambda: self.state(job) == "PENDING")
+        old = ["pgrep", "--full", rf"^slurmstepd: \[{job}\."]
+        wait_until(
+            f"nothing of job {job} is left", lambda: subprocess.run(old, check=False, capture_output=True).returncode
+        )
         time.sleep(3)
         slurm("scontrol", "update", f"jobid={job}", "StartTime=now")
 
