@@ -85,7 +85,7 @@ def test_help_lists_choices_and_those_of_a_config_folder(hanse, capsys, tmp_path
     lines = capsys.readouterr().out.splitlines()
     sources = next(line for line in lines if line.startswith("source="))
     assert {"bible_fr", "bible_it", "local", "mine"} <= set(sources.removeprefix("source=").replace(",", " ").split())
-    assert next(line for line in lines if line.startswith("experiment=")).split()[1:] == ["demo,", "voyage"]
+    assert next(line for line in lines if line.startswith("experiment=")).split()[1:] == ["demo,", "packages,", "voyage"]
 
 
 def test_all_problems_of_the_arguments_come_at_once(fails):
@@ -130,7 +130,7 @@ def test_keys_that_must_be_set_are_all_named(fails):
          "sources.bible_fr.lnguage: no such key; did you mean 'sources.bible_fr.language'?"),
         (["name=x", "zzzz=1"], "zzzz: no such key; --help lists the keys"),
         (["name=x"], "sources: none; choose some with source=[NAME,...] (configs/source/ lists them)"),
-        (["name=x", "experiment=nothing"], "experiment=nothing: no such choice; there are demo"),
+        (["name=x", "experiment=nothing"], "experiment=nothing: no such choice; there are demo, packages"),
     ],
 )  # fmt: skip
 def test_one_problem_is_one_line(fails, arguments, message):
