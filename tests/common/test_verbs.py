@@ -85,7 +85,8 @@ def test_help_lists_choices_and_those_of_a_config_folder(hanse, capsys, tmp_path
     lines = capsys.readouterr().out.splitlines()
     sources = next(line for line in lines if line.startswith("source="))
     assert {"bible_fr", "bible_it", "local", "mine"} <= set(sources.removeprefix("source=").replace(",", " ").split())
-    assert next(line for line in lines if line.startswith("experiment=")).split()[1:] == ["demo,", "packages,", "voyage"]
+    experiments = next(line for line in lines if line.startswith("experiment="))
+    assert experiments.split()[1:] == ["demo,", "packages,", "voyage"]
 
 
 def test_all_problems_of_the_arguments_come_at_once(fails):
