@@ -9,22 +9,17 @@ micro-batches, each in bf16. A small model on random tokens, which asks for no d
 from __future__ import annotations
 
 import argparse
-import json
 import os
-import sys
-import tempfile
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from hydra import compose, initialize_config_module
-from hydra.core.config_store import ConfigStore
 
+from benchmarks.on_ranks import start, tell
 from common.configuration import instantiate
-from launch.local import run_ranks
-from train.config import TrainConfig
-from train.engine import Engine, initialise_ranks
+from train.engine import Engine
 from train.model import PackedLanguageModel, build_model, model_config
 from train.ranks import find_place
 
@@ -88,20 +83,9 @@ def main() -> None:
     parser.add_argument("--output", type=Path, help=argparse.SUPPRESS)  # for the ranks, which this program starts
     options = parser.parse_args()
     if options.output:
-        place = find_place(os.environ)
-        assert place is not None
-        initialise_ranks(place)
-        ConfigStore.instance().store("train_schema", TrainConfig)
-        found = [measure(*case) for case in CASES]
-        if place.first:
-            options.output.write_text(json.dumps(found))
+        tell(options.output, lambda: [measure(*case) for case in CASES])
         return
-    with tempfile.TemporaryDirectory() as folder:
-        output = Path(folder) / "found.json"
-        command = [sys.executable, "-m", "benchmarks.gradient_sums", "--output", str(output)]
-        code = run_ranks(command, options.ranks, 1, Path(folder) / "logs")
-        assert code == 0, f"the ranks failed with exit code {code}"
-        found = json.loads(output.read_text())
+    found = start("gradient_sums", options.ranks)
     print(f"{MICRO_BATCHES} micro-batches in bf16 on {options.ranks} ranks; relative error of their summed gradient")
     for (accumulated, travelling), error in zip(CASES, found, strict=True):
         print(f"summed in {accumulated}, between ranks in {travelling}: {error:.1e}")

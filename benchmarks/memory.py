@@ -12,15 +12,13 @@ import argparse
 import gc
 import json
 import os
-import sys
-import tempfile
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from launch.local import run_ranks
-from train.engine import Engine, initialise_ranks
+from benchmarks.on_ranks import start, tell
+from train.engine import Engine
 from train.memory import VALUE_BYTES, Layout, states
 from train.model import build_model, model_config
 from train.ranks import find_place
@@ -75,28 +73,8 @@ def measure(model: str, stage: int, precision: str) -> dict[str, Any]:
 
 def on_ranks(ranks: int, model: str, cases: list[tuple[int, str]]) -> list[dict[str, Any]]:
     """What rank 0 of ``ranks`` finds for each (stage, precision)."""
-    with tempfile.TemporaryDirectory() as folder:
-        output = Path(folder) / "found.json"
-        command = [sys.executable, "-m", "benchmarks.memory", "--model", model, "--output", str(output),
-                   "--cases", json.dumps(cases)]  # fmt: skip
-        code = run_ranks(command, ranks, 1, Path(folder) / "logs")
-        assert code == 0, f"the ranks failed with exit code {code}"
-        found: list[dict[str, Any]] = json.loads(output.read_text())
-        return found
-
-
-def be_a_rank(options: argparse.Namespace) -> None:
-    from hydra.core.config_store import ConfigStore
-
-    from train.config import TrainConfig
-
-    place = find_place(os.environ)
-    assert place is not None
-    initialise_ranks(place)
-    ConfigStore.instance().store("train_schema", TrainConfig)
-    found = [measure(options.model, stage, precision) for stage, precision in json.loads(options.cases)]
-    if place.first:
-        options.output.write_text(json.dumps(found))
+    found: list[dict[str, Any]] = start("memory", ranks, "--model", model, "--cases", json.dumps(cases))
+    return found
 
 
 def main() -> None:
@@ -107,7 +85,8 @@ def main() -> None:
     parser.add_argument("--cases", default=json.dumps(CASES), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.output:
-        be_a_rank(options)
+        cases = json.loads(options.cases)
+        tell(options.output, lambda: [measure(options.model, stage, precision) for stage, precision in cases])
         return
     print(f"{options.model}, {options.ranks} ranks; bytes a parameter: planned, found")
     for (stage, precision), one in zip(CASES, on_ranks(options.ranks, options.model, CASES), strict=True):

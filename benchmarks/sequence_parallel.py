@@ -13,21 +13,17 @@ from __future__ import annotations
 import argparse
 import ctypes
 import gc
-import json
 import os
-import sys
-import tempfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch.distributed as dist
 
-from launch.local import run_ranks
-from train.engine import Engine, initialise_ranks
+from benchmarks.on_ranks import start, tell
+from train.engine import Engine
 from train.memory import activations
 from train.model import build_model, model_config
-from train.ranks import find_place
 from train.stream import pack
 
 VOCABULARY, RANKS = 4096, 2
@@ -76,20 +72,12 @@ def measure(length: int, shared: int) -> dict[str, Any]:
     return {"planned": planned.fixed + planned.a_sequence - mask, "risen": risen}
 
 
-def be_a_rank(output: Path, lengths: list[int]) -> None:
-    from hydra.core.config_store import ConfigStore
-
-    from train.config import TrainConfig
-
-    place = find_place(os.environ)
-    assert place is not None
-    initialise_ranks(place)
-    ConfigStore.instance().store("train_schema", TrainConfig)
+def measured_by_all(lengths: list[int]) -> list[Any]:
+    """What each rank found of each case. Collective."""
     found = [measure(length, shared) for length in lengths for shared in (1, RANKS)]
     gathered: list[Any] = [None] * RANKS
     dist.all_gather_object(gathered, found)
-    if place.first:
-        output.write_text(json.dumps(gathered))
+    return gathered
 
 
 def main() -> None:
@@ -98,16 +86,10 @@ def main() -> None:
     parser.add_argument("--output", type=Path, help=argparse.SUPPRESS)  # for the ranks, which this program starts
     options = parser.parse_args()
     if options.output:
-        be_a_rank(options.output, options.lengths)
+        tell(options.output, lambda: measured_by_all(options.lengths))
         return
     os.environ["MALLOC_MMAP_THRESHOLD_"] = "65536"
-    with tempfile.TemporaryDirectory() as folder:
-        output = Path(folder) / "found.json"
-        command = [sys.executable, "-m", "benchmarks.sequence_parallel", "--output", str(output), "--lengths",
-                   *map(str, options.lengths)]  # fmt: skip
-        code = run_ranks(command, RANKS, 1, Path(folder) / "logs")
-        assert code == 0, f"the ranks failed with exit code {code}"
-        ranks = json.loads(output.read_text())
+    ranks = start("sequence_parallel", RANKS, "--lengths", *options.lengths)
     print("tokens  ranks to a sequence  planned MB  found MB")
     cases = [(length, shared) for length in options.lengths for shared in (1, RANKS)]
     for number, (length, shared) in enumerate(cases):

@@ -9,22 +9,17 @@ ranks, in fp32. Bytes are those behind all tensors that are there after a step. 
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
-import sys
-import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
 import torch
 from hydra import compose, initialize_config_module
-from hydra.core.config_store import ConfigStore
 
 from benchmarks.memory import storages
+from benchmarks.on_ranks import start, tell
 from common.configuration import instantiate
-from launch.local import run_ranks
-from train.config import TrainConfig
 from train.model import build_model, model_config
 from train.zero_config import bucket_elements
 
@@ -64,21 +59,6 @@ def measure(model: str, stage: int) -> dict[str, Any]:
     return {"parameters": parameters, "seconds": seconds[WARM_UP:], "bytes": held, "loss": last}
 
 
-def be_a_rank(options: argparse.Namespace) -> None:
-    import os
-
-    from train.engine import initialise_ranks
-    from train.ranks import find_place
-
-    place = find_place(os.environ)
-    assert place is not None
-    initialise_ranks(place)
-    ConfigStore.instance().store("train_schema", TrainConfig)
-    found = [(stage, measure(options.model, stage)) for _ in range(options.rounds) for stage in STAGES]
-    if place.first:
-        options.output.write_text(json.dumps(found))
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="llama-20m")
@@ -87,15 +67,10 @@ def main() -> None:
     parser.add_argument("--output", type=Path, help=argparse.SUPPRESS)  # for the ranks, which this program starts
     options = parser.parse_args()
     if options.output:
-        be_a_rank(options)
+        tell(options.output, lambda: [(stage, measure(options.model, stage)) for _ in range(options.rounds)
+                                      for stage in STAGES])  # fmt: skip
         return
-    with tempfile.TemporaryDirectory() as folder:
-        output = Path(folder) / "found.json"
-        command = [sys.executable, "-m", "benchmarks.zero_stage_0", "--model", options.model, "--rounds",
-                   str(options.rounds), "--output", str(output)]  # fmt: skip
-        code = run_ranks(command, options.ranks, 1, Path(folder) / "logs")
-        assert code == 0, f"the ranks failed with exit code {code}"
-        found = json.loads(output.read_text())
+    found = start("zero_stage_0", options.ranks, "--model", options.model, "--rounds", options.rounds)
     print(f"{options.model}, {options.ranks} ranks, fp32; rank 0")
     for stage in STAGES:
         mine = [one for at, one in found if at == stage]
