@@ -5,7 +5,7 @@ hanse. Needs numpy, torch and the peer only.
 
 ``FOLDER/work.json`` says what to train, ``FOLDER/windows.npy`` on which windows (N, L); rank 0 writes the times at
 which steps ended to ``FOLDER/times.json``. Both log and save nothing, and neither confines attention to documents
-(OLMo-core needs flash-attn for it, litgpt does not know it), which makes their attention cheaper than ours.
+(OLMo-core needs flash-attn for it, litgpt does not know it). Both compile the model on GPUs, as their recipes do.
 """
 
 import json
@@ -30,7 +30,9 @@ def olmo_core(work, windows, folder):
     from olmo_core.train.callbacks import Callback
     from olmo_core.train.train_module import TransformerDataParallelConfig, TransformerTrainModuleConfig
 
-    prepare_training_environment(seed=0, backend="cpu:gloo")
+    on_gpu = torch.cuda.is_available()
+    prepare_training_environment(seed=0, backend="cpu:gloo,cuda:nccl" if on_gpu else "cpu:gloo")
+    device = torch.device("cuda", torch.cuda.current_device()) if on_gpu else torch.device("cpu")
     length, model = work["sequence_length"], work["model"]
     times = []
 
@@ -56,14 +58,14 @@ def olmo_core(work, windows, folder):
         rank_microbatch_size=work["micro_batch_size"] * length, max_sequence_length=length,
         optim=AdamWConfig(lr=work["learning_rate"], fused=True), max_grad_norm=work["gradient_clipping"],
         dp_config=TransformerDataParallelConfig(name=DataParallelType.ddp),
-        autocast_precision=DType.bfloat16 if work["precision"] == "bf16" else None,
-    ).build(config.build(init_device="cpu"), torch.device("cpu"))  # fmt: skip
+        autocast_precision=DType.bfloat16 if work["precision"] == "bf16" else None, compile_model=on_gpu,
+    ).build(config.build(init_device="cpu"), device)  # fmt: skip
     loader = NumpyDataLoaderConfig(global_batch_size=work["global_batch_size"] * length, seed=0, num_workers=0).build(
         data, dp_process_group=module.dp_process_group
     )
     trainer = TrainerConfig(
         save_folder=str(folder / "save"), work_dir=str(folder / "work"), max_duration=Duration.steps(work["steps"]),
-        device="cpu", no_checkpoints=True, no_evals=True, metrics_collect_interval=1_000_000,
+        device=str(device), no_checkpoints=True, no_evals=True, metrics_collect_interval=1_000_000,
         callbacks={"clock": Clock()},
     ).build(module, loader)  # fmt: skip
     trainer.fit()

@@ -4,13 +4,13 @@
                                           [--steps 24] [--shapes demo 8m long] [--olmo-python P] [--litgpt-python P]
                                           [hanse train overrides ...]
 
-Same model and initial weights, same windows in the same order, same ranks, threads, batch and precision. The three take
-turns, ``--rounds`` times. The clock runs from the end of step 4 to the end of the last step, on rank 0: batches,
-forward, backward, optimizer and whatever each does between steps. hanse is the console command as people run it, with
-metrics and wandb offline. The plain loop is DistributedDataParallel, ``cross_entropy`` on the logits, gradient
-clipping and fused AdamW; in bf16 it autocasts. The Trainer gets the same data set, fused AdamW, ``bf16=True`` for bf16,
-no logging and no checkpoints. Both peers are told the document boundaries, too: the plain loop by the same mask, the
-Trainer by positions.
+Same model and initial weights, same windows in the same order, same ranks, threads, batch and precision; on GPUs where
+there are any. All take turns, ``--rounds`` times. The clock runs from the end of step 4 (``--settled``) to that of the
+last step, on rank 0: batches, forward, backward, optimizer and whatever each does between steps. hanse is the console
+command as people run it, with metrics and wandb offline. The plain loop is DistributedDataParallel, ``cross_entropy``
+on the logits, gradient clipping and fused AdamW; in bf16 it autocasts. The Trainer gets the same data set, fused AdamW,
+``bf16=True`` for bf16, no logging and no checkpoints. Both peers have the back end of attention that hanse chooses, and
+are told the document boundaries, too: the plain loop as hanse is, the Trainer by positions.
 
 OLMo-core and litgpt need virtual environments of their own (pip install ai2-olmo-core==3.0.0 or litgpt==0.5.13, with
 the same torch), whose Pythons are named; benchmarks/throughput_peers.py says what they are told. They do not tie
@@ -31,12 +31,25 @@ import time
 from contextlib import nullcontext
 from pathlib import Path
 
-SETTLED = 4  # steps before the clock starts: allocation, first touches
 NAMES = ("hanse", "plain PyTorch", "HF Trainer")
 FOREIGN = ("OLMo-core", "litgpt")  # which have a Python of their own
 SHAPES = {
     "demo": [],  # 2.7M parameters, 4 x 256 tokens a step
     "8m": ["model=llama-8m", "data.sequence_length=512"],
+    "410m": [
+        "model=llama-410m",
+        "model.vocabulary_multiple=32768",
+        "data.sequence_length=4096",
+        "batch.global_batch_size=16",
+        "batch.micro_batch_size=4",
+    ],
+    "1b": [
+        "model=llama3-1b",
+        "model.vocabulary_multiple=131072",
+        "data.sequence_length=4096",
+        "batch.global_batch_size=16",
+        "batch.micro_batch_size=2",
+    ],
     "long": ["data.sequence_length=1024", "batch.global_batch_size=2", "batch.micro_batch_size=1"],
 }
 
@@ -60,14 +73,13 @@ def training_config(overrides):
 def overrides_of(arguments, folder):
     """What ``hanse train`` is told; the peers read the same configuration."""
     common = ["experiment=demo/train", f"data.shards={arguments.data}/shards",
-              f"data.tokenizer={arguments.data}/tokenizer", *arguments.overrides]  # fmt: skip
-    return [
-        *common, f"tokens={training_config(common).timeline.at(0).tokens_per_step * arguments.steps}",
-        f"run={folder}/run",
-        f"ranks={arguments.ranks}", f"threads_per_rank={arguments.threads}", f"engine.precision={arguments.precision}",
-        "checkpoint.every_steps=1000000", "evaluate.every_steps=1000000", "evaluate.tokens_per_language=1",
-        "schedule.warmup_steps=1", "schedule.decay_fraction=0.1",
-    ]  # fmt: skip
+              f"data.tokenizer={arguments.data}/tokenizer", *arguments.overrides,
+              f"ranks={arguments.ranks}", f"threads_per_rank={arguments.threads}",
+              f"engine.precision={arguments.precision}", "schedule.warmup_steps=1", "schedule.decay_fraction=0.1",
+              "checkpoint.every_steps=1000000", "evaluate.every_steps=1000000",
+              "evaluate.tokens_per_language=1"]  # fmt: skip
+    a_step = training_config([*common, f"tokens={10**12}"]).timeline.at(0).tokens_per_step
+    return [*common, f"tokens={a_step * arguments.steps}", f"run={folder}/run"]
 
 
 def run(name, overrides, arguments, folder):
@@ -138,18 +150,28 @@ def start_peer(arguments):
     return run_ranks(command, arguments.ranks, arguments.threads, arguments.folder / "logs")
 
 
+def this_device():
+    import torch
+
+    return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+
+
 def be_a_rank(arguments):
     import os
 
     import torch
 
+    from train.attention import choose
     from train.model import build_model
     from train.setup import open_data
 
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     config = training_config(arguments.overrides)
     data = open_data(config)
-    model = build_model(data.model, config.seed, config.model.attention)
+    attention = choose(config, data.model, config.engine.precision, this_device())
+    model = build_model(data.model, config.seed, attention).to(this_device())
     times = {"plain PyTorch": plain_loop, "HF Trainer": trainer}[arguments.peer](config, data, model, arguments.folder)
     if os.environ["RANK"] == "0":
         (arguments.folder / "times.json").write_text(json.dumps(times))
@@ -163,25 +185,27 @@ def plain_loop(config, data, model, folder):
     from torch.nn.functional import cross_entropy
     from torch.nn.parallel import DistributedDataParallel
 
-    from train.attention import attention_mask
+    from train.attention import borders
     from train.model import model_inputs
     from train.stream import IGNORED
 
-    dist.init_process_group("gloo")
+    device, attention = this_device(), model.config._attn_implementation
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     rank, ranks = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     parallel = DistributedDataParallel(model)
     optimizer = torch.optim.AdamW(model.parameters(), lr=config.optimizer.learning_rate, fused=True)
-    autocast = torch.autocast("cpu", torch.bfloat16) if config.engine.precision == "bf16" else nullcontext()
+    half = config.engine.precision == "bf16"
+    autocast = torch.autocast(device.type, torch.bfloat16) if half else nullcontext()
     times = []
     for step in range(config.steps):
         parts = data.stream.step(step, rank=rank, ranks=ranks)
         for number, part in enumerate(parts):
-            inputs = model_inputs(part, torch.device("cpu"))
-            documents = inputs["documents"]
-            mask = None if documents is None else attention_mask(documents, "sdpa", torch.float32)
+            inputs = model_inputs(part, device)
+            told = borders(inputs["documents"], inputs["input_ids"], attention,
+                           torch.bfloat16 if half and device.type == "cuda" else torch.float32)  # fmt: skip
             with nullcontext() if number == len(parts) - 1 else parallel.no_sync(), autocast:
-                logits = parallel(input_ids=inputs["input_ids"], position_ids=inputs["positions"], attention_mask=mask,
-                                  use_cache=False).logits  # fmt: skip
+                logits = parallel(input_ids=inputs["input_ids"], position_ids=inputs["positions"],
+                                  use_cache=False, **told).logits  # fmt: skip
                 loss = cross_entropy(logits.flatten(0, 1).float(), inputs["labels"].flatten(), ignore_index=IGNORED)
                 (loss / len(parts)).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), config.optimizer.gradient_clipping)
@@ -230,9 +254,10 @@ def trainer(config, data, model, folder):
             gradient_accumulation_steps=batch.global_batch_size // (batch.micro_batch_size * ranks),
             max_steps=config.steps, optim="adamw_torch_fused",
             learning_rate=config.optimizer.learning_rate, max_grad_norm=config.optimizer.gradient_clipping,
-            bf16=config.engine.precision == "bf16", use_cpu=True, ddp_backend="gloo", save_strategy="no",
+            bf16=config.engine.precision == "bf16", use_cpu=this_device().type == "cpu",
+            ddp_backend="nccl" if this_device().type == "cuda" else "gloo", save_strategy="no",
             logging_strategy="no", report_to=[], disable_tqdm=True, dataloader_num_workers=0,
-            dataloader_pin_memory=False, seed=config.seed,
+            dataloader_pin_memory=this_device().type == "cuda", seed=config.seed,
         ),
     ).train()  # fmt: skip
     return clock.times
@@ -244,7 +269,7 @@ def measured_precision():
     from train.precision import choose, measured_peaks
 
     torch.set_num_threads(1)
-    return choose("auto", measured_peaks(torch.device("cpu")))
+    return choose("auto", measured_peaks(this_device()))
 
 
 def compare(arguments, shape, names):
@@ -271,8 +296,8 @@ def compare(arguments, shape, names):
                     del rates[name]
                     continue
                 assert len(times) == arguments.steps, f"{name} took {len(times)} steps"
-                tokens = (len(times) - SETTLED) * config.timeline.at(0).tokens_per_step
-                rates[name].append(tokens / (times[-1] - times[SETTLED - 1]))
+                tokens = (len(times) - arguments.settled) * config.timeline.at(0).tokens_per_step
+                rates[name].append(tokens / (times[-1] - times[arguments.settled - 1]))
                 if name == "hanse":
                     flops, said = flops_and_peak(folder / "run")
                 shares[name].append(rates[name][-1] * flops)
@@ -305,6 +330,7 @@ def main():
     parser.add_argument("--precision", choices=("auto", "bf16", "fp32"), default="auto")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=24)
+    parser.add_argument("--settled", type=int, default=4, help="steps before the clock starts: allocation, compilation")
     parser.add_argument("--shapes", nargs="+", choices=tuple(SHAPES), default=["demo"])
     parser.add_argument("--olmo-python", type=Path)
     parser.add_argument("--litgpt-python", type=Path)

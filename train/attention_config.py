@@ -21,11 +21,11 @@ def attention_problems(config: TrainConfig) -> list[str]:
     """Everything wrong with ``model.attention``, alone and beside the rest of the configuration, one line each."""
     asked = config.model.attention
     found = one_of(config, "model.attention", ATTENTIONS)
-    if found or asked in PLAIN:
+    if found or asked in (*PLAIN, "auto"):
         return found
     if config.determinism != "D0":
         found.append(f"with determinism={config.determinism} it must be {' or '.join(PLAIN)}: others promise no bits")
-    if config.engine.compile and asked != "auto":
+    if config.engine.compile and asked in FLASH:
         found.append(f"has a kernel of its own, which engine.compile=true would cut out; take {PLAIN[0]}, or auto")
     found += flash_problems(asked, config.engine.precision, head_size(config.model.settings))
     return [f"model.attention={asked}: {line}" for line in found]

@@ -71,7 +71,7 @@ class ModelConfig:
 
     architecture: str = MISSING
     settings: dict[str, Any] = field(default_factory=dict)
-    attention: str = "sdpa"
+    attention: str = "auto"
     vocabulary_size: int = 32_768
     vocabulary_multiple: int = 1
     init: InitConfig = field(default_factory=InitConfig)

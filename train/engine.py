@@ -23,7 +23,7 @@ from train.gloo import use_messages
 from train.invariant import ExactSum, Owned, isolate
 from train.model import PackedLanguageModel, model_inputs, set_rope
 from train.muon import Matrices, Piece
-from train.ops import COMMUNICATION, compile_op, prepare_swapping
+from train.ops import COMMUNICATION, compile_op, prepare
 from train.optimizers import Stepper, build, moments_of
 from train.ranks import Place
 from train.sequence_parallel import SequenceGroup, share_sequences
@@ -66,8 +66,7 @@ class Engine:
 
     def __init__(self, config: TrainConfig, model: PreTrainedModel, ranks: int, precision: str):
         self.config, self.ranks, self.precision, self.kind = config, ranks, precision, config.optimizer.kind
-        if config.engine.offload_optimizer == "nvme":
-            prepare_swapping()
+        prepare(config.engine)
         module = PackedLanguageModel(model, config.loss.z_weight)
         if config.determinism == "D2":
             isolate(module)

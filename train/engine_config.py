@@ -113,7 +113,7 @@ class EngineConfig:
     gradient_accumulation: str = "auto"
     communication: str = "auto"
     recompute_every_layers: int = 0
-    compile: bool = False
+    compile: bool | None = None
     offload_optimizer: str = "none"
     offload_parameters: str = "none"
     nvme_path: str | None = None

@@ -45,6 +45,7 @@ def describe(
     parents: Sequence[Mapping[str, Any]] = (),
     *,
     attention: str = "sdpa",
+    compiled: bool = False,
 ) -> dict[str, Any]:
     """The lock of a start; JSON values, no secrets, no path of this machine. ``parents``: what the run began with."""
     import torch
@@ -67,7 +68,7 @@ def describe(
         "precision": precision,
         "layout": {"ranks": place.ranks, "zero_stage": config.engine.zero_stage,
                    "micro_batch_size": config.batch.micro_batch_size, "threads_per_rank": config.threads_per_rank,
-                   "attention": attention,
+                   "attention": attention, **({"compiled": True} if compiled else {}),
                    **({"sequence_parallel": shared} if (shared := config.engine.sequence_parallel) > 1 else {})},
     }  # fmt: skip
 

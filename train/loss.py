@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import cache
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from train.ops import can_compile
 from train.stream import IGNORED
 
 # transformers' model types whose logits are the output embedding of the last hidden state and nothing more: no scaling,
@@ -16,15 +18,15 @@ from train.stream import IGNORED
 PLAIN_HEADS = frozenset({"apertus", "llama", "mistral", "olmo2", "qwen2", "qwen3", "smollm3"})
 
 ROWS_ELEMENTS = {"cpu": 1 << 21, "cuda": 1 << 28}  # logits at once: what a core's cache, or a GPU's spare memory, holds
+OfBlock = Callable[[Tensor, Tensor, float], tuple[Tensor, Tensor]]
 
 
 class LinearCrossEntropy(torch.autograd.Function):
     """``cross_entropy(hidden @ weight.T, labels)`` whose gradient is computed on the way forward.
 
     The logits of a large vocabulary are the largest tensor of a language model. Here a block of rows goes through the
-    head, its softmax becomes the gradient in place, and both products with it are taken while it is in the cache; three
-    matrix products in all, as without the trick, and no second pass over the logits. (The idea is that of Liger
-    Kernel, arXiv 2410.10989, section 3.2.)
+    head, its softmax becomes the gradient in place, and both products with it are taken while it is at hand; three
+    matrix products in all, as without the trick. (The idea is that of Liger Kernel, arXiv 2410.10989, section 3.2.)
     """
 
     @staticmethod
@@ -46,24 +48,15 @@ class LinearCrossEntropy(torch.autograd.Function):
         """
         needed = any(ctx.needs_input_grad[:2])
         losses = torch.zeros(len(labels), dtype=torch.float32, device=hidden.device)
-        by_hidden = torch.zeros_like(hidden) if needed else None
-        by_weight = torch.zeros(weight.shape, dtype=torch.float32, device=weight.device) if needed else None
+        by_hidden, by_weight = torch.zeros_like(hidden) if needed else None, None
+        of_block = _of_block(hidden.device)
         for rows, logits in _blocks(hidden, weight, labels):
-            part, wanted = hidden[rows], labels[rows]
-            losses[rows], sums, denominator = _losses(logits, wanted)
-            if by_hidden is None or by_weight is None:
+            if by_hidden is None:
+                losses[rows] = _losses(logits.float(), labels[rows])[0]
                 continue
-            counts, places = (wanted != IGNORED)[:, None], wanted.clamp_min(0)[:, None]
-            shares = counts / sums  # the softmax; with z-loss, more of it: its gradient is 2 z softmax
-            if z_weight:
-                shares *= 1 + 2 * z_weight * denominator[:, None]
-            gradient = logits.mul_(shares).scatter_add_(1, places, -counts.float())
-            gradient = gradient.to(hidden.dtype)
+            losses[rows], gradient = of_block(logits, labels[rows], z_weight)
             by_hidden[rows] = torch.mm(gradient, weight)
-            if by_weight.dtype == gradient.dtype:
-                by_weight.addmm_(gradient.t(), part)
-            else:  # blocks are summed in fp32
-                by_weight += torch.mm(gradient.t(), part)
+            by_weight = _added(by_weight, gradient.t(), hidden[rows])
         if needed:
             ctx.save_for_backward(by_hidden, by_weight)
             ctx.weight_dtype = weight.dtype
@@ -74,19 +67,62 @@ class LinearCrossEntropy(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         """The kept gradients times that of the sum."""
         by_hidden, by_weight = ctx.saved_tensors
-        by_weight = (by_weight * gradients[0]).to(ctx.weight_dtype)
+        if by_weight.is_cuda:  # written as it is computed: the product in fp32 would be as large once more
+            by_weight = torch.mul(by_weight, gradients[0], out=torch.empty_like(by_weight, dtype=ctx.weight_dtype))
+        else:
+            by_weight = (by_weight * gradients[0]).to(ctx.weight_dtype)
         if by_hidden.dtype == torch.float16:  # the factor, a loss scale over the labels of a step, may not fit into it
             return (by_hidden.float() * gradients[0]).half(), by_weight, None, None
         return by_hidden * gradients[0].to(by_hidden.dtype), by_weight, None, None
 
 
 def _blocks(hidden: Tensor, weight: Tensor, labels: Tensor) -> Iterator[tuple[slice, Tensor]]:
-    """Rows that go through the head together, and their logits (rows, V) in fp32, which the caller may overwrite."""
+    """Rows at a time with their logits (rows, V) as the product gives them, which the caller may overwrite."""
     rows = max(16, ROWS_ELEMENTS.get(hidden.device.type, 1 << 28) // len(weight))
+    if hidden.is_cuda:
+        rows = 1 << rows.bit_length() - 1  # blocks of one size: another shape would be compiled anew
     room = hidden.new_empty(min(rows, len(labels)), len(weight))
     for start in range(0, len(labels), rows):
         part = hidden[start : start + rows]
-        yield slice(start, start + rows), torch.mm(part, weight.t(), out=room[: len(part)]).float()
+        yield slice(start, start + rows), torch.mm(part, weight.t(), out=room[: len(part)])
+
+
+@cache
+def _of_block(device: torch.device) -> OfBlock:
+    """What makes losses and their gradient of a block of logits here: compiled for GPUs, where that can be done."""
+    return torch.compile(_in_one_pass, dynamic=False) if can_compile(device) else _step_by_step
+
+
+def _step_by_step(logits: Tensor, labels: Tensor, z_weight: float) -> tuple[Tensor, Tensor]:
+    """(N, V) and (N,) -> losses (N,) and the gradient of their sum (N, V), which may take the place of the logits."""
+    scores = logits.float()
+    losses, sums, denominator = _losses(scores, labels)
+    counts, places = (labels != IGNORED)[:, None], labels.clamp_min(0)[:, None]
+    shares = counts / sums  # the softmax; with z-loss, more of it: its gradient is 2 z softmax
+    if z_weight:
+        shares *= 1 + 2 * z_weight * denominator[:, None]
+    return losses, scores.mul_(shares).scatter_add_(1, places, -counts.float()).to(logits.dtype)
+
+
+def _in_one_pass(logits: Tensor, labels: Tensor, z_weight: float) -> tuple[Tensor, Tensor]:
+    """The same, to be compiled: logits are read as they are stored, and nothing of their size exists in fp32."""
+    scores, counts = logits.float(), (labels != IGNORED)[:, None]
+    denominator = scores.logsumexp(1, keepdim=True)
+    of_label = labels[:, None] == torch.arange(logits.shape[1], device=logits.device)
+    losses = (denominator - scores.gather(1, labels.clamp_min(0)[:, None])) * counts
+    gradient = (scores - denominator).exp() * (1 + 2 * z_weight * denominator) - of_label.float()
+    return losses[:, 0], logits.copy_(gradient * counts)
+
+
+def _added(total: Tensor | None, left: Tensor, right: Tensor) -> Tensor:
+    """``total`` (None: 0) and the product of two matrices, in fp32."""
+    if left.dtype != torch.float32 and left.is_cuda and not torch.version.hip:  # cuBLAS sums and adds in fp32
+        if total is None:
+            return torch.mm(left, right, out_dtype=torch.float32)
+        return torch.addmm(total, left, right, out_dtype=torch.float32, out=total)
+    if total is None:
+        total = torch.zeros(left.shape[0], right.shape[1], dtype=torch.float32, device=left.device)
+    return total.addmm_(left, right) if left.dtype == torch.float32 else total.add_(torch.mm(left, right))
 
 
 def _losses(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -101,7 +137,7 @@ def _losses(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 @torch.no_grad()
 def scores_of_labels(hidden: Tensor, weight: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """The losses of :class:`LinearCrossEntropy`, to the last bit, and which labels are the likeliest token.
+    """The losses of :class:`LinearCrossEntropy`, on CPUs to the last bit, and which labels are the likeliest token.
 
     Of tokens that are equally likely the first counts as the likeliest.
 
@@ -111,8 +147,9 @@ def scores_of_labels(hidden: Tensor, weight: Tensor, labels: Tensor) -> tuple[Te
     losses = torch.zeros(len(labels), dtype=torch.float32, device=hidden.device)
     first = torch.zeros(len(labels), dtype=torch.bool, device=hidden.device)
     for rows, logits in _blocks(hidden, weight, labels):
-        first[rows] = logits.argmax(1) == labels[rows]
-        losses[rows] = _losses(logits, labels[rows])[0]
+        scores = logits.float()
+        first[rows] = scores.argmax(1) == labels[rows]
+        losses[rows] = _losses(scores, labels[rows])[0]
     return losses, first
 
 

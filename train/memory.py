@@ -126,17 +126,32 @@ def memory(parameters: int, kept: Activations, layout: Layout, micro_batch: int)
         0 if "optimizer" in layout.offloaded else optimizer,
         buffers=buffers(parameters, layout),
         activations=kept.fixed + micro_batch * kept.a_sequence,
-        head=rows * (2 * VALUE_BYTES[layout.precision] + 4 if kept.fused else 12),  # as stored, in fp32, its gradient
+        head=rows * head_bytes(layout, fused=kept.fused),
     )
 
 
+def head_bytes(layout: Layout, *, fused: bool) -> int:
+    """Bytes of a logit: as stored, in fp32, and its gradient; on GPUs the gradient takes its place (train/loss.py)."""
+    stored = VALUE_BYTES[layout.precision]
+    if not fused:
+        return 12
+    return stored if layout.device == "cuda" else 2 * stored + 4
+
+
 def activations(
-    config: PretrainedConfig, length: int, precision: str, recompute_every: int = 0, slices: int = 1
+    config: PretrainedConfig,
+    length: int,
+    precision: str,
+    recompute_every: int = 0,
+    slices: int = 1,
+    *,
+    masked: bool = True,
 ) -> Activations:
     """Count them on the meta device, for packed sequences of ``length`` tokens.
 
     Where layers are recomputed, the worst moment has the inputs of all of these and everything of one. Where sequences
-    are shared by ranks, it is of one of so many ``slices``, and the mask of all of the sequence.
+    are shared by ranks, it is of one of so many ``slices``, and the mask of all of the sequence. Not ``masked``: by a
+    kernel that is told where documents end, and shares keys among grouped queries (flex, FlashAttention).
     """
     AttentionInterface.register(COUNTED, partial(_attention, exchanged=slices > 1))
     model = shape_of_model(config)
@@ -144,20 +159,22 @@ def activations(
     module = PackedLanguageModel(model)
     module.attention = "sdpa"
     model.set_attn_implementation(COUNTED)
-    fixed, a_sequence = _count(module, length, slices)
+    fixed, a_sequence = _count(module, length, slices, masked)
     if recompute_every:
         recompute_activations(model, recompute_every)
-        _, kept = _count(module, length, slices)
+        _, kept = _count(module, length, slices, masked)
         a_sequence = kept + (a_sequence - kept) / -(-config.num_hidden_layers // recompute_every)
     return Activations(fixed, a_sequence, length // slices * config.vocab_size, module.fused)
 
 
-def _count(module: PackedLanguageModel, length: int, slices: int) -> tuple[float, float]:
-    one, two = (saved_bytes(module, batch, length, "meta", slices) for batch in (1, 2))
+def _count(module: PackedLanguageModel, length: int, slices: int, masked: bool) -> tuple[float, float]:
+    one, two = (saved_bytes(module, batch, length, "meta", slices, masked=masked) for batch in (1, 2))
     return 2 * one - two, two - one
 
 
-def saved_bytes(module: PackedLanguageModel, batch: int, length: int, device: str, slices: int = 1) -> int:
+def saved_bytes(
+    module: PackedLanguageModel, batch: int, length: int, device: str, slices: int = 1, *, masked: bool = True
+) -> int:
     """Bytes of all tensors that one forward pass of a slice keeps for its backward pass, parameters left out."""
     own = {id(parameter) for parameter in module.parameters()}
     own_storage = {parameter.untyped_storage()._cdata for parameter in module.parameters()}
@@ -173,7 +190,7 @@ def saved_bytes(module: PackedLanguageModel, batch: int, length: int, device: st
     ids = documents[:, : length // slices]
     positions = torch.arange(length // slices, device=device).expand_as(ids)
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        module(ids, positions, ids, documents)
+        module(ids, positions, ids, documents if masked else None)
     return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
 
 
@@ -181,7 +198,7 @@ class _Attention(torch.autograd.Function):
     """Keeps what a memory-efficient kernel keeps: inputs, output, a logarithm a row; never the square of scores."""
 
     @staticmethod
-    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, bias: Tensor) -> Tensor:
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None) -> Tensor:
         out = torch.empty_like(query)
         ctx.save_for_backward(query, key, value, bias, out, query.new_empty(query.shape[:-1], dtype=torch.float32))
         return out
@@ -192,15 +209,15 @@ class _Attention(torch.autograd.Function):
 
 
 def _attention(
-    module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor, *, exchanged: bool, **_: Any
+    module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, *, exchanged: bool, **_: Any
 ) -> tuple[Tensor, None]:
     """In place of ``sdpa``, which has no kernel for tensors without values. Shapes (B, heads, L, head size).
 
-    As in ``sdpa``, keys and values are repeated for grouped queries; all layers keep the same mask. Where results are
-    ``exchanged``, attention keeps them as it computed them, and what comes next as they arrived.
+    As in ``sdpa``, where there is a mask, all layers keep the same one, and keys and values are repeated for grouped
+    queries. Where results are ``exchanged``, attention keeps them as computed, and what comes next as they arrived.
     """
     groups = module.num_key_value_groups
-    if groups > 1:
+    if groups > 1 and mask is not None:
         key, value = (one.repeat_interleave(groups, dim=1) for one in (key, value))
     out = _Attention.apply(query, key, value, mask)
     out = out.transpose(1, 2)

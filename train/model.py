@@ -13,8 +13,10 @@ from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, Pre
 
 from common.errors import HanseError
 from train.attention import borders, transformers_name
-from train.config import ModelConfig
+from train.attention_config import FLASH
+from train.config import ModelConfig, TrainConfig
 from train.loss import PLAIN_HEADS, FusedHead, losses_of_logits, scores_of_logits
+from train.ops import can_compile
 from train.stages import Timeline
 from train.stream import MicroBatch
 
@@ -91,6 +93,18 @@ def recompute_activations(model: PreTrainedModel, every_layers: int) -> None:
         model.activation_checkpointing_enable(every_n_layers=every_layers)
     except ValueError as error:
         raise HanseError(f"engine.recompute_every_layers={every_layers}: {' '.join(str(error).split())}") from None
+
+
+def compiles(config: TrainConfig, attention: str, device: torch.device) -> bool:
+    """Whether the layers of a start are compiled: as asked, else where it is known to pay and does no harm.
+
+    On an H100 it made training half as fast again, with ``flex`` for packed documents. ZeRO 3 gathers weights in
+    between, FlashAttention would be cut out, and above D0 bits are promised.
+    """
+    if config.engine.compile is not None:
+        return config.engine.compile
+    fits = config.engine.zero_stage < 3 and config.determinism == "D0" and attention not in FLASH
+    return fits and torch.version.hip is None and can_compile(device)
 
 
 def compile_layers(model: PreTrainedModel) -> None:

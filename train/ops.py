@@ -1,4 +1,4 @@
-"""DeepSpeed's parts in C++, which are compiled where they run, the first time."""
+"""What is compiled where it runs, the first time: DeepSpeed's parts in C++, and kernels of torch's compiler."""
 
 from __future__ import annotations
 
@@ -6,14 +6,18 @@ import fcntl
 import os
 import sys
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 
+import torch
 from torch.utils.cpp_extension import _get_build_directory
 
 from common.errors import HanseError
 from common.terminal import say
+from train.engine_config import EngineConfig
 
 COMMUNICATION, SWAPPING, PINNING = "ShareMemCommBuilder", "AsyncIOBuilder", "PinMemoryBuilder"
+QUANTIZING = "QuantizerBuilder"
 
 
 def compile_op(builder_name: str) -> bool:
@@ -37,16 +41,52 @@ def compile_op(builder_name: str) -> bool:
     return True
 
 
-def prepare_swapping() -> None:
-    """Compile what reads and writes states on a disk (Rajbhandari et al., ZeRO-Infinity, arXiv 2104.07857).
+def prepare(engine: EngineConfig) -> None:
+    """Compile what a configuration needs of DeepSpeed, before DeepSpeed does.
 
     Raises:
         HanseError: it cannot be.
     """
-    if not (Path(_get_build_directory("async_io", verbose=False)) / "async_io.so").is_file():
-        say("compiling DeepSpeed's async_io, which takes some minutes, this once")
+    if engine.offload_optimizer == "nvme" or engine.offload_parameters == "nvme":
+        prepare_swapping()
+    if engine.quantized_weights or engine.quantized_gradients:
+        _prepare(QUANTIZING, "engine.quantized_weights, quantized_gradients",
+                 "the nvcc of torch's CUDA, whose architectures TORCH_CUDA_ARCH_LIST may name as 9.0, not 9.0a",
+                 "leave them out")  # fmt: skip
+
+
+def prepare_swapping() -> None:
+    """Compile what reads and writes states on a disk (Rajbhandari et al., ZeRO-Infinity, arXiv 2104.07857)."""
     compile_op(PINNING)  # the other loads it
-    if not compile_op(SWAPPING):
-        raise HanseError("engine.offload_optimizer=nvme: DeepSpeed's async_io cannot be compiled here: it wants a C++ "
-                         "compiler and the headers of libaio (package libaio-dev or libaio-devel); or take "
-                         "engine.offload_optimizer=cpu")  # fmt: skip
+    _prepare(SWAPPING, "engine.offload_optimizer=nvme, offload_parameters=nvme",
+             "a C++ compiler and the headers of libaio (package libaio-dev or libaio-devel)", "take cpu")  # fmt: skip
+
+
+def _prepare(builder_name: str, keys: str, wants: str, instead: str) -> None:
+    from deepspeed.accelerator import get_accelerator
+
+    builder, reason = get_accelerator().create_op_builder(builder_name), ""
+    if builder is not None:
+        library = Path(_get_build_directory(builder.name, verbose=False)) / f"{builder.name}.so"
+        if not library.is_file():
+            say(f"compiling DeepSpeed's {builder.name}, which takes some minutes, this once")
+        try:
+            if compile_op(builder_name):
+                return
+        except Exception as error:  # of many types: the builder's, a compiler's, the loader's
+            reason = f" ({type(error).__name__}: {next(iter(str(error).splitlines()), '')})"
+    raise HanseError(
+        f"{keys}: what DeepSpeed needs for it cannot be compiled here{reason}: it wants {wants}; or {instead}"
+    )
+
+
+@cache
+def can_compile(device: torch.device) -> bool:
+    """Whether torch's compiler makes kernels for this device, a GPU, here: it wants Triton and a C compiler."""
+    if device.type != "cuda":
+        return False
+    try:
+        torch.compile(torch.neg, dynamic=False)(torch.ones(8, device=device))
+    except Exception:  # of many types: no Triton, no compiler, nowhere to write
+        return False
+    return True

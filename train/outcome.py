@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 def opening(
-    config: TrainConfig, place: Place, *, parameters: int, precision: str, attention: str,
+    config: TrainConfig, place: Place, *, parameters: int, precision: str, attention: str, compiled: bool,
     peaks: Mapping[str, float], resumed: Checkpoint | None, initial: Weights | None,
 ) -> str:  # fmt: skip
     """The lines before the first step."""
@@ -42,7 +42,8 @@ def opening(
         f"{config.name}: {count(parameters)} parameters, {zero}, {tokens} tokens",
         f"precision {precision} ({'asked for' if config.engine.precision != 'auto' else 'chosen'}; "
         f"matrix products a rank: {measured})",
-        f"attention {attention} ({'asked for' if config.model.attention != 'auto' else 'chosen'})",
+        f"attention {attention} ({'asked for' if config.model.attention != 'auto' else 'chosen'})"
+        + (", layers compiled" if compiled else ""),
     ]
     lines += [stage.told for stage in line if stage.name]
     if resumed:

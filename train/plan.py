@@ -17,6 +17,7 @@ from common.terminal import count, duration, next_step, say, table
 from data_pipelines.shards import ShardsManifest
 from launch.site import Queue
 from launch.verb import configuration_of
+from train.attention_config import PLAIN
 from train.config import TrainConfig
 from train.engine_config import ZERO_STAGES
 from train.hardware import GPUS, Gpu, find_gpu
@@ -147,7 +148,8 @@ def describe(config: PlanConfig) -> Subject:
     return Subject(
         train, shape.vocab_size, parameter_counts(model)[0], shape.num_hidden_layers,
         flops // train.timeline.tokens(train.steps),
-        activations(shape, longest, precision, train.engine.recompute_every_layers, train.engine.sequence_parallel),
+        activations(shape, longest, precision, train.engine.recompute_every_layers, train.engine.sequence_parallel,
+                    masked=train.model.attention in PLAIN or precision == "fp32" or train.determinism != "D0"),
         exchanged(shape, train, precision), precision,
         bytes_per_parameter(model, train), stages, whole(stages, train, manifest) if manifest else {},
     )  # fmt: skip

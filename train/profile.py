@@ -17,6 +17,7 @@ from train.setup import Run
 from train.stopwatch import PARTS
 
 TOLD, WRITTEN = 12, 40  # operators on the screen, and in the file
+CPU = torch.autograd.DeviceType.CPU
 COLLECTIVE_KERNELS = ("nccl", "rccl")
 Interval = tuple[float, float]
 
@@ -97,7 +98,9 @@ def time_table(parts: Mapping[str, float], steps: int) -> list[str]:
 
 def operators(averages: Iterable[Any], steps: int, rows: int, width: int) -> list[str]:
     """The operators with most time of their own: on the GPU where there is one, else on the CPU."""
-    found = [one for one in averages if not one.key.startswith(("hanse: ", "ProfilerStep"))]
+    found = [
+        one for one in averages if not one.key.startswith(("hanse: ", "ProfilerStep")) and one.device_type == CPU
+    ]  # else kernels, whose time is also that of what started them
     where = "device" if any(one.self_device_time_total for one in found) else "cpu"
     spent = [(getattr(one, f"self_{where}_time_total") / 1000, one) for one in found]  # milliseconds
     whole = sum(milliseconds for milliseconds, _ in spent) or 1.0
@@ -110,7 +113,7 @@ def operators(averages: Iterable[Any], steps: int, rows: int, width: int) -> lis
 
 def gpu_line(events: Iterable[Any], steps: int) -> list[str]:
     """What the collectives cost on a GPU, where they run beside the computation; nothing without one."""
-    kernels = [one for one in events if one.device_type != torch.autograd.DeviceType.CPU]
+    kernels = [one for one in events if one.device_type != CPU]
     spans = [(is_collective(one.name), (one.time_range.start, one.time_range.end)) for one in kernels]
     sends, works = [span for send, span in spans if send], [span for send, span in spans if not send]
     if not kernels:

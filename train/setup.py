@@ -35,6 +35,7 @@ from train.metrics import Metrics
 from train.model import (
     build_model,
     compile_layers,
+    compiles,
     flops_per_token,
     model_config,
     parameter_counts,
@@ -132,7 +133,8 @@ def set_up(
         check_model(config, data.model)
         if change:
             change.check(first_step, data.windows_at)
-        model = fresh_model(config, data, attention)
+        compiled = compiles(config, attention, device)
+        model = fresh_model(config, data, attention, compiled=compiled)
         if resumed:
             resumed.check_model({name: tuple(parameter.shape) for name, parameter in model.named_parameters()})
             model.load_state_dict(resumed.weights(), strict=False)  # tied weights have one name
@@ -150,7 +152,9 @@ def set_up(
         if initial:
             initial.restore(engine)
         if place.first:
-            now = lock.describe(config, data.manifest, place, precision, parents, attention=attention)
+            now = lock.describe(
+                config, data.manifest, place, precision, parents, attention=attention, compiled=compiled
+            )
             passed = data.stream.skipped
             facts = {"parameters": parameters, "flops_per_token": flops[config.timeline.at(first_step).length],
                      **({"skipped_samples": passed} if passed else {})}  # fmt: skip
@@ -168,6 +172,7 @@ def set_up(
             parameters=parameters,
             precision=precision,
             attention=attention,
+            compiled=compiled,
             peaks=peaks,
             resumed=resumed,
             initial=initial,
@@ -175,8 +180,9 @@ def set_up(
     )
     peak = float(all_reduce_sum(torch.tensor([peaks[precision]], dtype=torch.float64), engine)[0])
     metrics.event(first_step, "resume" if resumed else "start", ranks=place.ranks, zero_stage=config.engine.zero_stage,
-                  precision=precision, attention=attention, peak_flops_per_second=peaks, peak_of_all_ranks=peak,
-                  host=platform.node(), **({"stages_changed": change.told} if change else {}))  # fmt: skip
+                  precision=precision, attention=attention, compiled=compiled, peak_flops_per_second=peaks,
+                  peak_of_all_ranks=peak, host=platform.node(),
+                  **({"stages_changed": change.told} if change else {}))  # fmt: skip
     return Run(
         config=config,
         place=place,
@@ -201,13 +207,13 @@ def set_up(
     )  # fmt: skip
 
 
-def fresh_model(config: TrainConfig, data: Data, attention: str) -> PreTrainedModel:
+def fresh_model(config: TrainConfig, data: Data, attention: str, *, compiled: bool) -> PreTrainedModel:
     """The model as a run without a checkpoint begins with it."""
     model = build_model(data.model, config.seed, attention)
     scale_fresh(model, config.model.init)
     if config.engine.recompute_every_layers:
         recompute_activations(model, config.engine.recompute_every_layers)
-    if config.engine.compile:
+    if compiled:
         compile_layers(model)
     return model
 

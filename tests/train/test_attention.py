@@ -154,8 +154,9 @@ def test_a_wrong_back_end_is_refused_with_all_that_is_wrong_about_it():
     assert lines("fast") == [
         "model.attention=fast: one of auto, sdpa, eager, flex, flash_attention_2, flash_attention_3"
     ]
-    assert lines("auto", determinism="D1") == [
-        "model.attention=auto: with determinism=D1 it must be sdpa or eager: others promise no bits"
+    assert lines("auto", determinism="D1") == []
+    assert lines("flex", determinism="D1") == [
+        "model.attention=flex: with determinism=D1 it must be sdpa or eager: others promise no bits"
     ]
     found = lines("flash_attention_2", "fp32", "D2", True, hidden_size=80, num_attention_heads=4)
     assert all(line.startswith("model.attention=flash_attention_2: ") for line in found)
@@ -165,6 +166,7 @@ def test_a_wrong_back_end_is_refused_with_all_that_is_wrong_about_it():
 
 def test_auto_takes_what_is_there(monkeypatch):
     config = replace(CONFIG, model=replace(CONFIG.model, attention="auto"))
+    monkeypatch.setattr(attention, "can_compile", lambda _: True)
     llama = model_config(ModelConfig("llama", SETTINGS), VOCABULARY, LENGTH)
 
     def chosen(installed=(), precision="bf16", capability=(9, 0), model=llama, device=GPU, config=config):
@@ -172,19 +174,30 @@ def test_auto_takes_what_is_there(monkeypatch):
         monkeypatch.setattr(attention.torch.cuda, "get_device_capability", lambda _: capability)
         return choose(config, model, precision, device)
 
+    def of(**engine):
+        return replace(config, engine=replace(config.engine, **engine))
+
     both = tuple(FLASH.values())
-    assert chosen(both, device=CPU) == chosen() == chosen(both, "fp32") == "sdpa"
-    assert chosen(both) == "flash_attention_3"
-    assert chosen(both, capability=(8, 0)) == chosen(("flash-attn",)) == "flash_attention_2"
+    assert (
+        chosen(both, device=CPU)
+        == chosen(both, "fp32")
+        == chosen(both, config=replace(config, determinism="D1"))
+        == "sdpa"
+    )
+    assert chosen() == chosen(both) == chosen(both, config=of(compile=True)) == "flex"
+    assert chosen(both, config=of(compile=False)) == chosen(both, config=of(zero_stage=3)) == "flash_attention_3"
+    assert chosen(both, capability=(8, 0), config=of(compile=False)) == "flex"
+    monkeypatch.setattr(attention, "can_compile", lambda _: False)
+    assert chosen() == chosen(both, config=of(compile=True)) == "sdpa"
+    assert chosen(both) == chosen(("flash-attn",), config=of(zero_stage=3)) == "flash_attention_2"
     assert chosen(("flash-attn-3",), capability=(8, 0)) == "sdpa"
     assert chosen(both, "fp16", capability=(7, 0)) == "sdpa"  # V100
-    assert chosen(both, config=replace(config, engine=replace(config.engine, compile=True))) == "sdpa"
     odd = model_config(ModelConfig("llama", SETTINGS | {"head_dim": 20}), VOCABULARY, LENGTH)
     assert chosen(both, model=odd) == "sdpa"
     near = model_config(ModelConfig("mistral", SETTINGS | {"sliding_window": 8}), VOCABULARY, LENGTH)
     assert chosen(both, model=near) == "sdpa"
     for kind, device, precision, parts in (
-        ("flex", CPU, "fp32", ["for GPUs"]), ("flex", GPU, "bf16", []),
+        ("flex", CPU, "fp32", ["for GPUs"]), ("flex", GPU, "bf16", ["a C compiler"]), ("sdpa", GPU, "bf16", []),
         ("flash_attention_2", CPU, "fp32", ["half precision", "for GPUs"]),
     ):  # fmt: skip
         asked = replace(config, model=replace(config.model, attention=kind))

@@ -83,6 +83,7 @@ def test_the_opening_says_how_the_precision_came_about(tiny_config, asked, how):
         parameters=90_900,
         precision="bf16",
         attention="sdpa",
+        compiled=False,
         peaks=peaks,
         resumed=None,
         initial=None,
@@ -90,5 +91,5 @@ def test_the_opening_says_how_the_precision_came_about(tiny_config, asked, how):
     assert text == (
         "tiny: 90.9 k parameters, 2 ranks, ZeRO-1, 12 steps of 512 tokens = 6.14 k tokens\n"
         f"precision bf16 ({how}; matrix products a rank: fp32 80 GFLOP/s, bf16 420 GFLOP/s)\n"
-        "attention sdpa (asked for)"
+        "attention sdpa (chosen)"
     )
