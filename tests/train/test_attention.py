@@ -16,10 +16,11 @@ from transformers.integrations import flex_attention as integration
 
 from common.errors import ConfigError
 from train import attention, attention_config
+from train import model as model_module
 from train.attention import attention_mask, block_mask, borders, choose, sequences
 from train.attention_config import FLASH, attention_problems, for_reading
 from train.config import BatchConfig, DataConfig, ModelConfig, TrainConfig
-from train.model import PackedLanguageModel, build_model, model_config, model_inputs
+from train.model import PackedLanguageModel, build_model, compiles, model_config, model_inputs
 from train.stream import pack
 
 VOCABULARY, LENGTH, CPU, GPU = 97, 24, torch.device("cpu"), torch.device("cuda")
@@ -208,6 +209,21 @@ def test_auto_takes_what_is_there(monkeypatch):
             assert all(part in line for part, line in zip(parts, told.value.problems, strict=True))
         else:
             assert chosen(both, precision, device=device, config=asked) == kind
+
+
+def test_layers_are_compiled_where_that_is_known_to_pay_unless_somebody_says_no(monkeypatch):
+    monkeypatch.setattr(model_module, "can_compile", lambda device: device.type == "cuda")
+
+    def compiled(kind="flex", device=GPU, determinism="D0", **engine):
+        config = replace(CONFIG, determinism=determinism, engine=replace(CONFIG.engine, **engine))
+        return compiles(config, kind, device)
+
+    assert compiled()
+    assert compiled("sdpa", zero_stage=2)
+    assert compiled(device=CPU, compile=True)
+    assert not compiled("flash_attention_2")
+    for otherwise in ({"device": CPU}, {"zero_stage": 3}, {"determinism": "D1"}, {"compile": False}):
+        assert not compiled(**otherwise)
 
 
 def test_a_model_is_asked_with_what_runs_everywhere():

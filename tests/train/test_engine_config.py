@@ -1,6 +1,7 @@
 """What engine, optimizer and determinism allow each other, and what DeepSpeed is told."""
 
 import pytest
+import torch
 from hydra import compose, initialize_config_module
 from hydra.core.config_store import ConfigStore
 
@@ -99,6 +100,16 @@ def test_a_machine_without_libaio_is_told_what_is_missing(monkeypatch):
     monkeypatch.setattr(ops, "compile_op", lambda name: False)
     with pytest.raises(HanseError, match="headers of libaio"):
         ops.prepare_swapping()
+
+
+def test_a_compiler_that_fails_is_one_line(monkeypatch):
+    def fails(name):
+        raise RuntimeError("Error building extension 'async_io'\nand two hundred lines")
+
+    monkeypatch.setattr(ops, "compile_op", fails)
+    with pytest.raises(HanseError, match=r"RuntimeError: Error building extension 'async_io'\).*; or take cpu$"):
+        ops._prepare(ops.SWAPPING, "engine.offload_optimizer=nvme", "a C++ compiler", "take cpu")
+    assert ops.can_compile(torch.device("cpu")) is False
 
 
 @pytest.mark.parametrize(

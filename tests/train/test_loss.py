@@ -51,6 +51,23 @@ def test_losses_and_gradients_are_those_of_cross_entropy(
 
 
 @given(
+    rows=st.integers(1, 20), vocabulary=st.integers(2, 90), ignored=st.floats(0, 1), seed=st.integers(0, 2**31),
+    z_weight=st.sampled_from([0.0, 0.1]), dtype=st.sampled_from([torch.float32, torch.bfloat16]),
+)  # fmt: skip
+@settings(deadline=None)
+def test_what_is_compiled_for_gpus_computes_what_is_not(rows, vocabulary, ignored, seed, z_weight, dtype):
+    random = torch.Generator().manual_seed(seed)
+    logits = torch.randn(rows, vocabulary, generator=random).to(dtype)
+    labels = torch.randint(vocabulary, (rows,), generator=random)
+    labels[torch.rand(rows, generator=random) < ignored] = IGNORED
+    found = loss_module._in_one_pass(logits.clone(), labels, z_weight)
+    wanted = loss_module._step_by_step(logits.clone(), labels, z_weight)
+    assert found[1].dtype == wanted[1].dtype == dtype
+    for one, other in zip(found, wanted, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+@given(
     rows=st.integers(1, 70), vocabulary=st.integers(2, 90), at_once=st.integers(1, 6000), ignored=st.floats(0, 1),
     dtype=st.sampled_from([torch.float32, torch.bfloat16]), seed=st.integers(0, 2**31),
 )  # fmt: skip

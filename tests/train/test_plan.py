@@ -44,6 +44,15 @@ def test_activations_counted_without_memory_are_those_kept_with_it(architecture,
     assert every == 0 or kept < 0.75 * whole
 
 
+def test_without_a_mask_neither_it_nor_repeated_keys_are_counted():
+    config, length = small("llama"), 48
+    with_one, without = (activations(config, length, "bf16", masked=masked) for masked in (True, False))
+    mask, layers = 2 * length * length, config.num_hidden_layers
+    keys = 2 * config.hidden_size // config.num_attention_heads * config.num_key_value_heads  # and values
+    repeated = layers * 2 * length * keys * (config.num_attention_heads // config.num_key_value_heads - 1)
+    assert with_one.a_sequence - without.a_sequence == pytest.approx(mask + repeated, rel=0.02)
+
+
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_recomputed_activations_change_no_bit_of_the_gradient(architecture):
     ids = torch.randint(0, 200, (2, 48))

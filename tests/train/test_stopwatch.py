@@ -6,6 +6,7 @@ import time
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 from common.errors import EXIT_DONE
 from tests.train.multirank import losses, train_cases
@@ -72,10 +73,16 @@ def test_tables_show_shares_and_the_largest_operators():
     parts = {**dict.fromkeys(PARTS, 0.0), "forward": 0.03, "loop": 0.01}
     rows = [line.split() for line in time_table(parts, 2)[1:]]
     assert rows == [["forward", "15.00", "75.0%"], ["loop", "5.00", "25.0%"], ["all", "20.00", "100.0%"]]
-    made = [SimpleNamespace(key=key, count=4, self_device_time_total=0, self_cpu_time_total=1000.0 * spent)
-            for key, spent in (("aten::mm", 6), ("aten::add", 2), ("hanse: forward", 9))]  # fmt: skip
-    told = [line.split() for line in operators(made, 2, 1, 20)]
-    assert told[1:] == [["aten::mm", "2", "3.00", "75.0%"]]
+    cpu, gpu = torch.autograd.DeviceType.CPU, torch.autograd.DeviceType.CUDA
+
+    def made(key, where, on_cpu=0, on_gpu=0):
+        return SimpleNamespace(key=key, count=4, device_type=where, self_cpu_time_total=1000.0 * on_cpu,
+                               self_device_time_total=1000.0 * on_gpu)  # fmt: skip
+
+    on_host = [made("aten::mm", cpu, 6), made("aten::add", cpu, 2), made("hanse: forward", cpu, 9)]
+    assert [line.split() for line in operators(on_host, 2, 1, 20)][1:] == [["aten::mm", "2", "3.00", "75.0%"]]
+    on_device = [made("aten::mm", cpu, 1, 6), made("gemm", gpu, 0, 6), made("aten::add", cpu, 9, 2)]  # mm started gemm
+    assert [line.split() for line in operators(on_device, 2, 1, 20)][1:] == [["aten::mm", "2", "3.00", "75.0%"]]
 
 
 @pytest.mark.slow
