@@ -212,12 +212,12 @@ def opt_out(evidence: Evidence) -> list[Bars]:
 
 
 def sites(evidence: Evidence) -> Table | None:
-    """What the largest sites answer, of all documents that came in."""
+    """What sites answer that deny, and the largest, of all documents that came in."""
     found, number = sites_of(evidence.manifest, DOMAINS)
     sizes = ("bytes", "allow_bytes", "deny_bytes", "unknown_bytes")
     rows = [[f"{row['domain'] or 'none'} ({row['language']})", f"{row['documents']:,}",
              *(shown_count(row[name], "B") for name in sizes)] for row in found]  # fmt: skip
-    note = f"{number:,} sites in all, in opt_out/ of the corpus."
+    note = f"{number:,} sites in all, those that deny first; in opt_out/ of the corpus."
     return Table(["site", "came in", "text", "allows", "denies", "unknown"], rows, note) if rows else None
 
 

@@ -217,12 +217,15 @@ def files_of(manifest: CorpusManifest, side: str) -> Iterator[tuple[str, Path]]:
 
 
 def sites_of(manifest: CorpusManifest, most: int) -> tuple[list[dict[str, Any]], int]:
-    """(the ``most`` hosts with most bytes, as of :class:`~data_pipelines.annotate.opt_out.DomainReport`; how many there
-    are), of all documents that came in and of which somebody was asked. A host in two languages has two rows.
+    """(the ``most`` hosts that deny most, then the largest; how many there are), of all documents that came in and of
+    which somebody was asked: rows of :class:`~data_pipelines.annotate.opt_out.DomainReport`. A host in two languages has
+    two.
     """
     tables = [(language, pq.read_table(path)) for language, path in files_of(manifest, "opt_out")]
-    first = [{"language": language, **row} for language, table in tables for row in table.slice(0, most).to_pylist()]
-    ordered = sorted(first, key=lambda row: (-row["bytes"], row["domain"], row["language"]))
+    keys = [("deny_bytes", "descending"), ("bytes", "descending"), ("domain", "ascending")]
+    first = [{"language": language, **row} for language, table in tables
+             for row in table.take(pc.select_k_unstable(table, most, keys)).to_pylist()]  # fmt: skip
+    ordered = sorted(first, key=lambda row: (-row["deny_bytes"], -row["bytes"], row["domain"], row["language"]))
     return ordered[:most], sum(table.num_rows for _, table in tables)
 
 

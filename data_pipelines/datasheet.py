@@ -103,7 +103,7 @@ def _shares(what: str, kept: dict[str, Kept], name: str, most: int | None = None
 
 
 def _sites(manifest: CorpusManifest) -> str:
-    """What the largest sites answer, of all that came in."""
+    """What sites answer that deny, and the largest, of all that came in."""
     rows, number = sites_of(manifest, DOMAINS)
     if not rows:
         return ""

@@ -69,7 +69,7 @@ def test_hosts_clusters_and_medians_are_counted_in_the_documents(rich, page):
     assert f'aria-label="de: median {middle:.3g}"' in page
 
 
-def test_what_each_site_answers_is_in_a_file_and_the_largest_are_shown(rich, page):
+def test_what_each_site_answers_is_in_a_file_and_those_that_deny_are_shown_first(rich, page):
     manifest = CorpusManifest.read(rich / "corpus")
     rows = [{**row, "language": language} for language in LANGUAGES
             for row in pq.read_table(manifest.file(f"opt_out/{language}.parquet")).to_pylist()]  # fmt: skip
@@ -84,7 +84,9 @@ def test_what_each_site_answers_is_in_a_file_and_the_largest_are_shown(rich, pag
     size = f"{one['bytes'] / 1000:.3g} kB"
     shown = text_of(page).replace("\N{NO-BREAK SPACE}", " ")
     assert f"{one['domain']} ({one['language']}) {one['documents']} {size} 0 B 0 B {size}" in shown
-    assert f"{len(rows)} sites in all, in opt_out/ of the corpus." in shown
+    head = "site came in text allows denies unknown no.example ("
+    assert head in shown
+    assert f"{len(rows)} sites in all, those that deny first; in opt_out/ of the corpus." in shown
     assert f"| {one['domain']} | {one['language']} |" in (rich / "corpus/README.md").read_text(encoding="utf-8")
 
 
