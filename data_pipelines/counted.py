@@ -218,8 +218,7 @@ def files_of(manifest: CorpusManifest, side: str) -> Iterator[tuple[str, Path]]:
 
 def sites_of(manifest: CorpusManifest, most: int) -> tuple[list[dict[str, Any]], int]:
     """(the ``most`` hosts that deny most, then the largest; how many there are), of all documents that came in and of
-    which somebody was asked: rows of :class:`~data_pipelines.annotate.opt_out.DomainReport`. A host in two languages has
-    two.
+    which somebody was asked: rows of :class:`~data_pipelines.annotate.opt_out.DomainReport`, one a language.
     """
     tables = [(language, pq.read_table(path)) for language, path in files_of(manifest, "opt_out")]
     keys = [("deny_bytes", "descending"), ("bytes", "descending"), ("domain", "ascending")]

@@ -28,7 +28,9 @@ def compile_op(builder_name: str) -> bool:
     """
     from deepspeed.accelerator import get_accelerator  # train/engine.py says first which one it is to be
 
-    os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"  # ninja is there
+    ours, path = str(Path(sys.executable).parent), os.environ.get("PATH", "")  # ninja is there
+    if ours not in path.split(os.pathsep):
+        os.environ["PATH"] = f"{ours}{os.pathsep}{path}"
     builder = get_accelerator().create_op_builder(builder_name)
     if builder is None or not builder.is_compatible(verbose=False):
         return False
@@ -57,7 +59,8 @@ def prepare(engine: EngineConfig) -> None:
 
 def prepare_swapping() -> None:
     """Compile what reads and writes states on a disk (Rajbhandari et al., ZeRO-Infinity, arXiv 2104.07857)."""
-    compile_op(PINNING)  # the other loads it
+    with suppress(Exception):  # the other loads it, and fails in words
+        compile_op(PINNING)
     _prepare(SWAPPING, "engine.offload_optimizer=nvme, offload_parameters=nvme",
              "a C++ compiler and the headers of libaio (package libaio-dev or libaio-devel)", "take cpu")  # fmt: skip
 
@@ -68,7 +71,7 @@ def _prepare(builder_name: str, keys: str, wants: str, instead: str) -> None:
     builder, reason = get_accelerator().create_op_builder(builder_name), ""
     if builder is not None:
         library = Path(_get_build_directory(builder.name, verbose=False)) / f"{builder.name}.so"
-        if not library.is_file():
+        if not library.is_file() and os.environ.get("RANK", "0") == "0":
             say(f"compiling DeepSpeed's {builder.name}, which takes some minutes, this once")
         try:
             if compile_op(builder_name):
