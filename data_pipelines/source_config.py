@@ -186,12 +186,12 @@ class SourceConfig:
 
 
 def expanded(
-    sources: Mapping[str, SourceConfig], languages: Sequence[str]
+    sources: Mapping[str, SourceConfig], languages: Sequence[str], detector: str
 ) -> tuple[dict[str, SourceConfig], list[str]]:
     """A source a language, ``NAME_LANGUAGE``, of each source that has ``codes``; the others as they are; problems.
 
     ``languages``: of sources that do not name their own. In the texts of its settings ``{language}`` becomes the
-    language and ``{code}`` what the source calls it. One that cannot be identified is not checked.
+    language and ``{code}`` what the source calls it. One that ``detector`` cannot identify is not checked.
     """
     made: dict[str, SourceConfig] = {}
     problems = []
@@ -202,7 +202,7 @@ def expanded(
         wanted = languages if source.languages is None else source.languages
         for language in wanted:
             if language in source.codes:
-                made[f"{name}_{language}"] = _in_language(source, language)
+                made[f"{name}_{language}"] = _in_language(source, language, detector)
             else:
                 known = ", ".join(source.codes)
                 problems.append(
@@ -214,8 +214,8 @@ def expanded(
     return made, problems
 
 
-def _in_language(source: SourceConfig, language: str) -> SourceConfig:
-    from data_pipelines.annotate.language import LANGUAGES  # not needed to show a configuration
+def _in_language(source: SourceConfig, language: str, detector: str) -> SourceConfig:
+    from data_pipelines.annotate.detectors import DETECTORS  # not needed to show a configuration
 
     def filled(value: Any) -> Any:
         if isinstance(value, str):
@@ -230,5 +230,7 @@ def _in_language(source: SourceConfig, language: str) -> SourceConfig:
     for name in ("hub", "web"):
         if part := getattr(source, name):
             changed[name] = replace(part, **{key: filled(value) for key, value in vars(part).items()})
-    changed["check_language"] = source.check_language and language in LANGUAGES
+    changed["check_language"] = (
+        source.check_language and detector in DETECTORS and language in DETECTORS[detector].languages
+    )
     return replace(source, language=language, codes={}, languages=None, **changed)

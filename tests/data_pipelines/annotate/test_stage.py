@@ -50,6 +50,16 @@ def test_all_that_comes_in_is_there_with_everything_that_is_known(annotated, pro
     assert (good["opt_out"], good["evaluation_matches"]) == (None, None)  # nobody asked
 
 
+def test_another_detector_changes_the_columns_of_language_alone(annotated, prose):
+    pytest.importorskip("eldc", reason="eldc is not installed: pip install 'hanse[eldc]'")
+    records = [{"text": text} for text in prose("fr")[:5]]
+    ours, theirs = annotated(records), annotated(records, AnnotateConfig(language_detector="eldc"))
+    assert {row["language_detected"] for row in theirs} == {"fr"}
+    assert all(0 < row["language_runner_up_score"] < row["language_score"] < 1 for row in theirs)
+    names = [name for name in ANNOTATED.names if not name.startswith(("language_score", "language_runner_up"))]
+    assert [[row[name] for name in names] for row in theirs] == [[row[name] for name in names] for row in ours]
+
+
 def test_the_same_rows_however_they_are_batched(annotated, prose):
     records = [{"text": text} for text in prose("de")]
     assert annotated(records, language="de") == annotated(records, language="de", batch_bytes=1)
