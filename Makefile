@@ -72,7 +72,7 @@ $(VENV)/.installed: $(VENV)/.torch pyproject.toml
 
 $(VENV)/.installed-dev: $(VENV)/.torch pyproject.toml
 	@echo "make: installing hanse and its development tools into $(VENV)"
-	@$(INSTALL) --editable '.[dev,docs,interop,web,eval,ray,tensorboard]'
+	@$(INSTALL) --editable '.[dev,docs,interop,web,eval,ray,tensorboard,eldc]'
 	@touch $@ $(VENV)/.installed
 
 $(VENV)/.torch: constraints.txt
