@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
-import os
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from tokenizers import Tokenizer
 
 from common.errors import HanseError
 from common.files import read_json
+from data_pipelines.memory import resident_bytes
 from data_pipelines.tokenizer import byte_pieces
 
 # Where encoders have differed or could differ.
@@ -103,14 +103,6 @@ def with_gigatoken(path: Path) -> Encoder:
         return awkward.to_numpy(awkward.flatten(ids)), awkward.to_numpy(awkward.num(ids))
 
     return Encoder("gigatoken", importlib.metadata.version("gigatoken"), encode)
-
-
-def resident_bytes() -> int:
-    """Memory that this process occupies now; 0 where /proc does not say."""
-    try:
-        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    except OSError:
-        return 0
 
 
 def with_tiktoken(path: Path) -> Encoder:
