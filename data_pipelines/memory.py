@@ -1,12 +1,14 @@
-"""Memory of this process: how much there is, and giving back what is not used any more."""
+"""Memory of this process: how much there is, giving back what is not used, reading without holding what was read."""
 
 from __future__ import annotations
 
 import ctypes
 import os
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 
 def resident_bytes() -> int:
@@ -27,3 +29,13 @@ def give_back() -> None:
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim:
         trim(0)
+
+
+def parquet_batches(file: pq.ParquetFile, rows: int, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
+    """All rows of a file in their order, at most ``rows`` at once and of one row group.
+
+    A reader of pyarrow's that goes on from one row group to the next holds what it has read to its end (pyarrow 26: 90
+    MB more after 250 MB of text). In this thread, because allocators keep what is freed where it was taken.
+    """
+    for number in range(file.num_row_groups):
+        yield from file.iter_batches(rows, row_groups=[number], columns=columns, use_threads=False)

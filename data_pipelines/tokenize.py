@@ -25,7 +25,7 @@ from data_pipelines.adopt import adopt_all, identity
 from data_pipelines.config import TokenizeConfig
 from data_pipelines.encoders import Encoder, choose, reference
 from data_pipelines.manifest import CorpusManifest
-from data_pipelines.memory import give_back
+from data_pipelines.memory import give_back, parquet_batches
 from data_pipelines.packing import PackingManifest, make_plan
 from data_pipelines.parity import OtherIdsError, Parity, text_bytes
 from data_pipelines.shards import FORMAT, SPLITS, ShardEntry, ShardsManifest, token_dtype
@@ -173,8 +173,7 @@ def _write(
         for shard in shards:
             stack.enter_context(shard)
         rows = rows_of(file, config.batch_megabytes * 10**6)
-        # In this thread, so that what is freed can be given back: allocators keep it where it was taken.
-        for batch in file.iter_batches(rows, columns=COLUMNS, use_threads=False):
+        for batch in parquet_batches(file, rows, COLUMNS):
             done = _write_batch(batch, shards, encoder, tokenizer, parity)
             del batch  # or it would be held while the next is read
             give_back()
