@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import os
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -46,7 +47,8 @@ HARD_TEXTS = (
 
 
 Texts: TypeAlias = Sequence[str] | pa.Array
-CACHE_BYTES = 64 * 2**20
+CACHE_BYTES = 12 * 2**20  # a thread: more makes it no faster, and the next doubling would be seen
+THREADS = 16  # of gigatoken's, at most: what a batch gives work to
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,7 @@ def reference(tokenizer: Tokenizer) -> Encoder:
 
 def with_gigatoken(path: Path) -> Encoder:
     """gigatoken. Its cache of words, one a thread, has no bound and doubles when it is full: a new one takes its place
-    when memory has grown by CACHE_BYTES since the first batch.
+    when memory has grown by CACHE_BYTES a thread since the first batch.
     """
     import awkward
     import gigatoken
@@ -90,6 +92,7 @@ def with_gigatoken(path: Path) -> Encoder:
     value["added_tokens"] = [token for token in value["added_tokens"] if not token["special"]]
     text = json.dumps(value)
     held, most = [gigatoken.Tokenizer.from_json(text)], 0
+    room = CACHE_BYTES * min(len(os.sched_getaffinity(0)), THREADS)
 
     def encode(texts: Texts) -> tuple[np.ndarray, np.ndarray]:
         nonlocal most
@@ -101,7 +104,7 @@ def with_gigatoken(path: Path) -> Encoder:
         letters = NumpyArray(data, parameters={"__array__": "char"})
         strings = ListOffsetArray(Index64(offsets), letters, parameters={"__array__": "string"})
         ids = held[0].encode_batch(awkward.Array(strings))
-        most = most or resident_bytes() + CACHE_BYTES  # a large vocabulary alone is some megabytes a thread
+        most = most or resident_bytes() + room  # a large vocabulary alone is some megabytes a thread
         return awkward.to_numpy(awkward.flatten(ids)), awkward.to_numpy(awkward.num(ids))
 
     return Encoder("gigatoken", importlib.metadata.version("gigatoken"), encode)
