@@ -28,9 +28,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from unittest import mock
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
 LANGUAGES = ("fr", "de", "es", "it")
 SENTENCE_END = re.compile(r"(?<=[.!?:;])\s+|\n+")
 FEWEST = 4  # sentences of a document that is put together: with one or two it would be another's duplicate
@@ -60,6 +57,9 @@ def drawn(texts, megabytes, seed=0):
 
 def write_texts(folder, source, megabytes, languages=LANGUAGES):
     """LANGUAGE.parquet of ``megabytes`` in all; (bytes, documents, share of bytes that was put together)."""
+    import pyarrow as pa  # here: a process that measures loads it as `hanse` does, after data_pipelines
+    import pyarrow.parquet as pq
+
     from benchmarks.quality import read_texts
 
     size = again = documents = 0
@@ -150,6 +150,8 @@ def measure(folder, step, tokenizer):
 def measured(folder, stages, tokenizer):
     """{stage: (CPU seconds, peak MB)} of a size, step after step."""
     if stages == "tokenize":
+        import pyarrow.parquet as pq
+
         from benchmarks.tokenization import write_corpus
 
         files = sorted((folder / "in").glob("*.parquet"))

@@ -23,6 +23,7 @@ from common.files import atomic_file
 from data_pipelines.annotate.signature import BANDS, BYTES, PLACES, ROWS, mixed, places_of
 from data_pipelines.annotate.text_arrays import Bools, Hashes, Integers
 from data_pipelines.documents import content_of
+from data_pipelines.memory import give_back, parquet_batches
 
 # What a corpus keeps of each document that stays, for corpora that come after it.
 SIGNATURES = pa.schema([("id", pa.string()), ("content", pa.binary(32)), ("signature", pa.binary(BYTES))])
@@ -225,4 +226,7 @@ def batches_of(files: Iterable[Path]) -> Iterator[pa.RecordBatch]:
     """The columns that :func:`cluster` wants, out of annotated files or a corpus's ``signatures/``."""
     for path in files:
         with pq.ParquetFile(path) as file:
-            yield from file.iter_batches(1 << 14, columns=["content", "signature"])
+            for batch in parquet_batches(file, 1 << 14, ["content", "signature"]):
+                yield batch
+                del batch  # or it would be held while the next is read
+                give_back()

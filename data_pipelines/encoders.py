@@ -21,6 +21,7 @@ from tokenizers import Tokenizer
 
 from common.errors import HanseError
 from common.files import read_json
+from data_pipelines.memory import resident_bytes
 from data_pipelines.tokenizer import byte_pieces
 
 # Where encoders have differed or could differ.
@@ -46,7 +47,8 @@ HARD_TEXTS = (
 
 
 Texts: TypeAlias = Sequence[str] | pa.Array
-CACHE_BYTES = 512 * 2**20
+CACHE_BYTES = 12 * 2**20  # a thread: more makes it no faster, and the next doubling would be seen
+THREADS = 16  # of gigatoken's, at most: what a batch gives work to
 
 
 @dataclass(frozen=True)
@@ -77,7 +79,9 @@ def reference(tokenizer: Tokenizer) -> Encoder:
 
 
 def with_gigatoken(path: Path) -> Encoder:
-    """gigatoken. Its cache of words has no bound: a new one takes its place when memory has grown by CACHE_BYTES."""
+    """gigatoken. Its cache of words, one a thread, has no bound and doubles when it is full: a new one takes its place
+    when memory has grown by CACHE_BYTES a thread since the first batch.
+    """
     import awkward
     import gigatoken
     from awkward.contents import ListOffsetArray, NumpyArray
@@ -87,30 +91,23 @@ def with_gigatoken(path: Path) -> Encoder:
     # The vocabulary keeps the special ones, but no merge leads there: their text is text.
     value["added_tokens"] = [token for token in value["added_tokens"] if not token["special"]]
     text = json.dumps(value)
-    held = [gigatoken.Tokenizer.from_json(text)]
-    most = resident_bytes() + CACHE_BYTES
+    held, most = [gigatoken.Tokenizer.from_json(text)], 0
+    room = CACHE_BYTES * min(len(os.sched_getaffinity(0)), THREADS)
 
     def encode(texts: Texts) -> tuple[np.ndarray, np.ndarray]:
         nonlocal most
-        if resident_bytes() > most:
+        if most and resident_bytes() > most:
             held.clear()  # before the new one is made
             held.append(gigatoken.Tokenizer.from_json(text))
-            most = resident_bytes() + CACHE_BYTES
+            most = 0
         offsets, data = text_bytes(_array(texts))
         letters = NumpyArray(data, parameters={"__array__": "char"})
         strings = ListOffsetArray(Index64(offsets), letters, parameters={"__array__": "string"})
         ids = held[0].encode_batch(awkward.Array(strings))
+        most = most or resident_bytes() + room  # a large vocabulary alone is some megabytes a thread
         return awkward.to_numpy(awkward.flatten(ids)), awkward.to_numpy(awkward.num(ids))
 
     return Encoder("gigatoken", importlib.metadata.version("gigatoken"), encode)
-
-
-def resident_bytes() -> int:
-    """Memory that this process occupies now; 0 where /proc does not say."""
-    try:
-        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    except OSError:
-        return 0
 
 
 def with_tiktoken(path: Path) -> Encoder:

@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 
 from common.errors import HanseError
 from data_pipelines.html import page_of
+from data_pipelines.memory import parquet_batches
 from data_pipelines.source_config import SourceConfig
 from data_pipelines.warc import pages
 
@@ -161,7 +162,7 @@ def _read_parquet(path: Path, key: str, source: SourceConfig, longest: int) -> I
                 raise HanseError(f"{path}: no column '{name}' ({said}); it has {', '.join(names)}")
         rows, number = max(file.metadata.num_rows, 1), 0
         here = [name for name in wanted if name in names]
-        for batch in file.iter_batches(_batch_rows(file.metadata), columns=here, use_threads=False):
+        for batch in parquet_batches(file, _batch_rows(file.metadata), here):
             columns = {name: _column(batch.column(name)) for name in batch.schema.names}
             for values in zip(*columns.values(), strict=True):
                 fields = dict(zip(columns, values, strict=True))

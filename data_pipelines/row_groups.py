@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from common.errors import HanseError
+from data_pipelines.memory import give_back
 from data_pipelines.sources import first_line
 
 
@@ -31,4 +32,4 @@ def row_groups(path: Path, columns: Sequence[str] | None = None) -> Iterator[tup
             del table
             while batches:
                 yield batches.pop(0), (number + 1) / file.num_row_groups
-            pa.default_memory_pool().release_unused()
+            give_back()

@@ -14,7 +14,7 @@ from __future__ import annotations
 import hashlib
 import os
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -45,6 +45,7 @@ DTYPES: dict[int, np.dtype] = {
 CODES = {dtype: code for code, dtype in DTYPES.items()}
 FORMAT = "hanse.shards/1"
 SPLITS = ("train", "validation")
+PIECE = 1 << 17  # documents of an index written at once
 MAPPED_FROM = 50_000_000  # documents in a folder: their places in memory would be 400 MB, read and hashed at each start
 BIN, INDEX, SIDECAR = ENDINGS = (".bin", ".idx", ".docs.parquet")
 
@@ -68,7 +69,9 @@ class ShardWriter:
         self._partial = beside(prefix, BIN + PARTIAL)
         self._file = self._partial.open("wb")
         self._hash = hashlib.sha256()
-        self._lengths: list[np.ndarray] = []
+        # Beside, and not in memory: 4 bytes a document.
+        self._lengths_partial = beside(prefix, INDEX + ".lengths" + PARTIAL)
+        self._lengths = self._lengths_partial.open("wb")
 
     def add(self, ids: np.ndarray) -> None:
         """Append one document: a 1-D array of ids, its end-of-document id included."""
@@ -80,7 +83,7 @@ class ShardWriter:
         data = np.ascontiguousarray(ids, dtype=self.dtype).data.cast("B")
         self._file.write(data)
         self._hash.update(data)
-        self._lengths.append(lengths.astype("<i4"))
+        self._lengths.write(lengths.astype("<i4").tobytes())
 
     @property
     def sha256(self) -> str:
@@ -93,28 +96,40 @@ class ShardWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._lengths.close()
         if kind is not None:
             self._file.close()
             self._partial.unlink(missing_ok=True)
+            self._lengths_partial.unlink(missing_ok=True)
             return
         self._file.flush()
         os.fsync(self._file.fileno())
         self._file.close()
-        with atomic_file(beside(self.prefix, INDEX)) as partial:
-            lengths = np.concatenate([np.empty(0, dtype="<i4"), *self._lengths])
-            partial.write_bytes(index_bytes(lengths, self.dtype))
+        with atomic_file(beside(self.prefix, INDEX)) as partial, partial.open("wb") as index:
+            empty = not self._lengths_partial.stat().st_size
+            lengths = np.empty(0, "<i4") if empty else np.memmap(self._lengths_partial, "<i4", "r")
+            index.writelines(index_pieces(lengths, self.dtype))
+        self._lengths_partial.unlink()
         self._partial.replace(beside(self.prefix, BIN))
         fsync_folder(self.prefix.parent)
 
 
-def index_bytes(lengths: Sequence[int] | np.ndarray, dtype: np.dtype) -> bytes:
-    """The content of an ``.idx`` for documents of these lengths (tokens), one sequence a document."""
+def index_pieces(lengths: Sequence[int] | np.ndarray, dtype: np.dtype) -> Iterator[bytes]:
+    """The content of an ``.idx`` for documents of these lengths (tokens), one sequence a document; in pieces, so that
+    memory does not grow with the documents.
+    """
     sizes = np.asarray(lengths, dtype="<i4")
-    offsets = np.zeros(len(sizes), dtype="<i8")
-    np.cumsum(sizes[:-1].astype("<i8") * dtype.itemsize, out=offsets[1:])
-    documents = np.arange(len(sizes) + 1, dtype="<i8")
-    header = HEADER.pack(MAGIC, 1, CODES[dtype], len(sizes), len(documents))
-    return header + sizes.tobytes() + offsets.tobytes() + documents.tobytes()
+    yield HEADER.pack(MAGIC, 1, CODES[dtype], len(sizes), len(sizes) + 1)
+    firsts = range(0, len(sizes), PIECE)
+    for first in firsts:
+        yield sizes[first : first + PIECE].tobytes()
+    offset = 0
+    for first in firsts:
+        ends = offset + np.cumsum(sizes[first : first + PIECE], dtype="<i8") * dtype.itemsize
+        yield np.concatenate([[offset], ends[:-1]]).astype("<i8").tobytes()
+        offset = int(ends[-1])
+    for first in range(0, len(sizes) + 1, PIECE):
+        yield np.arange(first, min(first + PIECE, len(sizes) + 1), dtype="<i8").tobytes()
 
 
 class TokenShard:

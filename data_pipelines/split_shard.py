@@ -13,6 +13,7 @@ from common.files import sha256_file
 from data_pipelines.shards import BIN, ENDINGS, INDEX, SIDECAR, ShardEntry, ShardWriter, beside
 
 TABLE_ROWS = 10_000
+SUMMED = 1 << 18  # ids, of which the bytes are added at once
 DOCUMENTS = pa.schema(
     [
         ("document", pa.int64()),  # number within the shard
@@ -39,8 +40,12 @@ def sums_of(byte_lengths: np.ndarray, ids: np.ndarray, ends: np.ndarray) -> np.n
     """Bytes that the tokens of each document stand for, int64; ``ends``: where in ``ids`` each ends."""
     starts = np.concatenate([[0], ends[:-1]])
     held, found = np.flatnonzero(starts < ends), np.zeros(len(ends), dtype=np.int64)
-    if len(held):
-        found[held] = np.add.reduceat(byte_lengths.take(ids.astype(np.intp)), starts[held], dtype=np.int64)
+    # Some documents at once: numpy wants eight bytes for each id that it looks up, and as many for what it adds.
+    cuts = np.unique(np.searchsorted(ends[held], np.arange(0, len(ids), SUMMED), side="right")).tolist()
+    for rows in np.split(held, cuts[1:]) if len(held) else ():
+        first, stop = starts[rows[0]], ends[rows[-1]]
+        lengths = byte_lengths.take(ids[first:stop].astype(np.intp))
+        found[rows] = np.add.reduceat(lengths, starts[rows] - first, dtype=np.int64)
     return found
 
 
@@ -67,9 +72,10 @@ class SplitShard:
         for first, stop in edges.reshape(-1, 2).tolist():  # runs of documents of this split
             self._shard.extend(ids[starts[first] : starts[stop]], lengths[first:stop])
         lengths, sizes = lengths[mine], sizes[mine]
-        rows = batch.filter(mask)
+        told = [name for name in DOCUMENTS.names if name in batch.schema.names]
+        rows = batch.select(told).filter(mask)
         ends = self.tokens + np.cumsum(lengths)
-        columns = {name: rows[name] for name in DOCUMENTS.names if name in rows.schema.names}
+        columns = {name: rows[name] for name in told}
         columns |= {"document": np.arange(self.documents, self.documents + len(lengths)), "bytes": sizes,
                     "token_start": ends - lengths, "token_end": ends}  # fmt: skip
         self._held.append(pa.table([columns[name] for name in DOCUMENTS.names], schema=DOCUMENTS))

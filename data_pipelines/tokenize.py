@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from tokenizers import Tokenizer
@@ -24,6 +25,7 @@ from data_pipelines.adopt import adopt_all, identity
 from data_pipelines.config import TokenizeConfig
 from data_pipelines.encoders import Encoder, choose, reference
 from data_pipelines.manifest import CorpusManifest
+from data_pipelines.memory import give_back, parquet_batches
 from data_pipelines.packing import PackingManifest, make_plan
 from data_pipelines.parity import OtherIdsError, Parity, text_bytes
 from data_pipelines.shards import FORMAT, SPLITS, ShardEntry, ShardsManifest, token_dtype
@@ -170,22 +172,37 @@ def _write(
     with ExitStack() as stack:
         for shard in shards:
             stack.enter_context(shard)
-        for batch in file.iter_batches(rows_of(file, config.batch_megabytes * 10**6), columns=COLUMNS):
-            start = time.perf_counter()
-            ids, lengths = encoder.encode(batch["text"])
-            spent = time.perf_counter() - start
-            ends = np.cumsum(lengths, dtype=np.int64)
-            parity.check(batch["id"], batch["text"], ids, ends, encoder)
-            sizes = np.diff(text_bytes(batch["text"])[0])
-            # Parity is seen on a sample; that nothing is lost is checked on every document.
-            wrong = np.flatnonzero(sums_of(tokenizer.byte_lengths, ids, ends) != sizes)
-            if len(wrong):
-                name = batch["id"][int(wrong[0])].as_py()
-                raise HanseError(f"document {name}: {encoder.name} loses text; use encoder=tokenizers")
-            closed = with_ends(ids, ends, tokenizer.end_of_document_id, shards[0].dtype)
-            for shard in shards:
-                shard.extend(batch, pc.equal(batch["split"], shard.split), closed, lengths + 1, sizes)
-            yield int(sizes.sum()), spent
+        rows = rows_of(file, config.batch_megabytes * 10**6)
+        for batch in parquet_batches(file, rows, COLUMNS):
+            done = _write_batch(batch, shards, encoder, tokenizer, parity)
+            del batch  # or it would be held while the next is read
+            give_back()
+            yield done
+
+
+def _write_batch(
+    batch: pa.RecordBatch,
+    shards: Sequence[SplitShard],
+    encoder: Encoder,
+    tokenizer: LoadedTokenizer,
+    parity: Parity,
+) -> tuple[int, float]:
+    """Encode some documents into the shards of their splits; (bytes of text, seconds of the encoder)."""
+    start = time.perf_counter()
+    ids, lengths = encoder.encode(batch["text"])
+    spent = time.perf_counter() - start
+    ends = np.cumsum(lengths, dtype=np.int64)
+    parity.check(batch["id"], batch["text"], ids, ends, encoder)
+    sizes = np.diff(text_bytes(batch["text"])[0])
+    # Parity is seen on a sample; that nothing is lost is checked on every document.
+    wrong = np.flatnonzero(sums_of(tokenizer.byte_lengths, ids, ends) != sizes)
+    if len(wrong):
+        name = batch["id"][int(wrong[0])].as_py()
+        raise HanseError(f"document {name}: {encoder.name} loses text; use encoder=tokenizers")
+    closed = with_ends(ids, ends, tokenizer.end_of_document_id, shards[0].dtype)
+    for shard in shards:
+        shard.extend(batch, pc.equal(batch["split"], shard.split), closed, lengths + 1, sizes)
+    return int(sizes.sum()), spent
 
 
 def rows_of(file: pq.ParquetFile, batch_bytes: int) -> int:

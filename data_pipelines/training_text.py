@@ -10,6 +10,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from data_pipelines.manifest import CorpusManifest
+from data_pipelines.memory import parquet_batches
 
 BATCH_ROWS = 256
 
@@ -31,7 +32,7 @@ def drawn_texts(corpus: CorpusManifest, language: str, budget_bytes: int) -> Ite
     within = before < budget_bytes
     allowed = dict(zip(rows[drawn[within]].tolist(), (budget_bytes - before[within]).tolist(), strict=True))
     row = 0
-    for batch in pq.ParquetFile(corpus.documents(language, hashes=False)).iter_batches(BATCH_ROWS, columns=["text"]):
+    for batch in parquet_batches(pq.ParquetFile(corpus.documents(language, hashes=False)), BATCH_ROWS, ["text"]):
         for text in batch.column("text").to_pylist():
             if row in allowed:
                 data = text.encode("utf-8")
@@ -42,7 +43,7 @@ def drawn_texts(corpus: CorpusManifest, language: str, budget_bytes: int) -> Ite
 def texts_of(corpus: CorpusManifest, language: str, split: str) -> Iterator[list[str]]:
     """Batches of texts of one split of a language, in the order of the file."""
     columns = ["text", "split"]
-    for batch in pq.ParquetFile(corpus.documents(language, hashes=False)).iter_batches(BATCH_ROWS, columns=columns):
+    for batch in parquet_batches(pq.ParquetFile(corpus.documents(language, hashes=False)), BATCH_ROWS, columns):
         yield batch.filter(pc.equal(batch.column("split"), split)).column("text").to_pylist()
 
 
@@ -50,7 +51,7 @@ def _sizes(corpus: CorpusManifest, language: str) -> tuple[np.ndarray, np.ndarra
     """(row number, bytes, hash of the id) of each training document of a language; its file's hash is checked."""
     sizes, keys, train = [], [], []
     columns = ["id", "text", "split"]
-    for batch in pq.ParquetFile(corpus.documents(language)).iter_batches(BATCH_ROWS, columns=columns):
+    for batch in parquet_batches(pq.ParquetFile(corpus.documents(language)), BATCH_ROWS, columns):
         sizes.append(pc.binary_length(batch.column("text")).to_numpy())
         train.append(np.asarray(batch.column("split").to_pylist()) == "train")
         keys += [

@@ -144,7 +144,7 @@ def test_gigatoken_is_made_anew_when_memory_has_grown_and_the_ids_stay(file, pro
     assert int(said) > 2**20
 
     made, real, memory = [], gigatoken.Tokenizer.from_json, itertools.count(0, 2**20)
-    monkeypatch.setattr(encoders, "CACHE_BYTES", 2**20)
+    monkeypatch.setattr(encoders, "CACHE_BYTES", 0)
     monkeypatch.setattr(encoders, "resident_bytes", lambda: next(memory))
     monkeypatch.setattr(gigatoken.Tokenizer, "from_json", lambda value: made.append(1) or real(value))
     encoder, reference = encoders.with_gigatoken(file), encoders.with_tokenizers(file)

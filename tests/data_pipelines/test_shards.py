@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from common.errors import HanseError
-from data_pipelines.shards import ShardsManifest, ShardWriter, TokenShard, index_bytes, token_dtype
+from data_pipelines import shards as shards_module
+from data_pipelines.shards import ShardsManifest, ShardWriter, TokenShard, index_pieces, token_dtype
 
 DOCUMENTS = st.lists(st.lists(st.integers(0, 2**16 - 1), max_size=20), max_size=12)
 HEADER = 34  # bytes before the arrays of an .idx
@@ -63,7 +64,15 @@ def test_the_index_is_the_one_worked_out_by_hand():
         b"\0\0\0\0\0\0\0\0" b"\4\0\0\0\0\0\0\0" b"\4\0\0\0\0\0\0\0"
         b"\0\0\0\0\0\0\0\0" b"\1\0\0\0\0\0\0\0" b"\2\0\0\0\0\0\0\0" b"\3\0\0\0\0\0\0\0"
     )  # fmt: skip
-    assert index_bytes([2, 0, 1], np.dtype("<u2")) == expected
+    assert b"".join(index_pieces([2, 0, 1], np.dtype("<u2"))) == expected
+
+
+@pytest.mark.parametrize("documents", [0, 1, 4, 5, 8, 11])
+def test_an_index_in_pieces_is_the_same_index(documents, monkeypatch):
+    lengths = list(range(documents))
+    whole = b"".join(index_pieces(lengths, np.dtype("<i4")))
+    monkeypatch.setattr(shards_module, "PIECE", 4)
+    assert b"".join(index_pieces(lengths, np.dtype("<i4"))) == whole
 
 
 def test_the_dtype_follows_megatrons_rule():
