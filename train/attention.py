@@ -27,8 +27,8 @@ NAMES = {"flex": "flex_attention"}  # of transformers, where they are not ours
 def choose(config: TrainConfig, model: PretrainedConfig, precision: str, device: torch.device) -> str:
     """The back end of a start: as asked, or for ``auto`` the fastest that can be had, ``sdpa`` if there is no other.
 
-    On an H100 with packed documents ``flex`` took 1/4 to 1/11 of the time of ``sdpa`` and less than FlashAttention 2
-    (benchmarks/kernels.py); it can be compiled with the layers around it. On AMD's nothing was measured.
+    On an H100 with packed documents ``flex`` took a third to a ninth of the time of ``sdpa``, and less than
+    FlashAttention 2 (benchmarks/kernels.py); it can be compiled with the layers around it. On AMD's nothing was measured.
 
     Raises:
         ConfigError: what is asked for cannot be had here.

@@ -95,16 +95,19 @@ def recompute_activations(model: PreTrainedModel, every_layers: int) -> None:
         raise HanseError(f"engine.recompute_every_layers={every_layers}: {' '.join(str(error).split())}") from None
 
 
-def compiles(config: TrainConfig, attention: str, device: torch.device) -> bool:
+def compiles(config: TrainConfig, model: PreTrainedModel, device: torch.device) -> bool:
     """Whether the layers of a start are compiled: as asked, else where it is known to pay and does no harm.
 
     On an H100 it made training half as fast again, with ``flex`` for packed documents. ZeRO 3 gathers weights in
-    between, FlashAttention would be cut out, and above D0 bits are promised.
+    between, FlashAttention would be cut out, and above D0 bits are promised. Where ranks share sequences it was not
+    tried on GPUs, nor on AMD's at all.
     """
-    if config.engine.compile is not None:
-        return config.engine.compile
-    fits = config.engine.zero_stage < 3 and config.determinism == "D0" and attention not in FLASH
-    return fits and torch.version.hip is None and can_compile(device)
+    engine = config.engine
+    if engine.compile is not None:
+        return engine.compile
+    fits = engine.zero_stage < 3 and config.determinism == "D0" and engine.sequence_parallel == 1
+    plain = _layers(model) is not None and model.config._attn_implementation not in FLASH
+    return fits and plain and torch.version.hip is None and can_compile(device)
 
 
 def compile_layers(model: PreTrainedModel) -> None:
@@ -113,11 +116,16 @@ def compile_layers(model: PreTrainedModel) -> None:
     Raises:
         HanseError: the architecture has no list of layers.
     """
-    layers = getattr(model.base_model, "layers", None)
+    layers = _layers(model)
     if layers is None:
         raise HanseError(f"engine.compile=true: {type(model).__name__} has no layers that could be compiled alone")
     for layer in layers:
         layer.compile(dynamic=False)
+
+
+def _layers(model: PreTrainedModel) -> Any:
+    """A list of layers that can be compiled alone; None where the architecture has none."""
+    return getattr(model.base_model, "layers", None)
 
 
 def shape_of_model(config: PretrainedConfig) -> PreTrainedModel:

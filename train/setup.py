@@ -133,8 +133,10 @@ def set_up(
         check_model(config, data.model)
         if change:
             change.check(first_step, data.windows_at)
-        compiled = compiles(config, attention, device)
-        model = fresh_model(config, data, attention, compiled=compiled)
+        model = fresh_model(config, data, attention)
+        compiled = compiles(config, model, device)
+        if compiled:
+            compile_layers(model)
         if resumed:
             resumed.check_model({name: tuple(parameter.shape) for name, parameter in model.named_parameters()})
             model.load_state_dict(resumed.weights(), strict=False)  # tied weights have one name
@@ -207,14 +209,12 @@ def set_up(
     )  # fmt: skip
 
 
-def fresh_model(config: TrainConfig, data: Data, attention: str, *, compiled: bool) -> PreTrainedModel:
+def fresh_model(config: TrainConfig, data: Data, attention: str) -> PreTrainedModel:
     """The model as a run without a checkpoint begins with it."""
     model = build_model(data.model, config.seed, attention)
     scale_fresh(model, config.model.init)
     if config.engine.recompute_every_layers:
         recompute_activations(model, config.engine.recompute_every_layers)
-    if compiled:
-        compile_layers(model)
     return model
 
 

@@ -214,16 +214,24 @@ def test_auto_takes_what_is_there(monkeypatch):
 def test_layers_are_compiled_where_that_is_known_to_pay_unless_somebody_says_no(monkeypatch):
     monkeypatch.setattr(model_module, "can_compile", lambda device: device.type == "cuda")
 
-    def compiled(kind="flex", device=GPU, determinism="D0", **engine):
-        config = replace(CONFIG, determinism=determinism, engine=replace(CONFIG.engine, **engine))
-        return compiles(config, kind, device)
+    llama = build_model(model_config(ModelConfig("llama", SETTINGS), VOCABULARY, LENGTH), 0)
+    gpt2 = build_model(
+        model_config(ModelConfig("gpt2", {"n_layer": 1, "n_head": 2, "n_embd": 8}), VOCABULARY, LENGTH), 0
+    )
+
+    def compiled(model=llama, device=GPU, determinism="D0", **engine):
+        return compiles(
+            replace(CONFIG, determinism=determinism, engine=replace(CONFIG.engine, **engine)), model, device
+        )
 
     assert compiled()
-    assert compiled("sdpa", zero_stage=2)
+    assert compiled(zero_stage=2)
     assert compiled(device=CPU, compile=True)
-    assert not compiled("flash_attention_2")
-    for otherwise in ({"device": CPU}, {"zero_stage": 3}, {"determinism": "D1"}, {"compile": False}):
+    for otherwise in ({"device": CPU}, {"zero_stage": 3}, {"determinism": "D1"}, {"compile": False},
+                      {"sequence_parallel": 2}, {"model": gpt2}):  # fmt: skip
         assert not compiled(**otherwise)
+    monkeypatch.setattr(llama.config, "_attn_implementation_internal", "flash_attention_2")
+    assert not compiled()
 
 
 def test_a_model_is_asked_with_what_runs_everywhere():
