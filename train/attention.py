@@ -28,7 +28,7 @@ def choose(config: TrainConfig, model: PretrainedConfig, precision: str, device:
     """The back end of a start: as asked, or for ``auto`` the fastest that can be had, ``sdpa`` if there is no other.
 
     On an H100 with packed documents ``flex`` took a third to a ninth of the time of ``sdpa``, and less than
-    FlashAttention 2 (benchmarks/kernels.py); it can be compiled with the layers around it. On AMD's nothing was measured.
+    FlashAttention 2 (benchmarks/kernels.py); it can be compiled with the layers around it. AMD's were not measured.
 
     Raises:
         ConfigError: what is asked for cannot be had here.
