@@ -5,7 +5,8 @@ hanse. Needs numpy, torch and the peer only.
 
 ``FOLDER/work.json`` says what to train, ``FOLDER/windows.npy`` on which windows (N, L); rank 0 writes the times at
 which steps ended to ``FOLDER/times.json``. Both log and save nothing, and neither confines attention to documents
-(OLMo-core needs flash-attn for it, litgpt does not know it). Both compile the model on GPUs, as their recipes do.
+(OLMo-core needs flash-attn for it, litgpt does not know it). OLMo-core compiles the model where hanse does, litgpt
+always.
 """
 
 import json
@@ -58,7 +59,7 @@ def olmo_core(work, windows, folder):
         rank_microbatch_size=work["micro_batch_size"] * length, max_sequence_length=length,
         optim=AdamWConfig(lr=work["learning_rate"], fused=True), max_grad_norm=work["gradient_clipping"],
         dp_config=TransformerDataParallelConfig(name=DataParallelType.ddp),
-        autocast_precision=DType.bfloat16 if work["precision"] == "bf16" else None, compile_model=on_gpu,
+        autocast_precision=DType.bfloat16 if work["precision"] == "bf16" else None, compile_model=work["compile"],
     ).build(config.build(init_device="cpu"), device)  # fmt: skip
     loader = NumpyDataLoaderConfig(global_batch_size=work["global_batch_size"] * length, seed=0, num_workers=0).build(
         data, dp_process_group=module.dp_process_group

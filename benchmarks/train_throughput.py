@@ -9,8 +9,9 @@ there are any. All take turns, ``--rounds`` times. The clock runs from the end o
 last step, on rank 0: batches, forward, backward, optimizer and whatever each does between steps. hanse is the console
 command as people run it, with metrics and wandb offline. The plain loop is DistributedDataParallel, ``cross_entropy``
 on the logits, gradient clipping and fused AdamW; in bf16 it autocasts. The Trainer gets the same data set, fused AdamW,
-``bf16=True`` for bf16, no logging and no checkpoints. Both peers have the back end of attention that hanse chooses, and
-are told the document boundaries, too: the plain loop as hanse is, the Trainer by positions.
+``bf16=True`` for bf16, no logging and no checkpoints. Both peers have the back end of attention that hanse chooses, or
+sdpa where that is hanse's own, and are told the document boundaries, too: the plain loop as hanse is, the Trainer by
+positions. Where hanse compiles layers (on GPUs, and with ``engine.compile=true``), they and OLMo-core compile the model.
 
 OLMo-core and litgpt need virtual environments of their own (pip install ai2-olmo-core==3.0.0 or litgpt==0.5.13, with
 the same torch), whose Pythons are named; benchmarks/throughput_peers.py says what they are told. They do not tie
@@ -122,6 +123,7 @@ def run_foreign(name, overrides, arguments, folder):
         "sequence_length": config.data.sequence_length, "steps": config.steps, "precision": config.engine.precision,
         "global_batch_size": config.batch.global_batch_size, "micro_batch_size": config.batch.micro_batch_size,
         "learning_rate": config.optimizer.learning_rate, "gradient_clipping": config.optimizer.gradient_clipping,
+        "compile": compiles(config),
     }))  # fmt: skip
     python, script = arguments.foreign[name], Path(__file__).with_name("throughput_peers.py")
     alone = name == "litgpt"
@@ -156,12 +158,19 @@ def this_device():
     return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
 
 
+def compiles(config):
+    """Whether hanse compiles layers, of models such as these."""
+    asked = config.engine.compile
+    return this_device().type == "cuda" if asked is None else asked
+
+
 def be_a_rank(arguments):
     import os
 
     import torch
 
     from train.attention import choose
+    from train.attention_config import PLAIN, VARLEN
     from train.model import build_model
     from train.setup import open_data
 
@@ -170,7 +179,8 @@ def be_a_rank(arguments):
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     config = training_config(arguments.overrides)
     data = open_data(config)
-    attention = choose(config, data.model, config.engine.precision, this_device())
+    chosen = choose(config, data.model, config.engine.precision, this_device())
+    attention = PLAIN[0] if chosen == VARLEN else chosen
     model = build_model(data.model, config.seed, attention).to(this_device())
     times = {"plain PyTorch": plain_loop, "HF Trainer": trainer}[arguments.peer](config, data, model, arguments.folder)
     if os.environ["RANK"] == "0":
@@ -192,6 +202,8 @@ def plain_loop(config, data, model, folder):
     device, attention = this_device(), model.config._attn_implementation
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     rank, ranks = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    if compiles(config):
+        model.compile(dynamic=False)
     parallel = DistributedDataParallel(model)
     optimizer = torch.optim.AdamW(model.parameters(), lr=config.optimizer.learning_rate, fused=True)
     half = config.engine.precision == "bf16"
@@ -254,7 +266,7 @@ def trainer(config, data, model, folder):
             gradient_accumulation_steps=batch.global_batch_size // (batch.micro_batch_size * ranks),
             max_steps=config.steps, optim="adamw_torch_fused",
             learning_rate=config.optimizer.learning_rate, max_grad_norm=config.optimizer.gradient_clipping,
-            bf16=config.engine.precision == "bf16", use_cpu=this_device().type == "cpu",
+            bf16=config.engine.precision == "bf16", torch_compile=compiles(config), use_cpu=this_device().type == "cpu",
             ddp_backend="nccl" if this_device().type == "cuda" else "gloo", save_strategy="no",
             logging_strategy="no", report_to=[], disable_tqdm=True, dataloader_num_workers=0,
             dataloader_pin_memory=this_device().type == "cuda", seed=config.seed,

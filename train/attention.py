@@ -1,8 +1,8 @@
 """Which kernel computes attention, and how each is told where documents end: it must not look across a border.
 
 Resetting positions alone does not separate documents: rotary embeddings are relative, so tokens would still attend
-across. ``sdpa`` and ``eager`` add a mask to the scores, ``flex`` skips blocks of it that are empty, FlashAttention is
-given every document as a sequence of its own.
+across. ``sdpa`` and ``eager`` add a mask to the scores, ``flex`` skips blocks of it that are empty, FlashAttention and
+``varlen`` are given every document as a sequence of its own.
 """
 
 from __future__ import annotations
@@ -10,15 +10,17 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask
-from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, PretrainedConfig
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AttentionInterface, PretrainedConfig
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from common.errors import ConfigError
-from train.attention_config import FLASH, PLAIN, flash_problems, head_size
+from train.attention_config import FLASH, PLAIN, VARLEN, flash_problems, head_size
 from train.config import TrainConfig
 from train.ops import can_compile
 from train.precision import AMPERE
+from train.sequence_config import SHAREABLE
 
 HOPPER = (9, 0)  # compute capability that FlashAttention 3 was written for
 NAMES = {"flex": "flex_attention"}  # of transformers, where they are not ours
@@ -28,7 +30,8 @@ def choose(config: TrainConfig, model: PretrainedConfig, precision: str, device:
     """The back end of a start: as asked, or for ``auto`` the fastest that can be had, ``sdpa`` if there is no other.
 
     On an H100 with packed documents ``flex`` took a third to a ninth of the time of ``sdpa``, and less than
-    FlashAttention 2 (benchmarks/kernels.py); it can be compiled with the layers around it. AMD's were not measured.
+    FlashAttention 2 (benchmarks/kernels.py); it can be compiled with the layers around it. AMD's were not measured. On
+    a CPU the mask costs ``sdpa`` up to four times the time of ``varlen``.
 
     Raises:
         ConfigError: what is asked for cannot be had here.
@@ -38,8 +41,10 @@ def choose(config: TrainConfig, model: PretrainedConfig, precision: str, device:
         if wrong := _problems(asked, config, model, precision, device):
             raise ConfigError([f"model.attention={asked}: {line}" for line in wrong])
         return asked
-    if device.type != "cuda" or precision == "fp32" or config.determinism != "D0":
+    if config.determinism != "D0" or (device.type == "cuda" and precision == "fp32"):
         return PLAIN[0]
+    if device.type != "cuda":
+        return PLAIN[0] if _problems(VARLEN, config, model, precision, device) else VARLEN
     alone = config.engine.compile is False or config.engine.zero_stage == 3  # of layers that are not compiled
     hopper = torch.cuda.get_device_capability(device) == HOPPER
     kinds = ["flash_attention_3"] * (hopper and alone) + ["flex"] * (torch.version.hip is None)
@@ -53,6 +58,9 @@ def _problems(
     """What only the machine, the model's class and a measured precision can tell of a back end."""
     if kind in PLAIN:
         return []
+    if kind == VARLEN:
+        known = model.model_type in SHAREABLE
+        return [] if known else [f"is known to be right for {', '.join(SHAREABLE)}, not {model.model_type}; take sdpa"]
     found = flash_problems(kind, precision, head_size(model.to_dict()))
     if device.type != "cuda":
         found.append("its gradients are for GPUs; take sdpa")
@@ -83,6 +91,8 @@ def borders(documents: Tensor | None, ids: Tensor, attention: str, dtype: torch.
         return {"attention_mask": None if documents is None else attention_mask(documents, attention, dtype)}
     if documents is None:
         documents = torch.zeros_like(ids)
+    if attention == VARLEN:
+        return {"attention_mask": None, "lengths": lengths(documents)}
     if attention in FLASH:
         return {"attention_mask": None, **sequences(documents)}
     return {"attention_mask": block_mask(documents)}
@@ -121,6 +131,30 @@ def sequences(documents: Tensor) -> dict[str, Any]:
     ends = torch.nn.functional.pad(starts, (0, 1), value=documents.numel()).to(torch.int32)
     longest = int(ends.diff().max())
     return {"cu_seq_lens_q": ends, "cu_seq_lens_k": ends, "max_length_q": longest, "max_length_k": longest}
+
+
+def lengths(documents: Tensor) -> list[list[int]]:
+    """The same for ``varlen``: how long the documents of each row are, in their order."""
+    return [row.unique_consecutive(return_counts=True)[1].tolist() for row in documents]
+
+
+@torch.compiler.disable  # which would compile it anew for every row
+def varlen(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: None, *, lengths: list[list[int]],
+    **told: Any,
+) -> tuple[Tensor, None]:  # fmt: skip
+    """``transformers``' ``sdpa`` of one document after the other: no mask, and nothing computed that one would hide.
+
+    Shapes as there: query (B, heads, L, D), key and value (B, key heads, L, D) -> (B, L, heads, D).
+    """
+    found = []
+    for *row, mine in zip(query, key, value, lengths, strict=True):
+        parts = (one[None].split(mine, dim=2) for one in row)  # whose gradients are put together once
+        found += [sdpa_attention_forward(module, q, k, v, None, **told)[0] for q, k, v in zip(*parts, strict=True)]
+    return torch.cat(found, 1).view(query.shape[0], query.shape[2], query.shape[1], value.shape[3]), None
+
+
+AttentionInterface.register(VARLEN, varlen)
 
 
 def transformers_name(attention: str) -> str:

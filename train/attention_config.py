@@ -13,7 +13,8 @@ if TYPE_CHECKING:
 
 FLASH = {"flash_attention_2": "flash-attn", "flash_attention_3": "flash-attn-3"}  # and the distribution that brings it
 PLAIN = ("sdpa", "eager")  # torch's own operations, which run everywhere
-ATTENTIONS = ("auto", *PLAIN, "flex", *FLASH)
+VARLEN = "varlen"  # ours
+ATTENTIONS = ("auto", *PLAIN, VARLEN, "flex", *FLASH)
 LARGEST_HEAD = 256  # and a multiple of 8: what FlashAttention's kernels check (csrc/flash_attn/flash_api.cpp)
 
 

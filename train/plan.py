@@ -145,11 +145,12 @@ def describe(config: PlanConfig) -> Subject:
     stages, taken = plan_stages(train, manifest), train.timeline.taken(train.steps)
     flops = sum(flops_per_token(model, stage.length) * tokens for stage, tokens in taken)
     precision = "bf16" if train.engine.precision == "auto" else train.engine.precision
+    masked = (*PLAIN, "auto") if precision == "fp32" or train.determinism != "D0" else PLAIN
     return Subject(
         train, shape.vocab_size, parameter_counts(model)[0], shape.num_hidden_layers,
         flops // train.timeline.tokens(train.steps),
         activations(shape, longest, precision, train.engine.recompute_every_layers, train.engine.sequence_parallel,
-                    masked=train.model.attention in PLAIN or precision == "fp32" or train.determinism != "D0"),
+                    masked=train.model.attention in masked),
         exchanged(shape, train, precision), precision,
         bytes_per_parameter(model, train), stages, whole(stages, train, manifest) if manifest else {},
     )  # fmt: skip

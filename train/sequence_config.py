@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from train.config import TrainConfig
 
 # transformers' model types in which positions meet nowhere but in causal attention, which transformers lets one
-# replace; a test on two ranks holds it for each of these.
+# replace, and tell of documents; tests hold it for each of these, one of them on two ranks.
 SHAREABLE = ("apertus", "llama", "mistral", "olmo2", "qwen2", "qwen3", "smollm3")
 
 

@@ -33,6 +33,8 @@ CASES = {
     "own-keys": ("llama", "sdpa", PACKED, {"num_key_value_heads": 4}),
     "flex": ("llama", "flex", PACKED, {}),
     "flex-whole": ("llama", "flex", WHOLE, {}),
+    "varlen": ("llama", "varlen", PACKED, {}),
+    "varlen-whole": ("llama", "varlen", WHOLE, {}),
     "flash": ("llama", "flash_attention_2", PACKED, {}),
     "flash-whole": ("llama", "flash_attention_2", WHOLE, {}),
 }

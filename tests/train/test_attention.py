@@ -17,7 +17,7 @@ from transformers.integrations import flex_attention as integration
 from common.errors import ConfigError
 from train import attention, attention_config
 from train import model as model_module
-from train.attention import attention_mask, block_mask, borders, choose, sequences
+from train.attention import attention_mask, block_mask, borders, choose, lengths, sequences
 from train.attention_config import FLASH, attention_problems, for_reading
 from train.config import BatchConfig, DataConfig, ModelConfig, TrainConfig
 from train.model import PackedLanguageModel, build_model, compiles, model_config, model_inputs
@@ -85,7 +85,7 @@ def batch(generator: np.random.Generator, cuts: list[list[int]]):
 PACKED, WHOLE = [[3, 4, 17], [12], [1, 23, 24]], [[], []]
 
 
-@pytest.mark.parametrize("kind", ["eager", "flex", *FLASH])
+@pytest.mark.parametrize("kind", ["eager", "varlen", "flex", *FLASH])
 @pytest.mark.parametrize("cuts", [PACKED, WHOLE], ids=["packed", "whole"])
 def test_every_back_end_computes_what_sdpa_does(kernels, kind, cuts):
     inputs = model_inputs(batch(np.random.default_rng(0), cuts), CPU)
@@ -99,7 +99,7 @@ def test_every_back_end_computes_what_sdpa_does(kernels, kind, cuts):
         torch.testing.assert_close(found[1][1][name], gradient, rtol=1e-3, atol=1e-4, msg=name)
 
 
-@pytest.mark.parametrize("kind", ["sdpa", "eager", "flex", *FLASH])
+@pytest.mark.parametrize("kind", ["sdpa", "eager", "varlen", "flex", *FLASH])
 def test_another_documents_tokens_change_nothing(kernels, kind):
     model, given_ = language_model(kind).eval(), model_inputs(batch(np.random.default_rng(0), PACKED), CPU)
     documents = given_["documents"]
@@ -126,6 +126,8 @@ def test_borders_of_all_kinds_let_each_position_see_the_same(steps):
     mask = block_mask(documents)
     at = torch.meshgrid(*(torch.arange(size) for size in (rows, length, length)), indexing="ij")
     assert torch.equal(mask.mask_mod(at[0], torch.tensor(0), at[1], at[2]), wanted)
+    assert lengths(documents) == [np.diff([0, *ends, length]).tolist() for ends in
+                                  (row.diff().nonzero().flatten() + 1 for row in documents)]  # fmt: skip
     told = sequences(documents)
     ends = told["cu_seq_lens_q"].tolist()
     by_flash = torch.zeros(rows * length, rows * length, dtype=torch.bool)
@@ -141,6 +143,7 @@ def test_sequences_that_are_one_document_each_need_no_mask_in_torch_and_borders_
     told = borders(None, ids, "flash_attention_2", torch.bfloat16)
     assert told["cu_seq_lens_k"].tolist() == [0, 5, 10]
     assert told["max_length_q"] == 5
+    assert borders(None, ids, "varlen", torch.float32) == {"attention_mask": None, "lengths": [[5], [5]]}
 
 
 def test_a_wrong_back_end_is_refused_with_all_that_is_wrong_about_it():
@@ -151,9 +154,9 @@ def test_a_wrong_back_end_is_refused_with_all_that_is_wrong_about_it():
         ))  # fmt: skip
 
     assert [lines(kind, "fp32", "D2", True) for kind in ("sdpa", "eager")] == [[], []]
-    assert lines("auto", "fp32", compiled=True) == lines("flex", "fp32", head_dim=20) == []
+    assert lines("auto", "fp32", compiled=True) == lines("flex", "fp32", head_dim=20) == lines("varlen") == []
     assert lines("fast") == [
-        "model.attention=fast: one of auto, sdpa, eager, flex, flash_attention_2, flash_attention_3"
+        "model.attention=fast: one of auto, sdpa, eager, varlen, flex, flash_attention_2, flash_attention_3"
     ]
     assert lines("auto", determinism="D1") == []
     assert lines("flex", determinism="D1") == [
@@ -179,12 +182,9 @@ def test_auto_takes_what_is_there(monkeypatch):
         return replace(config, engine=replace(config.engine, **engine))
 
     both = tuple(FLASH.values())
-    assert (
-        chosen(both, device=CPU)
-        == chosen(both, "fp32")
-        == chosen(both, config=replace(config, determinism="D1"))
-        == "sdpa"
-    )
+    exact = replace(config, determinism="D1")
+    assert chosen(both, "fp32") == chosen(both, config=exact) == chosen(device=CPU, config=exact) == "sdpa"
+    assert chosen(both, device=CPU) == chosen(both, "fp32", device=CPU) == "varlen"
     assert chosen() == chosen(both) == chosen(both, config=of(compile=True)) == "flex"
     assert chosen(both, config=of(compile=False)) == chosen(both, config=of(zero_stage=3)) == "flash_attention_3"
     assert chosen(both, capability=(8, 0), config=of(compile=False)) == "flex"
@@ -197,6 +197,8 @@ def test_auto_takes_what_is_there(monkeypatch):
     assert chosen(both, model=odd) == "sdpa"
     near = model_config(ModelConfig("mistral", SETTINGS | {"sliding_window": 8}), VOCABULARY, LENGTH)
     assert chosen(both, model=near) == "sdpa"
+    gemma = model_config(ModelConfig("gemma3_text", SETTINGS), VOCABULARY, LENGTH)
+    assert chosen(model=gemma, device=CPU) == "sdpa"
     for kind, device, precision, parts in (
         ("flex", CPU, "fp32", ["for GPUs"]), ("flex", GPU, "bf16", ["a C compiler"]), ("sdpa", GPU, "bf16", []),
         ("flash_attention_2", CPU, "fp32", ["half precision", "for GPUs"]),
@@ -235,4 +237,5 @@ def test_layers_are_compiled_where_that_is_known_to_pay_unless_somebody_says_no(
 
 
 def test_a_model_is_asked_with_what_runs_everywhere():
-    assert [for_reading(kind) for kind in ("auto", "flex", *FLASH, "sdpa", "eager")] == ["sdpa"] * 5 + ["eager"]
+    kinds = ("auto", "varlen", "flex", *FLASH, "sdpa", "eager")
+    assert [for_reading(kind) for kind in kinds] == ["sdpa"] * 6 + ["eager"]

@@ -42,7 +42,7 @@ def language_model(architecture: str, attention: str) -> PackedLanguageModel:
     return PackedLanguageModel(build_model(config, 0, attention).eval())
 
 
-MODELS = {(name, kind): language_model(name, kind) for name in ARCHITECTURES for kind in ("sdpa", "eager")}
+MODELS = {(name, kind): language_model(name, kind) for name in ARCHITECTURES for kind in ("sdpa", "eager", "varlen")}
 
 
 def packed(documents: list[np.ndarray]) -> MicroBatch:
