@@ -11,7 +11,7 @@ command as people run it, with metrics and wandb offline. The plain loop is Dist
 on the logits, gradient clipping and fused AdamW; in bf16 it autocasts. The Trainer gets the same data set, fused AdamW,
 ``bf16=True`` for bf16, no logging and no checkpoints. Both peers have the back end of attention that hanse chooses, or
 sdpa where that is hanse's own, and are told the document boundaries, too: the plain loop as hanse is, the Trainer by
-positions. Where hanse compiles layers (on GPUs, and with ``engine.compile=true``), they and OLMo-core compile the model.
+positions. Where hanse compiles layers (on GPUs, and with ``engine.compile=true``), they and OLMo-core compile models.
 
 OLMo-core and litgpt need virtual environments of their own (pip install ai2-olmo-core==3.0.0 or litgpt==0.5.13, with
 the same torch), whose Pythons are named; benchmarks/throughput_peers.py says what they are told. They do not tie
