@@ -160,8 +160,9 @@ class TextArrays:
         return places
 
 
+@functools.lru_cache(maxsize=1 << 10)
 def word_hashes(text: str) -> Hashes:
-    """Hashes of the words of a text, to look for in :attr:`TextArrays.word_hashes`."""
+    """Hashes of the words of a short text, to look for in :attr:`TextArrays.word_hashes`; kept: not to be changed."""
     return TextArrays.of([text]).word_hashes
 
 
