@@ -11,12 +11,11 @@ from typing import Any
 from data_pipelines.config import SourceConfig
 from data_pipelines.sources import LONGEST, Record
 
-LINE_ENDS = re.compile("\r\n?|[\x0b\x0c\x85\u2028\u2029]")
+LINE_ENDS = re.compile("[\r\x0b\x0c\x85\u2028\u2029]")
 CONTROLS = re.compile("[\x00-\x08\x0e-\x1f\x7f-\x9f\ufeff]")
-EMPTY_LINES = re.compile(r"\n{3,}")
 
 
-@dataclass(frozen=True)
+@dataclass
 class Document:
     """What a record says. ``group``: its split goes by that; ``reason`` and ``detail``: why there is no text."""
 
@@ -34,10 +33,17 @@ class Document:
 
 def normalise(text: str) -> str:
     """NFC, line ends as ``\\n``, no control characters, no spaces before line ends, at most one empty line in a row."""
-    # NFC last of the two: a control character may have stood between a letter and its accent.
-    text = unicodedata.normalize("NFC", CONTROLS.sub("", LINE_ENDS.sub("\n", text)))
-    text = "\n".join(line.rstrip() for line in text.split("\n"))  # a regular expression takes n^2 on runs of spaces
-    return EMPTY_LINES.sub("\n\n", text).strip()
+    # Of line ends, controls and white space only the space is printable, so that most texts need no search for them.
+    printable = text.replace("\n", "").isprintable()
+    if not printable:
+        text = CONTROLS.sub("", LINE_ENDS.sub("\n", text.replace("\r\n", "\n")))
+    # NFC after that: a control character may have stood between a letter and its accent.
+    text = unicodedata.normalize("NFC", text)
+    if not printable or " \n" in text:
+        text = "\n".join(map(str.rstrip, text.split("\n")))  # a regular expression takes n^2 on runs of spaces
+    while "\n\n\n" in text:
+        text = text.replace("\n\n\n", "\n\n")
+    return text.strip()
 
 
 def document(record: Record, source: SourceConfig, longest: int = LONGEST) -> Document:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.metadata
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -63,7 +64,10 @@ def plan(config: CorpusConfig) -> list[Planned]:
 def tools(config: CorpusConfig) -> dict[str, str]:
     """Versions of what decides, the chosen language detector among them."""
     names = ("hanse", config.annotate.language_detector, "phonenumbers", "protego", "pyarrow", "python-stdnum")
-    return {name: importlib.metadata.version(name) for name in names}
+    return {name: _version(name) for name in names}
+
+
+_version = functools.cache(importlib.metadata.version)
 
 
 def tasks(config: CorpusConfig, planned: Sequence[Planned]) -> list[Task]:

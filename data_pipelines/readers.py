@@ -29,7 +29,7 @@ TEXT_TYPES = (
 )  # fmt: skip
 
 
-@dataclass(frozen=True)
+@dataclass  # not frozen: that would make it four times as slow to build
 class Record:
     """One record as read: its key within the source, its fields, or what is wrong with it.
 
@@ -178,12 +178,16 @@ def _batch_rows(metadata: pq.FileMetaData) -> int:
 
 
 def _column(column: pa.Array) -> list[Any]:
-    """Python values; strings are decoded one by one, because Arrow gives up on a column with one bad string."""
+    """Python values; where one string of a column is bad, on which Arrow gives up, they are decoded one by one."""
     if pa.types.is_dictionary(column.type):
         column = column.dictionary_decode()
     if not any(is_type(column.type) for is_type in TEXT_TYPES):
         return column.to_pylist()
-    return [None if value is None else _decoded(value) for value in column.cast(pa.large_binary()).to_pylist()]
+    binary = column.cast(pa.large_binary())
+    try:
+        return binary.cast(pa.large_string()).to_pylist()
+    except pa.ArrowInvalid:
+        return [None if value is None else _decoded(value) for value in binary.to_pylist()]
 
 
 def _read_sqlite(path: Path, key: str, source: SourceConfig, longest: int) -> Iterator[Record]:

@@ -7,7 +7,7 @@ import hashlib
 import lzma
 import sqlite3
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -152,7 +152,8 @@ def _read_files(source: SourceConfig, files: Sequence[Path], longest: int, downl
     for index, path in enumerate(files):
         key = path.relative_to(root).as_posix() if within else path.name
         for record in _until_broken(FILE_READERS[source.reader](path, key, source, longest), path, key):
-            yield replace(record, position=(index + record.position) / len(files))
+            record.position = (index + record.position) / len(files)
+            yield record
 
 
 def _until_broken(records: Iterator[Record], path: Path, key: str) -> Iterator[Record]:

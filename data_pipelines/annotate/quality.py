@@ -6,6 +6,7 @@ stand apart, in ``configs/quality/LANGUAGE.yaml``: other ones are tried without 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
@@ -42,6 +43,7 @@ class Quality:
     thresholds: Mapping[str, Bounds] = field(default_factory=dict)  # signal without its prefix -> ...
 
     @classmethod
+    @functools.cache
     def of(cls, language: str) -> Quality:
         """What is shipped for a language (ISO 639 code).
 

@@ -111,14 +111,14 @@ def signals_of(arrays: TextArrays, vocabulary: Vocabulary) -> dict[str, NDArray[
 def _of_characters(arrays: TextArrays) -> dict[str, NDArray[Any]]:
     codes, classes, bounds, words = arrays.codes, arrays.classes, arrays.bounds, np.diff(arrays.word_bounds)
     letters = np.diff(arrays.letters_before[bounds])
-    ends = np.flatnonzero(classes & STOP)
+    ends = arrays.of_class(STOP)
     following = classes[np.minimum(ends + 1, len(classes) - 1)]
     symbols = _count(np.flatnonzero(codes == ord("#")), bounds) + _count(_ellipses(codes), bounds)
     return {
         "sentences": _count(ends[(following & (SPACE | CLOSER)) != 0], bounds),
         "symbol_ratio": share(symbols, words),
-        "digits": share(_count(np.flatnonzero(classes & DIGIT), bounds), np.diff(arrays.ink_before[bounds])),
-        "capitals": share(_count(np.flatnonzero(classes & UPPER), bounds), letters),
+        "digits": share(_count(arrays.of_class(DIGIT), bounds), np.diff(arrays.ink_before[bounds])),
+        "capitals": share(_count(arrays.of_class(UPPER), bounds), letters),
         "curly_brackets": _count(np.flatnonzero((codes == ord("{")) | (codes == ord("}"))), bounds),
         "line_ends_per_word": share(_count(np.flatnonzero(codes == ord("\n")), bounds) - 1, words),
     }
@@ -139,7 +139,7 @@ def _of_words(arrays: TextArrays, vocabulary: Vocabulary) -> dict[str, NDArray[A
     number = vocabulary.stop_word(arrays.word_hashes)
     stops = np.flatnonzero(number >= 0)
     seen = np.bincount(text[stops] * vocabulary.count + number[stops], minlength=texts * vocabulary.count) > 0
-    upper = np.searchsorted(arrays.word_starts, np.flatnonzero(arrays.classes & UPPER), side="right") - 1
+    upper = np.searchsorted(arrays.word_starts, arrays.of_class(UPPER), side="right") - 1
     shouted = (np.bincount(upper[upper >= 0], minlength=len(text)) == lengths) & (lengths > 1)
     starts, ends = arrays.tokens()
     lettered = arrays.letters_before[ends] > arrays.letters_before[starts]

@@ -21,6 +21,8 @@ BYTES = 2 * PLACES
 EMPTY = np.uint64(2**64 - 1)
 LOW = np.uint64(2**32 - 1)
 HALF = np.uint64(32)
+ONE = np.uint64(1)
+AT_ONCE = 1 << 14  # hashes that are drawn at once in the rounds for what stayed empty
 
 
 def signatures(arrays: TextArrays) -> pa.Array:
@@ -29,18 +31,20 @@ def signatures(arrays: TextArrays) -> pa.Array:
     least = np.full(arrays.texts * PLACES, EMPTY)
     known = np.zeros(arrays.texts, bool)
     known[text] = True
-    rounds = 0
+    done = 0
     while len(hashes):
-        drawn = mixed(hashes ^ mixed(np.full(1, rounds + 1, np.uint64)))
-        # From round PLACES on each place has a round of its own, so that none stays empty.
-        place = (
-            (drawn >> HALF) * np.uint64(PLACES) >> HALF if rounds < PLACES else np.full(1, rounds - PLACES, np.uint64)
-        )
+        # Several rounds at once when few hashes are left: a row each. From round PLACES on each place has a round of
+        # its own, so that none stays empty.
+        end = PLACES if done < PLACES else 2 * PLACES
+        rounds = np.arange(done, min(done + max(AT_ONCE // len(hashes), 1), end), dtype=np.uint64)[:, None]
+        drawn = mixed(hashes ^ mixed(rounds + ONE))
+        place = (drawn >> HALF) * np.uint64(PLACES) >> HALF if done < PLACES else rounds - np.uint64(PLACES)
         # Later rounds weigh more than any hash of an earlier one: they fill what is empty and change nothing else.
-        np.minimum.at(least, text * PLACES + place.astype(np.int64), (drawn & LOW) | np.uint64(rounds) << HALF)
+        places = text * PLACES + place.astype(np.int64)
+        np.minimum.at(least, places.ravel(), ((drawn & LOW) | rounds << HALF).ravel())
         unfilled = (least.reshape(-1, PLACES) == EMPTY).any(axis=1)[text]
         hashes, text = hashes[unfilled], text[unfilled]
-        rounds += 1
+        done += len(rounds)
     short = (mixed(least) >> np.uint64(48)).astype("<u2")  # 16 bits of each tell different hashes apart well enough
     values = pa.FixedSizeBinaryArray.from_buffers(pa.binary(BYTES), arrays.texts, [_bitmap(known), pa.py_buffer(short)])
     return values
@@ -59,9 +63,12 @@ def n_grams(arrays: TextArrays, words: int) -> tuple[Hashes, Integers]:
 
 def mixed(values: Hashes) -> Hashes:
     """Every bit of a value spread over all bits (the finaliser of MurmurHash3, a bijection)."""
-    values = (values ^ (values >> np.uint64(33))) * np.uint64(0xFF51AFD7ED558CCD)
-    values = (values ^ (values >> np.uint64(33))) * np.uint64(0xC4CEB9FE1A85EC53)
-    return values ^ (values >> np.uint64(33))
+    values = values ^ (values >> np.uint64(33))
+    values *= np.uint64(0xFF51AFD7ED558CCD)
+    values ^= values >> np.uint64(33)
+    values *= np.uint64(0xC4CEB9FE1A85EC53)
+    values ^= values >> np.uint64(33)
+    return values
 
 
 def places_of(signatures: pa.Array) -> NDArray[np.uint16]:

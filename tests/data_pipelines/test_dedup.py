@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data_pipelines.annotate.signature import PLACES, places_of, signatures
+from data_pipelines.annotate.signature import PLACES, mixed, n_grams, places_of, signatures
 from data_pipelines.annotate.text_arrays import TextArrays
 from data_pipelines.dedup import ALONE, Clusters, Originals, cluster
 from data_pipelines.documents import content_of
@@ -67,6 +67,33 @@ def test_a_signature_depends_on_the_text_alone():
     assert together.to_pylist() == [signatures(TextArrays.of([text]))[0].as_py() for text in texts]
     assert together[0] == together[3]  # the same words
     assert together.is_valid().to_pylist() == [True, False, False, True, False, False, False]
+
+
+def mix(number):
+    return int(mixed(np.array([number], np.uint64))[0])
+
+
+def by_definition(text):
+    """A signature round by round and hash by hash, until no place is empty."""
+    hashes, least, number = n_grams(TextArrays.of([text]), 5)[0].tolist(), [None] * PLACES, 0
+    while None in least:
+        filled = [one is not None for one in least]
+        for value in hashes:
+            drawn = mix(value ^ mix(number + 1))
+            place = (drawn >> 32) * PLACES >> 32 if number < PLACES else number - PLACES
+            if not filled[place]:
+                found = drawn & (2**32 - 1) | number << 32
+                least[place] = found if least[place] is None else min(least[place], found)
+        number += 1
+    return [mix(one) >> 48 for one in least]
+
+
+def test_signatures_are_those_of_the_definition():
+    rng = random.Random(5)
+    texts = [" ".join(rng.choices(WORDS, k=words)) for words in (5, 6, 9, 20, 150, 5, 40, 900)]
+    expected = [by_definition(text) for text in texts]
+    assert places_of(signatures(TextArrays.of(texts))).tolist() == expected
+    assert [places_of(signatures(TextArrays.of([text])))[0].tolist() for text in texts] == expected
 
 
 def test_recall_and_precision_against_brute_force(tmp_path):

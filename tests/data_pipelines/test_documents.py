@@ -1,5 +1,6 @@
 """Normalising twice changes nothing; ids and splits depend on the content alone; what is malformed says why."""
 
+import re
 import unicodedata
 
 import pytest
@@ -48,6 +49,23 @@ def test_normalise_changes_nothing_but_controls_and_spacing(text):
         return unicodedata.normalize("NFD", "".join(kept))
 
     assert visible(normalise(text)) == visible(unicodedata.normalize("NFC", text))
+
+
+def by_definition(text):
+    """Slow and plain: every step taken, whatever the text."""
+    text = re.sub("\r\n?|[\x0b\x0c\x85\u2028\u2029]", "\n", text)
+    text = unicodedata.normalize("NFC", re.sub("[\x00-\x08\x0e-\x1f\x7f-\x9f\ufeff]", "", text))
+    return re.sub(r"\n{3,}", "\n\n", "\n".join(line.rstrip() for line in text.split("\n"))).strip()
+
+
+@given(st.text(st.characters()) | HOSTILE | st.text(st.sampled_from("aé\u0301\u0327 \n")) | st.text("\r\n\ud800 x"))
+def test_texts_without_much_to_do_are_normalised_as_all_others(text):
+    assert normalise(text) == by_definition(text)
+
+
+def test_every_character_is_normalised_by_definition():
+    for text in (f"a{chr(code)}\n\u0301{chr(code)} \n" for code in range(0x10000)):
+        assert normalise(text) == by_definition(text)
 
 
 def test_normalise_takes_no_quadratic_time():

@@ -10,9 +10,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import zstandard
+from hypothesis import example, given
+from hypothesis import strategies as st
 
 from common.errors import HanseError
 from data_pipelines.config import HubConfig, SourceConfig
+from data_pipelines.readers import _column
 from data_pipelines.sources import Record, inputs, read
 
 RECORDS = [
@@ -109,6 +112,23 @@ def test_parquet_with_one_bad_string_gives_the_others(tmp_path, local):
     pq.write_table(pa.table({"text": ["x", None]}), tmp_path / "null.parquet")
     pq.write_table(pa.table({"text": [1, 2]}), tmp_path / "number.parquet")
     assert texts(local(tmp_path, reader="parquet")) == ["a", b"\xe9", "b", "x", None, 1, 2]
+
+
+@given(st.lists(st.none() | st.binary(max_size=6) | st.text().map(str.encode), max_size=9), st.booleans())
+@example(
+    ["\ud800".encode("utf-8", "surrogatepass"), b"a\0", b"\xf4\x90\x80\x80", b"\xc0\x80", "\ufeff\U0010ffff".encode()],
+    False,
+)
+def test_a_column_of_strings_is_that_of_its_values_one_by_one(values, twice):
+    def decoded(value):
+        try:
+            return None if value is None else value.decode()
+        except UnicodeDecodeError:
+            return value
+
+    array = pa.array(values, pa.binary())
+    array = array.dictionary_encode() if twice else array
+    assert _column(array) == list(map(decoded, values))
 
 
 def database(path, rows):

