@@ -13,6 +13,7 @@ from __future__ import annotations
 import atexit
 import ctypes
 import functools
+import gc
 import importlib
 import json
 import os
@@ -190,7 +191,10 @@ if __name__ == "__main__":
 
     from launch import local
 
+    gc.disable()
     for name in PRELOADED:
         importlib.import_module(name)
+    gc.freeze()  # what was imported is garbage never: those forked neither look at it nor copy its pages
+    gc.enable()
     serve(socket.socket(fileno=int(sys.argv[1])))
     run()
