@@ -5,7 +5,9 @@ from __future__ import annotations
 import difflib
 import itertools
 import re
+from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -161,41 +163,34 @@ def check(name: str, overrides: list[str], folders: list[Path]) -> None:
 
     with hydra.initialize_config_module("configs", version_base="1.3", job_name=name):
 
-        def problem(override: str, base: list[str]) -> str | None:
+        @cache
+        def error_of(*some: str) -> Exception | None:
             try:
-                hydra.compose(name, overrides=[*base, override])
+                hydra.compose(name, overrides=list(some))
                 return None
             except Exception as error:
-                if fitting := as_mapping(override, base):
-                    return fitting
-                composed = OmegaConf.to_container(hydra.compose(name, overrides=base), resolve=False)
-                return _explain(override, error, name, [key for key, _ in _items(composed)], folders)
+                return error
 
-        def as_mapping(override: str, base: list[str]) -> str | None:
-            """How to write a key that a mapping does not have yet, where it may have any."""
+        def problem(override: str, base: list[str], error: Exception) -> str:
             key, _, value = override.partition("=")
             mapping, _, last = key.rpartition(".")
-            if not mapping:
-                return None
-            try:
-                hydra.compose(name, overrides=[*base, f"++{mapping}={{{last}: {value}}}"])
+            if mapping and not error_of(*base, f"++{mapping}={{{last}: {value}}}"):  # which may have any key
                 return f"{key}: a new key of a mapping is written '{mapping}={{{last}: {value}}}'"
-            except Exception:
-                return None
+            composed = OmegaConf.to_container(hydra.compose(name, overrides=base), resolve=False)
+            return _explain(override, error, name, [key for key, _ in _items(composed)], folders)
 
-        try:
-            hydra.compose(name, overrides=[*search, *overrides])
-            return
-        except Exception as error:
-            whole = error
-        problems, good = [], search
-        for override in overrides:
-            found = problem(override, good)
-            if found:
-                problems.append(found)
-            else:
-                good = [*good, override]
-        raise ConfigError(problems or [_one_line(whole)]) from None
+        problems, good, rest = [], search, overrides
+        while whole := error_of(*good, *rest):
+            if not rest:  # nothing that was asked for, but what stands in the files
+                problems.append(_one_line(whole))
+                break
+            # The first override that breaks what stands before it, by halving: a composition takes 0.2 seconds.
+            first = bisect_left(range(len(rest)), True, key=lambda last: bool(error_of(*good, *rest[: last + 1])))
+            good, wrong, rest = [*good, *rest[:first]], rest[first], rest[first + 1 :]
+            if error := error_of(*good, wrong):
+                problems.append(problem(wrong, good, error))
+        if problems:
+            raise ConfigError(problems)
 
 
 def readable(error: Exception) -> HanseError | None:

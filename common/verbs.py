@@ -142,7 +142,6 @@ def _run(verb: Verb, arguments: list[str], function: str | Callable[[Any], Any])
     from omegaconf import OmegaConf
 
     ConfigStore.instance().store(f"{verb.name}_schema", verb.load(verb.schema))
-    configuration.check(verb.name, overrides, folders)
     checking = "--check" in flags
     flags = [flag for flag in flags if flag != "--check"]
     codes: list[int] = []
@@ -165,6 +164,7 @@ def _run(verb: Verb, arguments: list[str], function: str | Callable[[Any], Any])
     try:
         application()
     except Exception as error:
+        configuration.check(verb.name, overrides, folders)  # all problems, where Hydra tells of the first
         raise configuration.readable(error) or error from None
     finally:
         sys.argv = before

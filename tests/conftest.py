@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import os
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import pytest
+from hydra._internal.hydra import Hydra
 from hypothesis import settings
 
 from common.errors import HanseError
@@ -15,6 +19,7 @@ from common.verbs import main
 from hanse import VERBS
 from launch import local
 from tests import warm
+from tests.demo.makefile import demo_commands
 
 TEXTS = Path(__file__).parent / "data"
 LANGUAGES = ("fr", "de", "es", "it")
@@ -22,7 +27,7 @@ Hanse = Callable[..., int]
 
 settings.register_profile("hanse", deadline=None)  # machines are slow at times; no test asserts a duration
 settings.load_profile("hanse")
-SHARED = ("demo_data",)  # fixtures of a session that take minutes
+SHARED = ("demo_folder",)  # fixtures of a session that take minutes
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -35,6 +40,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         item.add_marker(pytest.mark.xdist_group(shared[0] if shared else item.nodeid.partition("::")[0]))
     slow = {item.get_closest_marker("xdist_group").args[0] for item in items if item.get_closest_marker("slow")}
     items.sort(key=lambda item: item.get_closest_marker("xdist_group").args[0] not in slow)
+
+
+gc.disable()  # until all is imported
+
+
+def pytest_collection_finish() -> None:
+    """No collection looks at the million objects that imports left: a sixth of the time of many a test."""
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -51,9 +65,15 @@ def warm_ranks() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def hanse() -> Hanse:
-    """``hanse("train", "run=...", ...)``: a verb as the console command runs it; its exit code."""
-    return lambda *arguments: main(VERBS, [str(argument) for argument in arguments])
+def hanse() -> Iterator[Hanse]:
+    """``hanse("train", "run=...", ...)``: a verb as the console command runs it; its exit code.
+
+    Hydra composes a configuration once to look for ``hydra.mode``, which none of ours sets, and then once more: here
+    not, for a composition takes 0.1 seconds and more and the suite runs many hundred verbs.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Hydra, "get_mode", lambda *_, **__: None)
+        yield lambda *arguments: main(VERBS, [str(argument) for argument in arguments])
 
 
 @pytest.fixture(scope="session")
@@ -127,11 +147,17 @@ def demo_downloads() -> Path:
 
 
 @pytest.fixture(scope="session")
-def demo_data(tmp_path_factory: pytest.TempPathFactory, hanse: Hanse, demo_downloads: Path) -> Path:
-    """``corpus/``, ``tokenizer/`` and ``shards/`` of ``experiment=demo``; shared. For tests marked slow."""
+def demo_folder(tmp_path_factory: pytest.TempPathFactory, hanse: Hanse, demo_downloads: Path) -> Path:
+    """A folder in which ``make demo`` has come as far as its token shards; shared. For tests marked slow."""
     folder = tmp_path_factory.mktemp("demo")
-    places = {"corpus": folder / "corpus", "tokenizer": folder / "tokenizer", "output": folder / "shards"}
-    assert hanse("corpus", "experiment=demo", f"output={places['corpus']}", f"downloads={demo_downloads}") == 0
-    assert hanse("tokenizer", "experiment=demo", f"corpus={places['corpus']}", f"output={places['tokenizer']}") == 0
-    assert hanse("tokenize", "experiment=demo", *(f"{key}={path}" for key, path in places.items())) == 0
+    shutil.copytree(demo_downloads, folder / "data/downloads")
+    with contextlib.chdir(folder):
+        for command in demo_commands()[:3]:
+            assert hanse(*command) == 0, command
     return folder
+
+
+@pytest.fixture(scope="session")
+def demo_data(demo_folder: Path) -> Path:
+    """Its ``corpus/``, ``tokenizer/`` and ``shards/``."""
+    return demo_folder / "data/demo"

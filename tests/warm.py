@@ -13,6 +13,7 @@ from __future__ import annotations
 import atexit
 import ctypes
 import functools
+import gc
 import importlib
 import json
 import os
@@ -27,7 +28,11 @@ import traceback
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, BinaryIO
 
-PRELOADED = ("train.loop", "train.score", "train.outcome", "hydra", "tokenizers")
+# What ranks would import by themselves: the verbs' own, and what DeepSpeed, pyarrow and transformers import when used.
+PRELOADED = (
+    "train.loop", "train.score", "train.outcome", "hydra", "tokenizers", "pandas", "pyarrow.dataset",
+    "deepspeed.runtime.zero.muon.muon_optimizer", "transformers.models.llama.modeling_llama",
+)  # fmt: skip
 MESSAGE = 2**17  # bytes at most: variables and arguments
 PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 
@@ -189,8 +194,14 @@ if __name__ == "__main__":
     import torch
 
     from launch import local
+    from train.precision import measured_peaks
 
+    gc.disable()
     for name in PRELOADED:
         importlib.import_module(name)
+    for half in ("bf16", "fp16"):  # which a rank does once, and takes two seconds for
+        measured_peaks(torch.device("cpu"), half)
+    gc.freeze()  # what was imported is garbage never: those forked neither look at it nor copy its pages
+    gc.enable()
     serve(socket.socket(fileno=int(sys.argv[1])))
     run()

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import re
-import shutil
 from pathlib import Path
 
 import pytest
 
-MAKEFILE = Path(__file__).parents[2] / "Makefile"
+from tests.demo.makefile import demo_commands
+
 FEWER_STEPS = ("tokens=8_192", "schedule.warmup_steps=1", "evaluate.tokens_per_language=2048")
 SUMMARY = {
     "languages", "tokens_per_second", "mfu", "parameters", "steps", "consumed_tokens", "wall_seconds", "paths",
@@ -19,15 +18,10 @@ PATHS = {"corpus", "shards", "checkpoint", "export", "report"}
 
 
 @pytest.mark.slow
-def test_demo_leads_from_text_to_a_report_and_a_second_time_does_nothing_twice(
-    hanse, demo_downloads, tmp_path, monkeypatch, capfd
-):
-    monkeypatch.chdir(tmp_path)
-    shutil.copytree(demo_downloads, "data/downloads")
-    recipe = re.search(r"^demo:.*\n((?:\t.*\n)+)", MAKEFILE.read_text(encoding="utf-8"), re.MULTILINE)
-    assert recipe
-    commands = [line.split() for line in re.findall(r"^\thanse (.*)$", recipe[1], re.MULTILINE)]
-    for command in commands:
+def test_demo_leads_from_text_to_a_report_and_a_second_time_does_nothing_twice(hanse, demo_folder, monkeypatch, capfd):
+    monkeypatch.chdir(demo_folder)
+    commands = demo_commands()
+    for command in commands[3:]:
         assert hanse(*command, *(FEWER_STEPS if command[0] == "train" else ())) == 0, command
 
     summary = json.loads(Path("runs/demo/summary.json").read_text(encoding="utf-8"))

@@ -2,7 +2,7 @@
 
     python rank_program.py CASES.json RESULTS.json
 
-A case is ``{"name": ..., "overrides": [...]}`` and what goes wrong in it:
+A case is ``{"name": ..., "config": {...}}`` and what goes wrong in it:
 
     "poison": n         the n-th step's loss is not finite, on rank 1 in each second sequence; "heals": only once
     "steep": [a, b]     the gradient is a thousand times too large in steps that begin with one of these samples
@@ -22,10 +22,8 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from hydra import compose, initialize_config_module
-from hydra.core.config_store import ConfigStore
+from omegaconf import OmegaConf
 
-from common.configuration import instantiate
 from common.errors import HanseError
 from common.verbs import QUIET_ENVIRONMENT
 from train import loop
@@ -94,11 +92,9 @@ def main(cases: str, results: str) -> None:
     os.environ.update(QUIET_ENVIRONMENT)
     place = find_place(os.environ)
     device = initialise_ranks(place)
-    ConfigStore.instance().store("train_schema", TrainConfig)
     outcomes = {}
     for case in json.loads(Path(cases).read_text()):
-        with initialize_config_module("configs", version_base="1.3"):
-            config = instantiate(compose("train", overrides=[*case["overrides"], f"ranks={place.ranks}"]))
+        config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(TrainConfig), case["config"]))
         loop.accumulate, Engine.update = broken(case, place)
         try:
             outcomes[case["name"]] = train_as_rank(config, place, device)

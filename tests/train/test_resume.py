@@ -13,8 +13,8 @@ from tests.train.multirank import evaluations, losses, train_cases
 from train.energy.totals import energy_totals
 from train.run_folder import read_metrics
 
-STEPS, SAVED = 30, 10  # optimizer steps of the whole run, and of the checkpoint that resumes start from
-TOLERANCE = 1e-3  # relative, over the 20 losses after the resume
+STEPS, SAVED = 16, 6  # optimizer steps of the whole run, and of the checkpoint that resumes start from
+TOLERANCE = 1e-3  # relative, over the 10 losses after the resume
 
 
 def up_to_the_checkpoint(run: Path, copy: Path) -> Path:
@@ -28,7 +28,10 @@ def up_to_the_checkpoint(run: Path, copy: Path) -> Path:
 
 @pytest.mark.slow
 def test_resume_on_any_layout(tiny_settings, tmp_path):
-    """All cases of one number of ranks share a start, which takes longer than they do."""
+    """All cases of one number of ranks share a start, which takes longer than they do.
+
+    On two ranks, to the last bit: all kinds. On one and four each stage, and each precision with each of both.
+    """
     kinds = [(precision, stage) for precision in ("fp32", "bf16") for stage in (1, 2, 3)]
 
     def case(run: Path, precision: str, stage: int) -> list[str]:
@@ -46,8 +49,9 @@ def test_resume_on_any_layout(tiny_settings, tmp_path):
 
     # (ranks, stage) -> the run whose checkpoint it starts from: its own layout, and each stage from another
     starts = {(2, 1): 1, (2, 2): 2, (2, 3): 3, (1, 1): 3, (1, 2): 1, (1, 3): 2, (4, 1): 2, (4, 2): 3, (4, 3): 1}
+    moved = {1: [("fp32", 1), ("bf16", 2), ("fp32", 3)], 4: [("bf16", 1), ("fp32", 2), ("bf16", 3)]}
     for ranks in (1, 2, 4):
-        runs = {kind: tmp_path / f"{ranks}-ranks" / "-".join(map(str, kind)) for kind in kinds}
+        runs = {kind: tmp_path / f"{ranks}-ranks" / "-".join(map(str, kind)) for kind in moved.get(ranks, kinds)}
         for (precision, stage), run in runs.items():
             up_to_the_checkpoint(quiet[precision, starts[ranks, stage]], run)
         cases = {run.name: case(run, *kind) for kind, run in runs.items()}

@@ -23,7 +23,7 @@ from train.setup import open_data
 from train.state_hash import state_of_checkpoint
 from train.stream import IGNORED
 
-STEPS, SAVED = 20, 10
+STEPS, SAVED = 12, 6
 # Relative errors: the largest of a loss, the largest of a gradient norm, the root mean square of the final weights, and
 # of their average.
 TOLERANCE = {"fp32": (1e-5, 1e-4, 1e-4, 1e-4), "bf16": (1e-3, 5e-2, 5e-2, 5e-2), "fp16": (2e-4, 1e-2, 1e-2, 1e-2)}
@@ -180,7 +180,7 @@ def test_every_optimizer_at_stages_1_2_3_on_two_ranks_equals_plain_pytorch(tiny_
     for kind, precision in KINDS:
         config = configuration(case("unused", kind, precision, 1))
         expected, norms, weights, average = plain_pytorch(config, precision)
-        assert expected[-1] < 0.95 * expected[0]  # it learns: the comparison is of more than noise
+        assert expected[-1] < 0.98 * expected[0]  # it learns: the comparison is of more than noise
         assert apart(average, weights) > 1e-3
         for stage in (1, 2, 3):
             run = runs[kind, precision, stage]
