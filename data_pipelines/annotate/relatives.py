@@ -23,9 +23,9 @@ LETTERS = " '·abcdefghijklmnopqrstuvwxyzàáâãäåæçèéêëìíîïñòó�
 SAME = {"ş": "ș", "ţ": "ț", "’": "'", "ʼ": "'"}  # older or typographic forms of the same
 BASE = 64
 # How much has to speak for another language, in nats: EVIDENCE times the detector's own score, times the root of the
-# number of trigrams, as if SILENT more of them had said nothing (a hundred letters are little). Set by hand, on the
-# texts of benchmarks/language.py.
-EVIDENCE, SILENT = 1.25, 200
+# number of trigrams, as if SILENT more of them had said nothing (a hundred letters are little). Set by hand, on texts
+# of benchmarks/language.py.
+EVIDENCE, SILENT = 1.1, 200
 
 
 def _symbols() -> np.ndarray:
@@ -62,8 +62,8 @@ def number_of(trigram: str) -> int:
 class Relatives:
     """The table, read once."""
 
-    def __init__(self) -> None:
-        lines = TABLE.read_text(encoding="utf-8").splitlines()
+    def __init__(self, table: Path = TABLE) -> None:
+        lines = table.read_text(encoding="utf-8").splitlines()
         names = next(line for line in lines if line.startswith("classes ")).split()[1:]
         rows = [line.split("\t") for line in lines if "\t" in line]
         weights = np.array([[-DIGITS.index(digit) for digit in digits] for _, digits in rows], np.int8)
@@ -79,8 +79,10 @@ class Relatives:
         ``language``: a large one, the detector's answer. ``score``: how sure it is, 0 to 1; the surer, the more has to
         speak against it.
         """
-        rows = self._row[trigrams(text)]
-        rows = rows[rows > 0]
+        seen = np.zeros(len(self._weights), bool)
+        seen[self._row[trigrams(text)]] = True
+        seen[0] = False
+        rows = np.flatnonzero(seen)  # each once: a name that comes again and again says no more about the language
         sums = self._weights[rows].sum(axis=0, dtype=np.int64).tolist()
         best = {one: max(sums[number] for number in numbers) for one, numbers in sorted(self._classes.items())}
         other = max(best, key=best.__getitem__)

@@ -14,8 +14,8 @@ DATA = Path(__file__).parents[2] / "data"
 # of neither its kind nor its time.
 MIREIO = """Cante uno chato de Prouvènço. Dins lis amour de sa jouvènço, a travès de la Crau, vers la mar, dins li blad,
 umble escoulan dóu grand Oumèro, iéu la vole segui. Coume èro rèn qu'uno chato de la terro, en foro de la Crau se n'es
-gaire parla. Emai soun front noun lusiguèsse que de jouinesso, emai n'aguèsse ni diadèmo d'or ni mantèu de Damas, vole
-qu'en glòri fugue aussado coume uno rèino, e caressado pèr nosto lengo mespresado."""
+gaire parla. Emai soun front noun lusiguèsse que de jouinesso, emai n'aguèsse ni diadèmo d'or ni mantèu de Damas,
+vole qu'en glòri fugue aussado coume uno rèino, e caressado pèr nosto lengo mespresado."""
 CANTARES = """Adiós, ríos; adiós, fontes; adiós, regatos pequenos; adiós, vista dos meus ollos: non sei cando nos veremos.
 Miña terra, miña terra, terra donde me eu criei, hortiña que quero tanto, figueiriñas que prantei, prados, ríos,
 arboredas, pinares que move o vento, paxariños piadores, casiña do meu contento."""
@@ -91,4 +91,4 @@ def test_trigrams_are_those_that_a_loop_finds():
 
 def test_the_answer_is_a_ratio_of_whole_numbers_the_same_on_all_machines(relatives, declaration):
     assert relatives._weights.dtype == "int8"
-    assert relatives(declaration["oc"], "fr", 0.5) == ("oc", 0.9994038708940647)
+    assert relatives(declaration["oc"], "fr", 0.5) == ("oc", 0.9987368319471511)
