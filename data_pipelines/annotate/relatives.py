@@ -26,6 +26,7 @@ BASE = 64
 # number of trigrams, as if SILENT more of them had said nothing (a hundred letters are little). Set by hand, on texts
 # of benchmarks/language.py.
 EVIDENCE, SILENT = 1.1, 200
+KNOWN = 0.6  # share of the trigrams that the table has: 0.75 to 0.97 in all its languages; 0.34 in rot13
 
 
 def _symbols() -> np.ndarray:
@@ -79,8 +80,11 @@ class Relatives:
         ``language``: a large one, the detector's answer. ``score``: how sure it is, 0 to 1; the surer, the more has to
         speak against it.
         """
+        found = self._row[trigrams(text)]
+        if np.count_nonzero(found) < KNOWN * len(found):
+            return None
         seen = np.zeros(len(self._weights), bool)
-        seen[self._row[trigrams(text)]] = True
+        seen[found] = True
         seen[0] = False
         rows = np.flatnonzero(seen)  # each once: a name that comes again and again says no more about the language
         sums = self._weights[rows].sum(axis=0, dtype=np.int64).tolist()
