@@ -182,7 +182,8 @@ def _language_check(source: SourceConfig, detector: str) -> str:
     if not source.check_language:
         return "not checked"
     _, *others = accepted(source.language, detector)
-    return f"{source.language} is seldom recognised: documents taken for {', '.join(others)} stay" if others else ""
+    taken = ", ".join(others)
+    return f"{source.language} is often taken for {taken}: documents taken for {taken} stay" if others else ""
 
 
 def _removed_lines(planned: list[Planned], folder: Path) -> dict[str, FileEntry]:

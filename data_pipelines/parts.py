@@ -13,6 +13,7 @@ from typing import Any
 from common.errors import ConfigError, HanseError
 from common.files import read_json
 from data_pipelines import boilerplate
+from data_pipelines.annotate import relatives
 from data_pipelines.annotate.detectors import DETECTORS
 from data_pipelines.annotate.evaluation import EvaluationSets
 from data_pipelines.annotate.opt_out import CRAWLERS_DATE, OptOut
@@ -184,6 +185,7 @@ def _annotation(config: CorpusConfig) -> dict[str, Any]:
     """What decides the annotation of all sources."""
     settings = asdict(config.annotate)
     settings.pop("language_detector")  # stands among the tools, with its version
+    settings["relatives"] = relatives.VERSION
     settings.pop("quality_folder")  # its stop words count, language by language
     settings.pop("boilerplate")  # what it removes counts, source by source
     snapshot = settings.pop("opt_out_snapshot")

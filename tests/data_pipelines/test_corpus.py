@@ -16,6 +16,8 @@ from common.errors import HanseError
 from common.files import sha256_file
 from data_pipelines.manifest import CorpusManifest
 
+DATA = Path(__file__).parents[1] / "data"
+
 
 def contents(folder: Path) -> dict[str, str]:
     return {str(file.relative_to(folder)): sha256_file(file) for file in sorted(folder.rglob("*")) if file.is_file()}
@@ -317,17 +319,27 @@ OCCITAN = [
     "linge dins la ribièra e parlan de las nòças que se preparan per la fin de l'estiu.",
     "Dins la montanha, lo temps càmbia lèu: lo matin fa solelh, e a miègjorn las nívols venon de la mar e tomba una "
     "pluèja fina que dura fins a la nuèch.",
-]  # the model takes the second for Catalan, with 0.66
+]  # fastText's model takes the second for Catalan, with 0.66
 
 
-def test_a_language_that_is_seldom_recognised_is_kept_and_another_in_it_is_not(
-    make_corpus, local, write_jsonl, prose, rows_of, capsys
-):
-    texts = [*OCCITAN, prose("de")[0]]
+def test_occitan_is_kept_and_french_and_spanish_in_it_are_not(make_corpus, local, write_jsonl, prose, rows_of):
+    texts = [*OCCITAN, prose("fr")[0], prose("es")[0]]
     manifest = make_corpus({"web": local(write_jsonl("oc.jsonl", [{"text": text} for text in texts]), "oc")})
     assert [row["text"] for row in rows_of(manifest, "documents", "oc")] == OCCITAN
+    assert manifest.sources["web"].removed == {"wrong_language": 2}
+    assert manifest.language_checks == {}
+
+
+def test_a_language_that_is_often_mistaken_is_kept_and_another_in_it_is_not(
+    make_corpus, local, write_jsonl, prose, rows_of, capsys
+):
+    declared = (DATA / "declaration.tsv").read_text(encoding="utf-8").splitlines()
+    kept = [next(line.partition("\t")[2] for line in declared if line.startswith("co\t")), prose("it")[0]]
+    texts = [*kept, prose("de")[0]]
+    manifest = make_corpus({"web": local(write_jsonl("co.jsonl", [{"text": text} for text in texts]), "co")})
+    assert [row["text"] for row in rows_of(manifest, "documents", "co")] == kept
     assert manifest.sources["web"].removed == {"wrong_language": 1}
-    said = "oc is seldom recognised: documents taken for ca, fr, it, eml stay"
+    said = "co is often taken for it: documents taken for it stay"
     assert CorpusManifest.read(manifest.folder).language_checks == {"web": said}
     assert f"note: language of web: {said}\n" in capsys.readouterr().out
     assert f"Language of web: {said}." in (manifest.folder / "README.md").read_text()
