@@ -6,6 +6,7 @@ import json
 import lzma
 import sqlite3
 import stat
+import struct
 import sys
 import tarfile
 import zipfile
@@ -18,7 +19,7 @@ import yaml
 import zstandard
 
 from benchmarks.corpora import __main__ as command
-from benchmarks.corpora import clients, debian, npm, pypi, texts
+from benchmarks.corpora import clients, debian, npm, pypi, strings, texts
 from benchmarks.corpora.archives import Archive
 from benchmarks.corpora.source import Document, Package, Source
 from common.errors import HanseError
@@ -308,6 +309,33 @@ def test_chapters_of_the_bible_come_by_the_demos_query(tmp_path, monkeypatch):
     assert (found.language, found.id, found.license) == ("fr", "l:8:1", "public-domain")
     assert found.more == {"title": "Ruth 1", "place": "8:1", "edition": "Louis Segond 1910"}
     assert found.text == " ".join(text.strip() for text in PROSE["fr"][:2])
+
+
+def catalogue(messages):
+    """A gettext catalogue, as msgfmt writes it: sorted, without a hash table."""
+    pairs = [(key.encode(), value.encode()) for key, value in sorted(messages.items())]
+    at, tables = 28 + 16 * len(pairs), [b"", b""]
+    for side in (0, 1):
+        for pair in pairs:
+            tables[side] += struct.pack("<II", len(pair[side]), at)
+            at += len(pair[side]) + 1
+    held = b"".join(pair[side] + b"\0" for side in (0, 1) for pair in pairs)
+    return struct.pack("<7I", 0x950412DE, 0, len(pairs), 28, 28 + 8 * len(pairs), 0, 28) + b"".join(tables) + held
+
+
+def test_what_programs_say_without_what_is_not_translated(tmp_path):
+    said = [" ".join(line.split()[:12]) for line in PROSE["es"]]
+    messages = {"": "Content-Type: text/plain; charset=UTF-8\n", "short": "_Abrir"}
+    messages |= {f"key {number}": f"{line} %s" for number, line in enumerate(said)}
+    english = {"this is not translated, and stands in another language as well": "so it is left out of all languages"}
+    where = "usr/share/locale/{}/LC_MESSAGES/x.mo"
+    archive = deb(tmp_path / "x_1.deb", {where.format("es"): catalogue(messages | english),
+                                         where.format("ast"): catalogue({"": messages[""]} | english)})  # fmt: skip
+    made = list(strings.SOURCES[0].documents([archive]))
+    assert {one.language for one in made} == {"es"}
+    assert all(len(one.text) >= strings.SHORTEST for one in made)
+    assert said[0] in made[0].text
+    assert not any(word in one.text for one in made for word in ("Abrir", "%s", "left out"))
 
 
 def test_a_missing_client_is_one_error_that_says_what_to_leave_out(tmp_path, monkeypatch, capsys):

@@ -1,13 +1,26 @@
 """Near relatives are kept apart: real text in each, and nothing changes where nothing is decided."""
 
 import codecs
+import hashlib
 from pathlib import Path
 
 import pytest
 
 from data_pipelines.annotate.detectors import DETECTORS
 from data_pipelines.annotate.language import LanguageIdentifier
-from data_pipelines.annotate.relatives import BASE, LARGE, LETTERS, SMALL, Relatives, number_of, trigrams
+from data_pipelines.annotate.relatives import (
+    BASE,
+    LARGE,
+    LETTERS,
+    SMALL,
+    TABLE,
+    VERSION,
+    Relatives,
+    number_of,
+    trigrams,
+)
+from data_pipelines.config import CorpusConfig, SourceConfig
+from data_pipelines.parts import plan
 
 DATA = Path(__file__).parents[2] / "data"
 
@@ -95,3 +108,16 @@ def test_trigrams_are_those_that_a_loop_finds():
 def test_the_answer_is_a_ratio_of_whole_numbers_the_same_on_all_machines(relatives, declaration):
     assert relatives._weights.dtype == "int8"
     assert relatives(declaration["oc"], "fr", 0.5) == ("oc", 0.9987368319471511)
+
+
+def test_another_table_has_another_version():
+    assert (VERSION, hashlib.sha256(TABLE.read_bytes()).hexdigest()[:16]) == ("1", "b71287652373bf8e"), "raise VERSION"
+
+
+def test_another_version_names_other_annotated_files(tmp_path, monkeypatch):
+    (tmp_path / "text.jsonl").write_text('{"text": "x"}\n')
+    sources = {"mine": SourceConfig("jsonl", language="oc", license="CC0-1.0", path=str(tmp_path / "text.jsonl"))}
+    config = CorpusConfig("mine", ["oc"], sources, annotated=str(tmp_path / "annotated"))
+    before = plan(config)[0].path
+    monkeypatch.setattr("data_pipelines.annotate.relatives.VERSION", "2")
+    assert plan(config)[0].path != before
