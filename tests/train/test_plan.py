@@ -129,6 +129,7 @@ def test_what_is_drawn_is_shown_with_its_repetition(hanse, tiny_settings, capsys
     assert "epochs; beyond 4 repeated text teaches ever less" in said
 
 
+@pytest.mark.slow
 def test_what_does_not_fit_is_said_with_what_would_help(hanse, capsys):
     request = [one.replace("llama3-8b", "llama3-70b") for one in REQUEST]
     assert hanse("plan", *request, "gpu=A100", "nodes=[1]") == EXIT_DONE
@@ -171,6 +172,7 @@ def test_what_is_offloaded_lies_in_host_memory_and_nowhere_else():
     assert on_host(10**6, here) == 0
 
 
+@pytest.mark.slow
 def test_a_plan_knows_what_the_optimizer_and_the_average_keep(hanse, tmp_path):
     found = {}
     cases = {name: [f"train.optimizer.kind={name}"] for name in ("adamw", "muon", "ademamix")}
