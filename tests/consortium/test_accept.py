@@ -77,6 +77,7 @@ def test_a_maintainer_alone_is_no_reviewer_and_a_contributor_never_reviews_itsel
     assert not Registry(registry).register.models
 
 
+@pytest.mark.slow
 def test_a_review_of_another_contribution_registry_or_verdict_does_not_count(
     hanse, registry, contribution, people, begun, tmp_path, capfd
 ):
@@ -157,6 +158,7 @@ def child_of(hanse, registry, people, run, *more):
     return output
 
 
+@pytest.mark.slow
 def test_a_child_is_held_against_its_parent(hanse, registry, people, parent, run_of, tiny_data):
     parents = [{"manifest_sha256": parent, "role": "init"}]
     same = child_of(hanse, registry, people, run_of(parents=parents, step=3), "license=Apache-2.0")
@@ -174,6 +176,7 @@ def test_a_child_is_held_against_its_parent(hanse, registry, people, parent, run
     assert "100.0% of its ancestors' compute, the line is at a third; more" in found["a third"][1]
 
 
+@pytest.mark.slow
 def test_a_child_of_a_revoked_or_unknown_parent_is_refused(hanse, registry, people, parent, run_of, capfd):
     child = child_of(hanse, registry, people, run_of(parents=[{"manifest_sha256": parent, "role": "init"}], step=3),
                      "license=Apache-2.0")  # fmt: skip

@@ -437,6 +437,7 @@ DOSSIER = st.fixed_dictionaries(
 )  # fmt: skip
 
 
+@pytest.mark.slow
 @settings(max_examples=60)
 @given(DOSSIER)
 def test_no_dossier_of_the_schema_crashes_the_linter(value):
@@ -445,6 +446,7 @@ def test_no_dossier_of_the_schema_crashes_the_linter(value):
     json.dumps(report.as_json(), allow_nan=False)
 
 
+@pytest.mark.slow
 @settings(max_examples=60)
 @given(st.sampled_from(sorted(FIELDS)), ENTRY, st.sampled_from(sorted(FIELDS)), ENTRY)
 def test_no_change_of_the_complete_dossier_crashes_the_linter(one, first, other, second):

@@ -50,7 +50,7 @@ def contents(folder: Path) -> dict[str, str]:
 
 @pytest.fixture
 def sources(tmp_path, prose):
-    """Twelve files of 0.3 MB, real sentences in any order, with all that can poison a file among them."""
+    """Twelve files of 0.2 MB, real sentences in any order, with all that can poison a file among them."""
     rng = random.Random(7)
     folder = tmp_path / "in"
     folder.mkdir()
@@ -58,7 +58,7 @@ def sources(tmp_path, prose):
     for language in ("fr", "de"):
         passages = prose(language)
         for number in range(6):
-            lines = [{"text": f"Menu {n % 9}\n{' '.join(rng.sample(passages, 4))}"} for n in range(180)]
+            lines = [{"text": f"Menu {n % 9}\n{' '.join(rng.sample(passages, 4))}"} for n in range(100)]
             poison = [b'{"text": "caf\xe9"}', b'{"text": 3}', b"{}", b"\0\0\0", b'{"text": "\\u0000\\ud800"}',
                       b'{"text": "' + b"x" * 1_100_000 + b'"}']  # fmt: skip
             packed = b"".join(json.dumps(line).encode() + b"\n" for line in lines)

@@ -21,6 +21,7 @@ import zstandard
 from data_pipelines.manifest import CorpusManifest
 from tests.data_pipelines.far_away import far_away
 
+pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
 SOURCES = ROOT / "configs" / "source"
 LANGUAGES = {"fr": ("fra_Latn", "French"), "de": ("deu_Latn", "German")}

@@ -91,6 +91,7 @@ def test_transformers_loads_it_without_a_network_and_gives_the_same_ids(tiny_dat
     assert auto("a<|endoftext|>")["input_ids"][-1] == 0
 
 
+@pytest.mark.slow
 def test_the_same_corpus_gives_the_same_file_with_any_number_of_threads(tiny_data, tmp_path):
     expected = sha256_file(tiny_data / "tokenizer/tokenizer.json")
     for threads in ("1", "3"):

@@ -52,6 +52,7 @@ def launched_sweep(tmp_path_factory, hanse):
     return folder, command
 
 
+@pytest.mark.slow
 def test_one_array_whose_elements_are_jobs_of_their_own(launched_sweep):
     folder, _ = launched_sweep
     script = folder / "jobs/0001/array.sbatch"
@@ -72,6 +73,7 @@ def test_one_array_whose_elements_are_jobs_of_their_own(launched_sweep):
     assert launched(folder.parent) == sorted(place.parents[1] for place in places)
 
 
+@pytest.mark.slow
 def test_the_array_hands_over_to_the_element_and_its_log(launched_sweep, tmp_path):
     folder, _ = launched_sweep
     job = tmp_path / "run/jobs/0001"
@@ -87,6 +89,7 @@ def test_the_array_hands_over_to_the_element_and_its_log(launched_sweep, tmp_pat
     assert "no job.sbatch in '/nowhere'" in done.stdout
 
 
+@pytest.mark.slow
 def test_everything_wrong_with_all_of_them_is_told_at_once(hanse, tmp_path, monkeypatch, capfd):
     monkeypatch.chdir(tmp_path)
     command = ["launch", "--multirun", "site=lumi", "account=wrong", "hours=100", "train.name=x",
