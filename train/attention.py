@@ -92,7 +92,7 @@ def borders(documents: Tensor | None, ids: Tensor, attention: str, dtype: torch.
     if documents is None:
         documents = torch.zeros_like(ids)
     if attention == VARLEN:
-        return {"attention_mask": None, "lengths": lengths(documents)}
+        return {"attention_mask": None, "documents": documents}
     if attention in FLASH:
         return {"attention_mask": None, **sequences(documents)}
     return {"attention_mask": block_mask(documents)}
@@ -134,13 +134,13 @@ def sequences(documents: Tensor) -> dict[str, Any]:
 
 
 def lengths(documents: Tensor) -> list[list[int]]:
-    """The same for ``varlen``: how long the documents of each row are, in their order."""
+    """How long the documents of each row are, in their order."""
     return [row.unique_consecutive(return_counts=True)[1].tolist() for row in documents]
 
 
-@torch.compiler.disable  # which would compile it anew for every row
+@torch.compiler.disable  # which would compile layers anew for every row, if lengths were known outside
 def varlen(
-    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: None, *, lengths: list[list[int]],
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: None, *, documents: Tensor,
     **told: Any,
 ) -> tuple[Tensor, None]:  # fmt: skip
     """``transformers``' ``sdpa`` of one document after the other: no mask, and nothing computed that one would hide.
@@ -148,7 +148,7 @@ def varlen(
     Shapes as there: query (B, heads, L, D), key and value (B, key heads, L, D) -> (B, L, heads, D).
     """
     found = []
-    for *row, mine in zip(query, key, value, lengths, strict=True):
+    for *row, mine in zip(query, key, value, lengths(documents), strict=True):
         parts = (one[None].split(mine, dim=2) for one in row)  # whose gradients are put together once
         found += [sdpa_attention_forward(module, q, k, v, None, **told)[0] for q, k, v in zip(*parts, strict=True)]
     return torch.cat(found, 1).view(query.shape[0], query.shape[2], query.shape[1], value.shape[3]), None

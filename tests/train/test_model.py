@@ -8,6 +8,7 @@ import torch
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch._dynamo.utils import counters
 from transformers import AutoModelForCausalLM
 
 from common.errors import HanseError
@@ -19,6 +20,7 @@ from train.loss import losses_of_logits
 from train.model import (
     PackedLanguageModel,
     build_model,
+    compile_layers,
     flops_per_token,
     model_config,
     model_inputs,
@@ -89,6 +91,25 @@ def test_packed_loss_is_the_sum_of_the_documents_losses(kind, documents):
             if len(document) > 1
         )
     assert together == pytest.approx(alone, abs=1e-4)
+
+
+@pytest.mark.slow
+def test_compiled_layers_compute_the_same_and_other_documents_compile_nothing_anew():
+    plain, compiled = (language_model("llama", "varlen").train() for _ in range(2))
+    compile_layers(compiled.model)
+    rng, graphs = np.random.default_rng(0), []
+    for cuts in ([3, 4, 17], [9], [2, 7, 11, 12, 20]):
+        inputs = model_inputs(packed(np.split(rng.integers(0, VOCABULARY, LENGTH), cuts)), torch.device("cpu"))
+        totals = []
+        for model in (plain, compiled):
+            model.zero_grad()
+            totals.append(model(**inputs)[0])
+            totals[-1].backward()
+        torch.testing.assert_close(totals[1], totals[0], rtol=1e-6, atol=0.0)
+        for one, other in zip(plain.parameters(), compiled.parameters(), strict=True):
+            torch.testing.assert_close(other.grad, one.grad, rtol=1e-3, atol=1e-4)
+        graphs.append(counters["stats"]["unique_graphs"])
+    assert graphs[0] == graphs[1] == graphs[2] > 0
 
 
 def test_labels_across_a_boundary_do_not_count():
