@@ -35,9 +35,7 @@ def measure(rows: int, length: int, mean: int, rounds: int) -> None:
     found: dict[str, list[float]] = {kind: [] for kind in KINDS}
     models = {}
     for kind in KINDS:  # a configuration each: a model writes its attention into it
-        config = model_config(
-            ModelConfig("llama", SETTINGS), VOCABULARY, length, pad_token_id=0
-        )
+        config = model_config(ModelConfig("llama", SETTINGS), VOCABULARY, length, pad_token_id=0)
         models[kind] = PackedLanguageModel(build_model(config, 0, kind))
     for _ in range(rounds):
         for kind, model in models.items():
