@@ -29,16 +29,8 @@ CLEAN = ("pypi-bible", "pypi-bible-alt", "pypi-wiki", "pypi-parlspeech", "npm-le
          "debian-install-guide")  # fmt: skip
 LANGUAGES = ("fr", "de", "es", "it", "en", "pt", "nl", "ca")
 RELATIVES = ("oc", "ca", "fr", "ast", "es", "gl", "pt", "co", "it", "rm", "wa", "ro")
-OTHERS = (
-    "an",
-    "frp",
-    "fur",
-    "lij",
-    "lmo",
-    "pms",
-    "sc",
-    "vec",
-)  # more neighbours, which the second opinion never answers
+# More neighbours, which the second opinion never answers.
+OTHERS = ("an", "frp", "fur", "lij", "lmo", "pms", "sc", "vec")
 MOST = 1000  # documents of a source and language
 SHORTEST = 100  # characters; what select.min_characters removes anyway
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -35,6 +36,9 @@ def accepted(language: str, detector: str = DEFAULT) -> tuple[str, ...]:
     return (language, *DETECTORS[detector].mistaken.get(language, ()))
 
 
+_relatives = functools.cache(Relatives)  # a table of 4,000 lines, which each file would read anew
+
+
 class LanguageIdentifier:
     """One of the :data:`~data_pipelines.annotate.detectors.DETECTORS`, and a second opinion on near relatives.
 
@@ -47,7 +51,7 @@ class LanguageIdentifier:
     def __init__(self, characters: int = 1000, detector: str = DEFAULT):
         self.characters = characters
         self._answer, self._sure = DETECTORS[detector].load(), DETECTORS[detector].sure
-        self._relatives = Relatives()
+        self._relatives = _relatives()
 
     def __call__(self, text: str) -> Detected | None:
         """The most likely language; None for a text without a letter, or of which the detector knows nothing."""

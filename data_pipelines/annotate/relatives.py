@@ -20,7 +20,7 @@ SMALL = frozenset("ast co gl oc rm wa".split())  # noqa: SIM905 -- what may be a
 SCALE = 8  # weights are in eighths of a nat
 DIGITS = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"  # how far a weight lies under the largest
 LETTERS = " '·abcdefghijklmnopqrstuvwxyzàáâãäåæçèéêëìíîïñòóôõöùúûüœășțńć"
-SAME = {"ş": "ș", "ţ": "ț", "’": "'", "ʼ": "'"}  # older or typographic forms of the same
+SAME = {"ş": "ș", "ţ": "ț", "ʼ": "'"}  # older or typographic forms of the same
 BASE = 64
 # How much has to speak for another language, in nats: EVIDENCE times the detector's own score, times the root of the
 # number of trigrams, as if SILENT more of them had said nothing (a hundred letters are little). Set by hand, on texts
@@ -34,8 +34,7 @@ def _symbols() -> np.ndarray:
     for number, letter in enumerate(LETTERS):
         table[ord(letter)] = number
     for other, letter in SAME.items():
-        if ord(other) < len(table):
-            table[ord(other)] = LETTERS.index(letter)
+        table[ord(other)] = LETTERS.index(letter)
     return table
 
 
@@ -44,7 +43,7 @@ SYMBOLS = _symbols()
 
 def trigrams(text: str) -> np.ndarray:
     """A number for each three letters that follow one another, words parted by one space, [trigrams] int64."""
-    folded = text.lower().replace("’", "'").replace("ʼ", "'")
+    folded = text.lower().replace("’", "'")
     codes = np.frombuffer(folded.encode("utf-32-le", "surrogatepass"), np.uint32)
     symbols = np.zeros(len(codes) + 2, np.int64)  # a space at both ends
     symbols[1:-1] = SYMBOLS[np.minimum(codes, len(SYMBOLS) - 1)]
