@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from train import loss
-from train.attention import attention_mask, block_mask, sequences
+from train.attention import SMALL_TILES, attention_mask, block_mask, sequences
 from train.stream import IGNORED
 
 GPU = torch.device("cuda")
@@ -79,6 +79,8 @@ def attentions(documents: Tensor, groups: int) -> Iterator[tuple[str, Way]]:
 
     yield "sdpa", lambda q, k, v: F.scaled_dot_product_attention(q, *repeated(k, v), attn_mask=mask)
     yield "flex", lambda q, k, v: flex(q, k, v, block_mask=blocks, enable_gqa=True)
+    yield "flex, small tiles", lambda q, k, v: flex(q, k, v, block_mask=blocks, enable_gqa=True,
+                                                    kernel_options=SMALL_TILES)  # fmt: skip
     try:
         from torch.nn.attention.varlen import varlen_attn
     except ImportError:

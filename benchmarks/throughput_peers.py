@@ -113,7 +113,7 @@ def litgpt(work, windows, folder):
     sys.argv[1:] = ["mine"]  # it reads its own command line again when it saves, at the end
     setup(
         "mine", out_dir=folder / "out", data=Data(),
-        precision="bf16-true" if work["precision"] == "bf16" else "32-true",
+        precision=work["litgpt_precision"] if work["precision"] == "bf16" else "32-true",
         model_config=Config(
             name="mine", block_size=length, vocab_size=work["vocabulary_size"],
             padded_vocab_size=work["vocabulary_size"], n_layer=model["num_hidden_layers"],

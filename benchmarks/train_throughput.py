@@ -123,7 +123,7 @@ def run_foreign(name, overrides, arguments, folder):
         "sequence_length": config.data.sequence_length, "steps": config.steps, "precision": config.engine.precision,
         "global_batch_size": config.batch.global_batch_size, "micro_batch_size": config.batch.micro_batch_size,
         "learning_rate": config.optimizer.learning_rate, "gradient_clipping": config.optimizer.gradient_clipping,
-        "compile": compiles(config),
+        "compile": compiles(config), "litgpt_precision": arguments.litgpt_precision,
     }))  # fmt: skip
     python, script = arguments.foreign[name], Path(__file__).with_name("throughput_peers.py")
     alone = name == "litgpt"
@@ -346,6 +346,12 @@ def main():
     parser.add_argument("--shapes", nargs="+", choices=tuple(SHAPES), default=["demo"])
     parser.add_argument("--olmo-python", type=Path)
     parser.add_argument("--litgpt-python", type=Path)
+    parser.add_argument(
+        "--litgpt-precision",
+        choices=("bf16-mixed", "bf16-true"),
+        default="bf16-mixed",
+        help="its default keeps weights in fp32, as all others here do",
+    )
     parser.add_argument("--only", nargs="+", choices=NAMES + FOREIGN, help="beside hanse, these only")
     parser.add_argument("--peer", choices=NAMES[1:], help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)

@@ -7,6 +7,8 @@ across. ``sdpa`` and ``eager`` add a mask to the scores, ``flex`` skips blocks o
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import torch
@@ -23,6 +25,7 @@ from train.precision import AMPERE
 from train.sequence_config import SHAREABLE
 
 HOPPER = (9, 0)  # compute capability that FlashAttention 3 was written for
+SMALL_TILES, HEADS_OF_SMALL_TILES = {"fwd_BLOCK_M": 64, "fwd_BLOCK_N": 64}, 64
 NAMES = {"flex": "flex_attention"}  # of transformers, where they are not ours
 
 
@@ -98,6 +101,18 @@ def borders(documents: Tensor | None, ids: Tensor, attention: str, dtype: torch.
     return {"attention_mask": block_mask(documents)}
 
 
+def kernel_options(attention: str, model: PretrainedConfig, device: torch.device) -> dict[str, Any]:
+    """What a model's forward is told of the kernel: tiles, where those that ``flex`` takes by itself are not the best.
+
+    With heads of 64 on an H100 a forward pass then takes 0.6 to 0.7 of the time; with heads of 128 it would take twice
+    as long (benchmarks/kernels.py).
+    """
+    if attention != NAMES["flex"] or device.type != "cuda" or torch.version.hip:
+        return {}
+    small = (head_size(model.to_dict()) or HEADS_OF_SMALL_TILES + 1) <= HEADS_OF_SMALL_TILES
+    return {"kernel_options": dict(SMALL_TILES)} if small and torch.cuda.get_device_capability(device) == HOPPER else {}
+
+
 def attention_mask(documents: Tensor, attention: str, dtype: torch.dtype) -> Tensor:
     """Mask of shape (B, 1, L, L): position i sees j <= i of its own document.
 
@@ -116,8 +131,14 @@ def block_mask(documents: Tensor) -> BlockMask:
         return (query >= key) & (documents[batch, query] == documents[batch, key])
 
     rows, length = documents.shape
-    compiled = documents.device.type == "cuda"  # else (B, L, L) booleans lie in memory for a moment
-    return create_block_mask(sees, rows, None, length, length, device=documents.device.type, _compile=compiled)
+    make = _compiled_block_mask() if documents.device.type == "cuda" else create_block_mask
+    return make(sees, rows, None, length, length, device=documents.device.type)
+
+
+@cache
+def _compiled_block_mask() -> Callable[..., BlockMask]:
+    """Not compiled, (B, L, L) booleans lie in memory for a moment. Once: asking for it takes the host 5 ms."""
+    return torch.compile(create_block_mask, dynamic=False)
 
 
 def sequences(documents: Tensor) -> dict[str, Any]:

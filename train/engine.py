@@ -20,6 +20,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 from train.config import BatchConfig, TrainConfig
 from train.fp16 import LossScale, allowed_everywhere
 from train.gloo import use_messages
+from train.gradients import at_once, look_once
 from train.invariant import ExactSum, Owned, isolate
 from train.model import PackedLanguageModel, model_inputs, set_rope
 from train.muon import Matrices, Piece
@@ -84,6 +85,8 @@ class Engine:
             )
         self.zero: Any = self.engine.optimizer
         self.stage = config.engine.zero_stage
+        look_once(self.zero, self.stage)
+        at_once(self.zero, self.stage, self.engine.device)
         named = {self.names[id(one)]: one for one in self.engine.module.parameters()}
         self.shares = Shares(self.zero, self.stage, named, averaged=config.ema.decay > 0)
         self.loss_scale = LossScale(config.engine.fp16) if precision == "fp16" else None

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from common.errors import HanseError
-from train.attention import borders, transformers_name
+from train.attention import borders, kernel_options, transformers_name
 from train.attention_config import FLASH
 from train.config import ModelConfig, TrainConfig
 from train.loss import PLAIN_HEADS, FusedHead, losses_of_logits, scores_of_logits
@@ -183,6 +183,7 @@ class PackedLanguageModel(nn.Module):
     def _inputs(self, input_ids: Tensor, positions: Tensor, documents: Tensor | None) -> dict[str, Any]:
         whole = input_ids if self.slices == 1 else input_ids.repeat(1, self.slices)  # for its shape
         told = borders(documents, whole, self.attention, next(self.model.parameters()).dtype)
+        told |= kernel_options(self.attention, self.model.config, input_ids.device)
         return {"input_ids": input_ids, "position_ids": positions, "use_cache": False, **told}
 
 
@@ -190,7 +191,10 @@ def model_inputs(batch: MicroBatch, device: torch.device) -> dict[str, Any]:
     """A micro-batch as the arguments of :class:`PackedLanguageModel`."""
 
     def tensor(array: Any) -> Tensor:
-        return torch.from_numpy(array).to(device, non_blocking=True)
+        found = torch.from_numpy(array)
+        if device.type == "cuda":
+            found = found.pin_memory()  # or the host waits until the GPU comes to the copy
+        return found.to(device, non_blocking=True)
 
     return {
         "input_ids": tensor(batch.input_ids),

@@ -6,6 +6,7 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 
 from train.engine import Engine
@@ -44,16 +45,19 @@ def accumulate(engine: Engine, batch: Batch, languages: int, watch: Stopwatch) -
     Returns:
         float64 of shape (languages, 2): this rank's negative log-likelihood in nats, and its labels, a language.
     """
-    sums = torch.zeros(languages, 2, dtype=torch.float64)
+    losses = []
     for turn, part in enumerate(batch.micro_batches, 1):
         with watch.part("forward"):
             total, nll = engine.forward(part)
+        losses.append(nll)  # where they were made: to look at them here is to wait for a GPU
         with watch.part("backward"):
             engine.backward(total, batch.targets)
             if turn < len(batch.micro_batches):
                 engine.end_micro_batch()
-        labels = torch.from_numpy(part.labels >= 0).sum(1)
-        sums.index_add_(0, torch.from_numpy(part.sources), torch.stack((nll.cpu(), labels), 1).double())
+    sums = torch.zeros(languages, 2, dtype=torch.float64)
+    sources = torch.from_numpy(np.concatenate([part.sources for part in batch.micro_batches]))
+    labels = torch.cat([torch.from_numpy(part.labels >= 0).sum(1) for part in batch.micro_batches])
+    sums.index_add_(0, sources, torch.stack((torch.cat(losses).cpu(), labels), 1).double())
     return sums
 
 

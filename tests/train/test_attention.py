@@ -11,13 +11,14 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn.attention import flex_attention as flex
 from torch.nn.functional import scaled_dot_product_attention
+from transformers import LlamaConfig
 from transformers import modeling_flash_attention_utils as flash
 from transformers.integrations import flex_attention as integration
 
 from common.errors import ConfigError
 from train import attention, attention_config
 from train import model as model_module
-from train.attention import attention_mask, block_mask, borders, choose, lengths, sequences
+from train.attention import SMALL_TILES, attention_mask, block_mask, borders, choose, kernel_options, lengths, sequences
 from train.attention_config import FLASH, attention_problems, for_reading
 from train.config import BatchConfig, DataConfig, ModelConfig, TrainConfig
 from train.model import PackedLanguageModel, build_model, compiles, model_config, model_inputs
@@ -239,3 +240,13 @@ def test_layers_are_compiled_where_that_is_known_to_pay_unless_somebody_says_no(
 def test_a_model_is_asked_with_what_runs_everywhere():
     kinds = ("auto", "varlen", "flex", *FLASH, "sdpa", "eager")
     assert [for_reading(kind) for kind in kinds] == ["sdpa"] * 6 + ["eager"]
+
+
+@pytest.mark.parametrize(("heads", "capability", "small"), [(4, (9, 0), True), (2, (9, 0), False), (4, (8, 0), False)])
+def test_small_tiles_are_for_heads_of_64_on_hopper(monkeypatch, heads, capability, small):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    model = LlamaConfig(hidden_size=256, num_attention_heads=heads, num_key_value_heads=2)
+    told = kernel_options("flex_attention", model, torch.device("cuda"))
+    assert told == ({"kernel_options": SMALL_TILES} if small else {})
+    assert kernel_options("flex_attention", model, torch.device("cpu")) == {}
+    assert kernel_options("sdpa", model, torch.device("cuda")) == {}
