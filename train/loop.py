@@ -85,13 +85,13 @@ def _loop(run: Run, energy: EnergyRecorder, started: float) -> int:
         mine = accumulate(engine, batch, len(run.data.languages), watch)
         told = agree(run, requests, mine, times.report(step + 1))
         loss = float(told.sums[:, 0].sum()) / batch.targets
+        stop_unless_alike(run, step + 1)  # before the update, which gathers the weights anew
         with watch.part("update"):
             made = engine.update(rate, largest_norm=run.spikes.largest_norm(loss),
                                  layers=due(step + 1, config.guards.layer_norms_every_steps))  # fmt: skip
         norm = engine.gradient_norm()
         stop_unless_finite(run, step, batch, mine, loss=loss, norm=norm)
         step += 1
-        stop_unless_alike(run, step)
         spike = None if engine.overflowed else run.spikes.note(step, loss, norm)
         assert made == (spike is None and not engine.overflowed), "the engine and the guard judge by the same numbers"
         seconds, parts = time.perf_counter() - step_started, watch.lap()

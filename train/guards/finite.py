@@ -73,7 +73,9 @@ def _gathered(run: Run, value: Any) -> list[Any]:
 def stop_unless_alike(run: Run, step: int) -> None:
     """Stop if the weights that ranks hold alike are not (:mod:`train.guards.replicas`); collective.
 
-    Looks every ``guards.weights_every_steps``.
+    Looks in every ``guards.weights_every_steps``-th step; in others nobody waits for anything. To be called between
+    the gradient and the update of ``step``, counted from 1: the update ends with the owners' weights on every rank,
+    so that afterwards a copy that had changed is right again, and only what was computed with it is wrong.
 
     Raises:
         FlakyError: naming the first such parameter, and the ranks that differ from most.
