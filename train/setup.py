@@ -10,12 +10,11 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from transformers import PreTrainedModel
 
 from common.configuration import differences
 from common.errors import HanseError
-from common.files import read_json, sha256_file, sweep_partial, write_json
+from common.files import read_json, sha256_file, write_json
 from common.terminal import say
 from data_pipelines.shards import ShardsManifest
 from data_pipelines.tokenizer import token_byte_lengths, tokenizer_sha256
@@ -45,7 +44,8 @@ from train.model import (
 from train.order import RunStream, WindowsAt, open_stream, windows_of
 from train.parametrisation import scale_fresh
 from train.precision import agree as agree_on_precision
-from train.ranks import Place, together
+from train.ranks import Place, gathered, together
+from train.retention import sweep
 from train.run_folder import RunFolder, complete_steps, folder_of
 from train.sequence_parallel import check_model
 from train.stages import Stage
@@ -108,10 +108,8 @@ class Run:
         return sum(part for _, part in parts), sum(part * self.flops_per_token(stage) for stage, part in parts)
 
 
-def set_up(
-    config: TrainConfig, place: Place, folder: RunFolder, device: torch.device, watchdog: Watchdog
-) -> Run | None:
-    """Open everything; None when the budget of tokens is used up already. Collective.
+def set_up(config: TrainConfig, place: Place, folder: RunFolder, device: torch.device, watchdog: Watchdog) -> Run | int:
+    """Open everything; the exit code where the run has come as far as it is to go already. Collective.
 
     Raises:
         HanseError: wrong input, on every rank alike.
@@ -122,10 +120,9 @@ def set_up(
     resumed = open_checkpoint(folder, data, place)
     initial, parents = open_initial(config, resumed, data.model, data.manifest.tokenizer_sha256, place)
     first_step = resumed.state["step"] if resumed else 0
-    if first_step >= config.steps:
-        if place.first:
-            outcome.already_done(config, folder, first_step)
-        return None
+    code = outcome.nothing_to_do(config, folder, first_step, speaks=place.first)
+    if code is not None:
+        return code
 
     precision, peaks = agree_on_precision(asked_precision(config, resumed), device)
     with together(place):
@@ -165,7 +162,8 @@ def set_up(
                 change.note(folder, ledger, first_step, (lock.config_sha256(change.before), now["config_sha256"]))
             folder.keep_config(config)
             folder.cut_metrics(first_step)
-            sweep_partial(folder.checkpoints)
+            for path, why in sweep(folder.checkpoints).items():
+                say(f"CANNOT DELETE {path} ({why}), which an interrupted start left")
     metrics = Metrics(folder, config, first_step=first_step, speaks=place.first)
     metrics.say(
         outcome.opening(
@@ -332,11 +330,7 @@ def verified(path: Path, place: Place) -> tuple[Checkpoint | None, str]:
             found.verify(place.rank, place.ranks)
         except Damaged as error:
             found, damage = None, str(error)
-    told = [damage]
-    if place.ranks > 1:
-        told = [""] * place.ranks
-        dist.all_gather_object(told, damage)
-    damage = next(filter(None, told), "")
+    damage = next(filter(None, gathered(place, damage)), "")
     return (None if damage else found), damage
 
 
