@@ -19,7 +19,8 @@ from common.terminal import say
 from data_pipelines.shards import ShardsManifest
 from data_pipelines.tokenizer import token_byte_lengths, tokenizer_sha256
 from train import lock, outcome
-from train.attention import choose as choose_attention
+from train.ability import agree_on_attention, agree_on_compiling
+from train.attention import ways as attention_ways
 from train.checkpoint import DAMAGED, Checkpoint, Damaged
 from train.checkpoint_writer import Writer
 from train.config import TrainConfig
@@ -120,18 +121,19 @@ def set_up(config: TrainConfig, place: Place, folder: RunFolder, device: torch.d
     resumed = open_checkpoint(folder, data, place)
     initial, parents = open_initial(config, resumed, data.model, data.manifest.tokenizer_sha256, place)
     first_step = resumed.state["step"] if resumed else 0
-    code = outcome.nothing_to_do(config, folder, first_step, speaks=place.first)
-    if code is not None:
+    if (code := outcome.nothing_to_do(config, folder, first_step, speaks=place.first)) is not None:
         return code
 
     precision, peaks = agree_on_precision(asked_precision(config, resumed), device)
+    attention = choose_attention(config, data, precision, device, place)
     with together(place):
-        attention = choose_attention(config, data.model, precision, device)
         check_model(config, data.model)
         if change:
             change.check(first_step, data.windows_at)
         model = fresh_model(config, data, attention)
         compiled = compiles(config, model, device)
+    compiled = agree_on_compiling(place, compiled)
+    with together(place):
         if compiled:
             compile_layers(model)
         if resumed:
@@ -162,8 +164,7 @@ def set_up(config: TrainConfig, place: Place, folder: RunFolder, device: torch.d
                 change.note(folder, ledger, first_step, (lock.config_sha256(change.before), now["config_sha256"]))
             folder.keep_config(config)
             folder.cut_metrics(first_step)
-            for path, why in sweep(folder.checkpoints).items():
-                say(f"CANNOT DELETE {path} ({why}), which an interrupted start left")
+            sweep_checkpoints(folder)
     metrics = Metrics(folder, config, first_step=first_step, speaks=place.first)
     metrics.say(
         outcome.opening(
@@ -205,6 +206,23 @@ def set_up(config: TrainConfig, place: Place, folder: RunFolder, device: torch.d
         first_step=first_step,
         seconds_before=resumed.state["wall_seconds"] if resumed else 0.0,
     )  # fmt: skip
+
+
+def choose_attention(config: TrainConfig, data: Data, precision: str, device: torch.device, place: Place) -> str:
+    """The back end of all ranks. Collective.
+
+    Raises:
+        HanseError: what is asked for cannot be had on some rank.
+    """
+    with together(place):
+        ways = attention_ways(config, data.model, precision, device)
+    return agree_on_attention(place, ways)
+
+
+def sweep_checkpoints(folder: RunFolder) -> None:
+    """Delete what interrupted starts left of checkpoints, and tell of what cannot be."""
+    for path, why in sweep(folder.checkpoints).items():
+        say(f"CANNOT DELETE {path} ({why}), which an interrupted start left")
 
 
 def fresh_model(config: TrainConfig, data: Data, attention: str) -> PreTrainedModel:

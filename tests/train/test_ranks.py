@@ -7,6 +7,7 @@ import pytest
 import torch.distributed as dist
 
 from common.errors import EXIT_CRASH, EXIT_FLAKY, EXIT_USER_ERROR, FlakyError, HanseError
+from train.ability import agree_on_attention, agree_on_compiling
 from train.ranks import Place, find_place, first_host, node_name, together, torchrun_variables
 
 
@@ -75,11 +76,20 @@ def _rank(rank, meeting, sections, told):
             told.put((rank, None, "", 0))
         except Exception as error:
             told.put((rank, type(error).__name__, str(error), getattr(error, "exit_code", None)))
+    flash, flex = "flash_attention_2", {0: "", 1: "wants a compiler; take sdpa"}[rank]
+    chosen = [
+        agree_on_attention(Place(rank, 2), {"flex": flex, flash: "", "sdpa": ""}),
+        agree_on_attention(Place(rank, 2), {"flex": flex, flash: "is not installed" * (1 - rank), "sdpa": ""}),
+        agree_on_attention(Place(rank, 2), {"sdpa": ""} if rank == 0 else {"flex": "", "sdpa": ""}),
+        agree_on_attention(Place(rank, 2), {"varlen": "", "sdpa": ""}),
+        agree_on_compiling(Place(rank, 2), rank == 0), agree_on_compiling(Place(rank, 2), True),
+    ]  # fmt: skip
+    told.put((rank, *chosen))
     dist.destroy_process_group()
 
 
 @pytest.mark.filterwarnings("ignore:This process.*multi-threaded:DeprecationWarning")
-def test_what_ends_one_rank_ends_all_at_once_and_is_told_on_the_first(tmp_path):
+def test_what_ends_one_rank_ends_all_at_once_and_all_do_what_each_can(tmp_path, capfd):
     sections = [{1: OSError(5, "Input/output error", "old")}, {0: RuntimeError("a bug")}, {},
                 {0: HanseError("wrong"), 1: KeyError("x")}, {1: FlakyError("broken", ["nid7"])}]  # fmt: skip
     context = multiprocessing.get_context("fork")  # which has torch already
@@ -87,7 +97,7 @@ def test_what_ends_one_rank_ends_all_at_once_and_is_told_on_the_first(tmp_path):
     ranks = [context.Process(target=_rank, args=(rank, tmp_path / "meeting", sections, told)) for rank in (0, 1)]
     for one in ranks:
         one.start()
-    found = [told.get(timeout=60) for _ in range(2 * len(sections))]
+    found = [told.get(timeout=60) for _ in range(2 * len(sections) + 2)]
     for one in ranks:
         one.join()
         assert one.exitcode == 0
@@ -101,3 +111,10 @@ def test_what_ends_one_rank_ends_all_at_once_and_is_told_on_the_first(tmp_path):
     assert (first[3], second[3][0]) == (["HanseError", "wrong", EXIT_USER_ERROR], "KeyError")
     assert first[4] == ["FlakyError", "broken", EXIT_FLAKY]
     assert second[4] == ["ToldElsewhere", "broken", EXIT_FLAKY]
+    assert first[5] == second[5] == ["flash_attention_2", "sdpa", "sdpa", "varlen", False, True]
+    assert capfd.readouterr().out.splitlines() == [
+        f"attention flash_attention_2 on all ranks, not flex: not on {node_name()} (wants a compiler)",
+        f"attention sdpa on all ranks, not flex: not on {node_name()} (wants a compiler)",
+        f"attention sdpa on all ranks, not flex: not on {node_name()} (it is no choice there)",
+        f"no layers are compiled on any rank: not on {node_name()} (torch's compiler wants Triton and a C compiler)",
+    ]
