@@ -138,6 +138,7 @@ def enter_stage(run: Run, step: int) -> None:
     run.engine.set_batch(stage.batch)
     run.engine.set_rope(run.data.models[stage.rope_theta])
     if stage.number and step == stage.first_step:
+        run.spikes.begin_stage()
         run.metrics.event(step, "stage", stage=stage.name)
         run.metrics.say(f"step {step + 1}: {stage.told}")
 
