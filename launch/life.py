@@ -16,7 +16,6 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 import yaml
 
@@ -314,8 +313,10 @@ def main(words: Sequence[str]) -> int:
     except HanseError as error:  # nothing can be noted, so nothing may follow from it
         decision = Decision("end", str(error), EXIT_USER_ERROR)
     if decision.action != "train":
-        details: dict[str, Any] = {"wait": f"{decision.wait_seconds:.0f} s" if decision.wait_seconds else "",
-                                   "without": ",".join(decision.exclude)}  # fmt: skip
+        last = next(reversed(record.starts()), None)
+        suspects = ([last.blamed] if last.blamed else last.bad_nodes) if last else ()
+        wait = f"{decision.wait_seconds:.0f} s" if decision.wait_seconds else ""
+        details = {"suspect": ",".join(suspects), "without": ",".join(decision.exclude), "wait": wait}
         extra = "".join(f", {key} {value}" for key, value in details.items() if value)
         tell(f"{decision.why}: {'once more' if decision.action == 'requeue' else f'end ({decision.code})'}{extra}")
     print(apply(record, decision))

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
@@ -28,7 +30,10 @@ def configuration_of(verb: str, keys: Any, *more: str) -> tuple[dict[str, Any] |
 def answer_of(verb: str, arguments: list[str]) -> tuple[dict[str, Any] | None, list[str]]:
     """As :func:`configuration_of`, of a command line that :func:`overrides` began."""
     command = [sys.executable, "-m", "hanse", verb, *arguments]
-    answer = subprocess.run([*command, "--check"], capture_output=True, text=True, check=False)
+    # Asked from inside a job (srun --pty bash), it is not to count the ranks of that one.
+    environment = {key: value for key, value in os.environ.items() if key not in ("RANK", "SLURM_STEP_ID")}
+    ask = partial(subprocess.run, capture_output=True, text=True, check=False, env=environment)
+    answer = ask([*command, "--check"])
     wrong = []
     if answer.returncode:
         lines = [line.strip() for line in answer.stderr.splitlines() if line.strip()]
@@ -38,7 +43,7 @@ def answer_of(verb: str, arguments: list[str]) -> tuple[dict[str, Any] | None, l
             for line in (lines[1:] if "problems in the configuration" in head else [head])
         ]
         # A wrong value does not keep us from looking at what the others mean for the site.
-        answer = subprocess.run([*command, "--cfg", "job", "--resolve"], capture_output=True, text=True, check=False)
+        answer = ask([*command, "--cfg", "job", "--resolve"])
         if answer.returncode:
             return None, wrong
     found = OmegaConf.to_container(OmegaConf.create(answer.stdout))

@@ -29,12 +29,12 @@ SMALL_TILES, HEADS_OF_SMALL_TILES = {"fwd_BLOCK_M": 64, "fwd_BLOCK_N": 64}, 64
 NAMES = {"flex": "flex_attention"}  # of transformers, where they are not ours
 
 
-def choose(config: TrainConfig, model: PretrainedConfig, precision: str, device: torch.device) -> str:
-    """The back end of a start: as asked, or for ``auto`` the fastest that can be had, ``sdpa`` if there is no other.
+def ways(config: TrainConfig, model: PretrainedConfig, precision: str, device: torch.device) -> dict[str, str]:
+    """{back end: what is in its way here, or nothing}, the best first: the one asked for, or all that ``auto`` tries.
 
     On an H100 with packed documents ``flex`` took a third to a ninth of the time of ``sdpa``, and less than
     FlashAttention 2 (benchmarks/kernels.py); it can be compiled with the layers around it. AMD's were not measured. On
-    a CPU the mask costs ``sdpa`` up to four times the time of ``varlen``.
+    a CPU the mask costs ``sdpa`` up to four times the time of ``varlen``. ``sdpa`` is the last, and can always be had.
 
     Raises:
         ConfigError: what is asked for cannot be had here.
@@ -43,16 +43,22 @@ def choose(config: TrainConfig, model: PretrainedConfig, precision: str, device:
     if asked != "auto":
         if wrong := _problems(asked, config, model, precision, device):
             raise ConfigError([f"model.attention={asked}: {line}" for line in wrong])
-        return asked
+        return {asked: ""}
     if config.determinism != "D0" or (device.type == "cuda" and precision == "fp32"):
-        return PLAIN[0]
-    if device.type != "cuda":
-        return PLAIN[0] if _problems(VARLEN, config, model, precision, device) else VARLEN
-    alone = config.engine.compile is False or config.engine.zero_stage == 3  # of layers that are not compiled
-    hopper = torch.cuda.get_device_capability(device) == HOPPER
-    kinds = ["flash_attention_3"] * (hopper and alone) + ["flex"] * (torch.version.hip is None)
-    kinds += ["flash_attention_2"] * (config.engine.compile is not True)
-    return next((kind for kind in kinds if not _problems(kind, config, model, precision, device)), PLAIN[0])
+        kinds = []
+    elif device.type != "cuda":
+        kinds = [VARLEN]
+    else:
+        alone = config.engine.compile is False or config.engine.zero_stage == 3  # of layers that are not compiled
+        hopper = torch.cuda.get_device_capability(device) == HOPPER
+        kinds = ["flash_attention_3"] * (hopper and alone) + ["flex"] * (torch.version.hip is None)
+        kinds += ["flash_attention_2"] * (config.engine.compile is not True)
+    return {kind: "; ".join(_problems(kind, config, model, precision, device)) for kind in (*kinds, PLAIN[0])}
+
+
+def choose(config: TrainConfig, model: PretrainedConfig, precision: str, device: torch.device) -> str:
+    """The back end that one rank alone would take: the first of :func:`ways` with nothing in its way."""
+    return next(kind for kind, wrong in ways(config, model, precision, device).items() if not wrong)
 
 
 def _problems(

@@ -19,21 +19,21 @@ import shutil
 import time
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from common.errors import HanseError
-from common.files import PARTIAL, fsync_folder, read_json, sha256_file, write_json
+from common.files import PARTIAL, fsync_folder, sha256_file, write_json
 from train.checkpoint import FORMAT, root_of
 from train.config import CheckpointConfig
 from train.engine import Engine
-from train.ranks import Place, together
-from train.run_folder import complete_steps, folder_of
+from train.ranks import Place, gathered, together
+from train.retention import prune
+from train.run_folder import folder_of
 from train.shares import Fragment
 
 Parts = Mapping[str, Mapping[str, Tensor]]  # {part of the checkpoint: {key: values}}
@@ -47,6 +47,8 @@ class Written:
         step: of the run when its state was copied; ``stall_seconds``: the loop's wait for this rank's copy.
         write_seconds: from the copy to the final name; ``bytes``: of all files of all ranks.
         merkle_root: of its manifest, on rank 0, which wrote it.
+        not_deleted: there also, {folder that the retention policy does not keep and that is still there: why}, where
+            it was not told before.
     """
 
     folder: Path
@@ -55,6 +57,7 @@ class Written:
     write_seconds: float
     bytes: int
     merkle_root: str | None
+    not_deleted: Mapping[str, str] = field(default_factory=dict)
 
 
 class Writer:
@@ -72,6 +75,7 @@ class Writer:
         self._shapes: Mapping[str, tuple[int, ...]] = {}
         self._begun = self._stall = 0.0
         self._bytes = 0
+        self._told: set[str] = set()  # folders that could not be deleted
 
     def done_here(self) -> bool:
         """Whether this rank has no work in hand that another would have to wait for."""
@@ -114,8 +118,11 @@ class Writer:
                 shutil.rmtree(self._partial, ignore_errors=True)
             raise
         self._work = None
+        root, left = result or (None, {})
+        fresh = {folder: why for folder, why in left.items() if folder not in self._told}
+        self._told |= fresh.keys()
         return Written(folder_of(self.checkpoints, self._state["step"]), self._state["step"], self._stall,
-                       time.perf_counter() - self._begun, self._bytes, result)  # fmt: skip
+                       time.perf_counter() - self._begun, self._bytes, root, fresh)  # fmt: skip
 
     def wait(self) -> Written | None:
         """Until nothing is in hand; the checkpoint that was."""
@@ -147,19 +154,15 @@ class Writer:
         return self._host[key]
 
     def _gather(self, mine: dict[str, Any]) -> None:
-        shares: list[dict[str, Any]] = [mine]
-        if self.place.ranks > 1:
-            shares = [{}] * self.place.ranks
-            dist.all_gather_object(shares, mine)
+        shares = gathered(self.place, mine)
         files = {name: entry for share in shares for name, entry in share.items()}
         self._gathered, self._bytes = True, sum(entry["bytes"] for entry in files.values())
         self._work = self._thread.submit(self._complete, files) if self.place.first else _now(lambda: None)
 
-    def _complete(self, files: dict[str, Any]) -> str:
+    def _complete(self, files: dict[str, Any]) -> tuple[str, dict[str, str]]:
         final = folder_of(self.checkpoints, self._state["step"])
         root = finish(self._partial, final, files, self._shapes, self._state, origin=self.origin)
-        prune(self.checkpoints, self.policy)
-        return root
+        return root, prune(self.checkpoints, self.policy)[1]
 
 
 def _now(work: Callable[..., Any], *arguments: Any) -> Future[Any]:
@@ -167,7 +170,7 @@ def _now(work: Callable[..., Any], *arguments: Any) -> Future[Any]:
     done: Future[Any] = Future()
     try:
         done.set_result(work(*arguments))
-    except HanseError as error:  # told when the others are asked, too
+    except Exception as error:  # told when the others are asked, too
         done.set_exception(error)
     return done
 
@@ -286,34 +289,3 @@ def _cannot_write(path: Path, error: Exception) -> HanseError:
     reason = getattr(error, "strerror", None) or " ".join(str(error).split())
     return HanseError(f"{path}: cannot write the checkpoint ({reason}); earlier checkpoints are untouched: "
                       "free some space, then run the same command again")  # fmt: skip
-
-
-def prune(checkpoints: Path, policy: CheckpointConfig) -> list[int]:
-    """Delete checkpoints that the retention policy does not keep; the steps deleted."""
-    steps = complete_steps(checkpoints)
-    kept = set(steps[-policy.keep_last :])
-    kept |= {step for step in steps if policy.keep_every_steps and step % policy.keep_every_steps == 0}
-    if policy.keep_best:
-        kept |= set(best_steps(checkpoints)[: policy.keep_best])
-    deleted = [step for step in steps if step not in kept]
-    for step in deleted:
-        remove(folder_of(checkpoints, step))
-    return deleted
-
-
-def remove(folder: Path) -> None:
-    """Delete a checkpoint, never leaving half of one under a good name."""
-    shutil.rmtree(folder.rename(folder.with_name(folder.name + PARTIAL)))
-
-
-def best_steps(checkpoints: Path) -> list[int]:
-    """Steps of the complete checkpoints that were evaluated when they were saved, the best first.
-
-    The measure is the mean over the languages of the validation bits per byte.
-    """
-    scores = []
-    for step in complete_steps(checkpoints):
-        found = read_json(folder_of(checkpoints, step) / "state.json", "checkpoint state").get("bits_per_byte")
-        if found:
-            scores.append((sum(found.values()) / len(found), step))
-    return [step for _, step in sorted(scores)]

@@ -5,6 +5,7 @@ Imports nothing heavy: ``hanse train --help`` must answer at once.
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -17,6 +18,7 @@ from train.config_rules import at_least, one_of
 from train.energy.config import EnergyConfig
 from train.engine_config import AverageConfig, EngineConfig, LossConfig, OptimizerConfig
 from train.init_config import EMBEDDINGS, InitConfig
+from train.ranks import find_place
 from train.sequence_config import sequence_problems
 from train.stage_config import StageConfig, StageSchedule
 from train.stages import Timeline, stage_problems, timeline_of
@@ -191,6 +193,12 @@ class TrainConfig:
         """Optimizer steps in the whole budget of tokens."""
         return self.timeline.steps
 
+    @property
+    def ranks_of_start(self) -> int:
+        """Ranks that srun or torchrun started, where this process is one of them; else ``ranks``."""
+        place = find_place(os.environ)
+        return place.ranks if place else self.ranks
+
     def problems(self) -> list[str]:
         """Everything wrong with the values, one line each."""
         found = [
@@ -237,7 +245,7 @@ class TrainConfig:
         if self.guards.spikes.rewind_after > self.guards.spikes.rewind_within:
             found.append(f"guards.spikes.rewind_after={self.guards.spikes.rewind_after}: so many do not fit into "
                          f"guards.spikes.rewind_within={self.guards.spikes.rewind_within} steps")  # fmt: skip
-        profiling = self.profiling.problems(self.ranks) if self.profile else []
+        profiling = self.profiling.problems(self.ranks_of_start) if self.profile else []
         return found or [*stage_problems(self), *profiling]
 
 

@@ -34,6 +34,9 @@ class OptimizerConfig:
     betas: list[float] = field(default_factory=lambda: [0.9, 0.95])
     epsilon: float = 1e-8
     weight_decay: float = 0.1
+    decay_embeddings: bool = (
+        True  # of a run whose config.yaml is older than the key; configs/train.yaml has the default
+    )
     gradient_clipping: float = 1.0
     momentum: float = 0.95
     slow_beta: float = 0.9999

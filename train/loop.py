@@ -37,7 +37,8 @@ def train(config: TrainConfig, place: Place) -> int:
     """Run or go on with a run, as one of its ranks.
 
     Returns:
-        0 when the budget of tokens is used up, 75 when the run was told to stop and saved its state.
+        0 when the budget of tokens is used up, 75 when the run was told to stop and saved its state (or is where it
+        was told to stop already).
 
     Raises:
         HanseError: wrong input, on every rank alike; nothing already written is lost.
@@ -63,7 +64,7 @@ def train_as_rank(config: TrainConfig, place: Place, device: torch.device) -> in
                       guards.watchdog_slow_seconds) as watchdog:  # fmt: skip
             energy = EnergyRecorder(config.energy, place, folder, device)  # reads the counters from here on
             run = set_up(config, place, folder, device, watchdog)
-            return EXIT_DONE if run is None else _loop(run, energy, started)
+            return run if isinstance(run, int) else _loop(run, energy, started)
     except FlakyError as error:  # on rank 0, for all
         leave_word(folder.path / "logs", error.exit_code, error.nodes, str(error))
         raise
@@ -85,13 +86,13 @@ def _loop(run: Run, energy: EnergyRecorder, started: float) -> int:
         mine = accumulate(engine, batch, len(run.data.languages), watch)
         told = agree(run, requests, mine, times.report(step + 1))
         loss = float(told.sums[:, 0].sum()) / batch.targets
+        stop_unless_alike(run, step + 1)  # before the update, which gathers the weights anew
         with watch.part("update"):
             made = engine.update(rate, largest_norm=run.spikes.largest_norm(loss),
                                  layers=due(step + 1, config.guards.layer_norms_every_steps))  # fmt: skip
         norm = engine.gradient_norm()
         stop_unless_finite(run, step, batch, mine, loss=loss, norm=norm)
         step += 1
-        stop_unless_alike(run, step)
         spike = None if engine.overflowed else run.spikes.note(step, loss, norm)
         assert made == (spike is None and not engine.overflowed), "the engine and the guard judge by the same numbers"
         seconds, parts = time.perf_counter() - step_started, watch.lap()
@@ -137,6 +138,7 @@ def enter_stage(run: Run, step: int) -> None:
     run.engine.set_batch(stage.batch)
     run.engine.set_rope(run.data.models[stage.rope_theta])
     if stage.number and step == stage.first_step:
+        run.spikes.begin_stage()
         run.metrics.event(step, "stage", stage=stage.name)
         run.metrics.say(f"step {step + 1}: {stage.told}")
 
@@ -196,8 +198,12 @@ def note_checkpoint(run: Run, requests: Requests, written: Written | None) -> No
         run.ledger.write("checkpoint", {"step": written.step, "merkle_root": written.merkle_root})
         run.ledger.sync()
     if written:
+        left = {"not_deleted": written.not_deleted} if written.not_deleted else {}
         run.metrics.event(written.step, "checkpoint", path=written.folder.name, bytes=written.bytes,
-                          stall_seconds=written.stall_seconds, write_seconds=written.write_seconds)  # fmt: skip
+                          stall_seconds=written.stall_seconds, write_seconds=written.write_seconds, **left)  # fmt: skip
+        for folder, why in written.not_deleted.items():
+            run.metrics.say(f"step {written.step}: CANNOT DELETE {folder} ({why}), which is not to be kept; it is "
+                            "tried again after each checkpoint")  # fmt: skip
         requests.saved(run.place)
 
 

@@ -6,7 +6,6 @@ import json
 import time
 from collections import Counter, deque
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from common.files import room_for, write_json
@@ -14,6 +13,7 @@ from common.terminal import Progress, count, say
 from train.config import TrainConfig
 from train.evaluate import LanguageScore
 from train.run_folder import RunFolder
+from train.track import Trackers
 
 HEARTBEAT_SECONDS = 5.0
 
@@ -68,8 +68,7 @@ class Metrics:
         self.progress = Progress("train", config.steps, "steps", done=first_step, enabled=speaks)
         self._heartbeat, self._beaten, self._phase = folder.heartbeat, 0.0, ""
         self._path = folder.metrics
-        self._wandb = _start_wandb(folder.path, config) if speaks else None
-        self._tensorboard = _start_tensorboard(folder.path, config, first_step) if speaks else None
+        self._trackers = Trackers(folder.path, config, first_step) if speaks else None
 
     def step(self, record: Mapping[str, Any]) -> None:
         """One optimizer step: written, and shown on the progress line."""
@@ -127,51 +126,16 @@ class Metrics:
         if self.speaks:
             with room_for(self._path), self._path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps({**record, "time": time.time()}) + "\n")
-        if self._wandb is None and self._tensorboard is None:
-            return
-        numbers = {k: v for k, v in _flatten(record).items() if isinstance(v, int | float) and k != "step"}
-        if self._wandb is not None:
-            self._wandb.log(numbers, step=record["step"])
-        if self._tensorboard is not None:
-            for name, value in numbers.items():
-                self._tensorboard.add_scalar(name, value, record["step"])
+        if self._trackers is not None:
+            self._trackers.log(record)
+
+    def back(self, step: int) -> None:
+        """The run went back and goes on after ``step``: steps after it are told once more."""
+        if self._trackers is not None:
+            self._trackers.back(step)
 
     def close(self, step: int) -> None:
         """To be called after the last step done, ``step``."""
         self._beat(step, "done" if step == self.config.steps else "stopped")
-        if self._wandb is not None:
-            self._wandb.finish()
-        if self._tensorboard is not None:
-            self._tensorboard.close()
-
-
-def _start_wandb(path: Path, config: TrainConfig) -> Any:
-    if config.track.wandb == "disabled":
-        return None
-    import wandb
-    from omegaconf import OmegaConf
-
-    settings = wandb.Settings(silent=True, disable_git=True, disable_code=True, x_disable_stats=True)
-    mode: Any = config.track.wandb
-    return wandb.init(mode=mode, project=config.track.wandb_project, name=config.name, dir=str(path),
-                      resume="allow", id=f"{config.name}-{config.seed}", settings=settings,
-                      config=OmegaConf.to_container(OmegaConf.structured(config)))  # type: ignore[arg-type]  # fmt: skip
-
-
-def _start_tensorboard(path: Path, config: TrainConfig, first_step: int) -> Any:
-    if not config.track.tensorboard:
-        return None
-    from torch.utils.tensorboard import SummaryWriter
-
-    # What an earlier start wrote after the step that this one goes on from is hidden, as it is cut from metrics.jsonl.
-    return SummaryWriter(str(path / "tensorboard"), purge_step=first_step + 1 if first_step else None)
-
-
-def _flatten(record: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    out: dict[str, Any] = {}
-    for key, value in record.items():
-        if isinstance(value, Mapping):
-            out |= _flatten(value, f"{prefix}{key}/")
-        else:
-            out[f"{prefix}{key}"] = value
-    return out
+        if self._trackers is not None:
+            self._trackers.close()

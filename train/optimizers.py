@@ -48,23 +48,29 @@ class Group:
     decays: bool
 
 
-def groups_of(model: PreTrainedModel, kind: str) -> list[Group]:
+def groups_of(model: PreTrainedModel, kind: str, *, decay_embeddings: bool = True) -> list[Group]:
     """How an optimizer treats a model's parameters. Vectors (norms, biases) are never shrunk.
+
+    Nor are embeddings, with ``decay_embeddings=False``, one that is the head's matrix too among them: the smaller they
+    get, the larger are the gradients of the layers above (OLMo 2, arXiv 2501.00656; Takase et al., arXiv 2312.16903),
+    and of a token that does not occur decay is all that changes the row.
 
     Muon is for the matrices between the embeddings; these and all that is no matrix are AdamW's.
     """
     named = dict(model.named_parameters())
-    matrices = {name: one for name, one in named.items() if one.dim() >= 2}
-    vectors = {name: one for name, one in named.items() if one.dim() < 2}
+    embeddings = {id(one.weight) for one in model.modules() if isinstance(one, nn.Embedding)}
+    kept = {name: one for name, one in named.items()
+            if one.dim() < 2 or (id(one) in embeddings and not decay_embeddings)}  # fmt: skip
+    matrices = {name: one for name, one in named.items() if name not in kept}
     if kind == "muon":
-        ends = {id(cast(Any, model.get_input_embeddings()).weight), id(cast(Any, model.get_output_embeddings()).weight)}
+        ends = {*embeddings, id(cast(Any, model.get_output_embeddings()).weight)}
         hidden = {name: one for name, one in matrices.items() if one.dim() == 2 and id(one) not in ends}
         rest = {name: one for name, one in matrices.items() if name not in hidden}
         found = [Group(hidden, "muon", MOMENTS[:1], True), Group(rest, "adamw", MOMENTS, True),
-                 Group(vectors, "adamw", MOMENTS, False)]  # fmt: skip
+                 Group(kept, "adamw", MOMENTS, False)]  # fmt: skip
     else:
         moments = (*MOMENTS, SLOW) if kind == "ademamix" else MOMENTS
-        found = [Group(matrices, kind, moments, True), Group(vectors, kind, moments, False)]
+        found = [Group(matrices, kind, moments, True), Group(kept, kind, moments, False)]
     return [group for group in found if group.parameters]
 
 
@@ -88,7 +94,7 @@ def build(config: TrainConfig, model: PreTrainedModel) -> torch.optim.Optimizer:
     plain: list[dict[str, Any]] = [
         {"params": list(group.parameters.values()), "weight_decay": settings.weight_decay if group.decays else 0.0,
          "method": group.method, "moments": group.moments}
-        for group in groups_of(model, settings.kind)
+        for group in groups_of(model, settings.kind, decay_embeddings=settings.decay_embeddings)
     ]  # fmt: skip
     groups = split_by_rate(plain, rate_factors(config.model.init, model))
     if settings.kind == "adamw" and config.determinism != "D2":

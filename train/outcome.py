@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import psutil
 import torch
 
+from common.errors import EXIT_DONE, EXIT_GO_ON
 from common.terminal import count, duration, next_step, say
 from train.checkpoint import Checkpoint
 from train.config import TrainConfig
@@ -60,10 +61,23 @@ def opening(
     return "\n".join(lines)
 
 
-def already_done(config: TrainConfig, folder: RunFolder, step: int) -> None:
-    """The lines of a run with nothing left to do."""
-    say(f"{folder.path}: all {step} steps are done; nothing to train (to train for longer, name another run=...)")
-    _next(config)
+def nothing_to_do(config: TrainConfig, folder: RunFolder, step: int, *, speaks: bool) -> int | None:
+    """The exit code of a start that finds the run as far as it is to go, told by the rank that speaks; None: it is not.
+
+    Where ``until_step`` ended the start before, that is the same code again: nothing is trained.
+    """
+    if step >= config.steps:
+        if speaks:
+            say(f"{folder.path}: all {step} steps are done; nothing to train (to train for longer, name another "
+                "run=...)")  # fmt: skip
+            _next(config)
+        return EXIT_DONE
+    if config.until_step is not None and step >= config.until_step:
+        if speaks:
+            say(f"{folder.path}: {step} of {config.steps} steps are done, and until_step={config.until_step} asks for "
+                f"no more; nothing trained (a later until_step, or null, goes on; exit code {EXIT_GO_ON})")  # fmt: skip
+        return EXIT_GO_ON
+    return None
 
 
 def finish(run: Run, step: int, losses: Mapping[str, LanguageScore], clock: StepClock, wall_seconds: float) -> None:
@@ -163,7 +177,9 @@ def closing(config: TrainConfig, values: Mapping[str, Any]) -> None:
     if values["finished"]:
         _next(config)
     else:
-        say("stopped when asked, everything is saved: the same command goes on (exit code 75)")
+        asked = config.until_step is not None and values["steps"] >= config.until_step
+        goes_on = "a later until_step, or null, goes on" if asked else "the same command goes on"
+        say(f"stopped when asked, everything is saved: {goes_on} (exit code {EXIT_GO_ON})")
 
 
 def _next(config: TrainConfig) -> None:

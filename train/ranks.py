@@ -8,8 +8,9 @@ import re
 from collections.abc import Iterator, Mapping, MutableMapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
-from common.errors import FlakyError, HanseError
+from common.errors import EXIT_CRASH, FlakyError, HanseError
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,12 @@ class ToldElsewhere(HanseError):  # noqa: N818
         self.exit_code = exit_code
 
 
+class RankFailed(HanseError):  # noqa: N818
+    """Another rank came to an end by what is no user's doing; there is a traceback of it."""
+
+    exit_code = EXIT_CRASH
+
+
 def node_name() -> str:
     """The name of this machine, as the scheduler knows it."""
     return os.environ.get("SLURMD_NODENAME") or platform.node()
@@ -44,12 +51,7 @@ def node_name() -> str:
 
 def nodes_of(place: Place) -> list[str]:
     """The machine of every rank, by rank. Collective."""
-    import torch.distributed as dist
-
-    nodes = [node_name()] * place.ranks
-    if place.ranks > 1:
-        dist.all_gather_object(nodes, node_name())
-    return nodes
+    return gathered(place, node_name())
 
 
 def find_place(environment: Mapping[str, str]) -> Place | None:
@@ -91,22 +93,39 @@ def together(place: Place) -> Iterator[None]:
 
     Raises:
         HanseError: on every rank, when the section raised one on any; its message is the first rank's that has one.
+            Where it was any other exception, that goes on as it is on its own rank, with its traceback, and the others
+            raise a :class:`RankFailed` that names it: nobody is left waiting for a rank that has gone.
     """
-    import torch.distributed as dist
-
-    mine: tuple[str, tuple[str, ...] | None] | None = (
-        None  # a message, and where a machine is to blame those to suspect
-    )
+    mine: tuple[str, type[HanseError], tuple[str, ...]] | None = None  # a message, its kind, machines to suspect
+    crash: Exception | None = None
     try:
         yield
     except HanseError as error:
-        mine = str(error), error.nodes if isinstance(error, FlakyError) else None
-    all_of_them = [mine]
-    if place.ranks > 1:
-        all_of_them = [None] * place.ranks
-        dist.all_gather_object(all_of_them, mine)
-    told = next((one for one in all_of_them if one is not None), None)
+        kind = FlakyError if isinstance(error, FlakyError) else HanseError
+        mine = str(error), kind, error.nodes if isinstance(error, FlakyError) else ()
+    except Exception as error:
+        what = " ".join(f"{type(error).__name__}: {error}".split())
+        crash, mine = error, (f"rank {place.rank} on {node_name()} failed: {what}; its traceback stands in its own "
+                              "output (logs/rank-*.log of ranks that were started here)", RankFailed, ())  # fmt: skip
+    try:
+        told = next((one for one in gathered(place, mine) if one is not None), None)
+    except Exception:  # the section met a collective that another rank never came to
+        if crash is not None:
+            raise crash from None
+        raise
+    if crash is not None:
+        raise crash
     if told is not None:
-        message, nodes = told
-        raised = HanseError(message) if nodes is None else FlakyError(message, nodes)
+        message, kind, nodes = told
+        raised = FlakyError(message, nodes) if kind is FlakyError else kind(message)
         raise (raised if place.first else ToldElsewhere(message, raised.exit_code)) from None
+
+
+def gathered(place: Place, value: Any) -> list[Any]:
+    """What each rank says, by rank. Collective."""
+    import torch.distributed as dist  # not at the top: what reads a ledger needs no torch
+
+    values = [value] * place.ranks
+    if place.ranks > 1:
+        dist.all_gather_object(values, value)
+    return values

@@ -21,7 +21,7 @@ def sequence_problems(config: TrainConfig) -> list[str]:
         return [f"{here}must be 1 or more"]
     if size == 1:
         return []
-    found = ranks_problems(size, config.ranks)
+    found = ranks_problems(size, config.ranks_of_start)
     lengths = {"": config.data.sequence_length}
     lengths |= {f"stages.{number}.": one.data.sequence_length for number, one in enumerate(config.stages)
                 if one.data.sequence_length}  # fmt: skip

@@ -10,17 +10,17 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from transformers import PreTrainedModel
 
 from common.configuration import differences
 from common.errors import HanseError
-from common.files import read_json, sha256_file, sweep_partial, write_json
+from common.files import read_json, sha256_file, write_json
 from common.terminal import say
 from data_pipelines.shards import ShardsManifest
 from data_pipelines.tokenizer import token_byte_lengths, tokenizer_sha256
 from train import lock, outcome
-from train.attention import choose as choose_attention
+from train.ability import agree_on_attention, agree_on_compiling
+from train.attention import ways as attention_ways
 from train.checkpoint import DAMAGED, Checkpoint, Damaged
 from train.checkpoint_writer import Writer
 from train.config import TrainConfig
@@ -45,7 +45,8 @@ from train.model import (
 from train.order import RunStream, WindowsAt, open_stream, windows_of
 from train.parametrisation import scale_fresh
 from train.precision import agree as agree_on_precision
-from train.ranks import Place, together
+from train.ranks import Place, gathered, together
+from train.retention import sweep
 from train.run_folder import RunFolder, complete_steps, folder_of
 from train.sequence_parallel import check_model
 from train.stages import Stage
@@ -108,10 +109,8 @@ class Run:
         return sum(part for _, part in parts), sum(part * self.flops_per_token(stage) for stage, part in parts)
 
 
-def set_up(
-    config: TrainConfig, place: Place, folder: RunFolder, device: torch.device, watchdog: Watchdog
-) -> Run | None:
-    """Open everything; None when the budget of tokens is used up already. Collective.
+def set_up(config: TrainConfig, place: Place, folder: RunFolder, device: torch.device, watchdog: Watchdog) -> Run | int:
+    """Open everything; the exit code where the run has come as far as it is to go already. Collective.
 
     Raises:
         HanseError: wrong input, on every rank alike.
@@ -122,19 +121,19 @@ def set_up(
     resumed = open_checkpoint(folder, data, place)
     initial, parents = open_initial(config, resumed, data.model, data.manifest.tokenizer_sha256, place)
     first_step = resumed.state["step"] if resumed else 0
-    if first_step >= config.steps:
-        if place.first:
-            outcome.already_done(config, folder, first_step)
-        return None
+    if (code := outcome.nothing_to_do(config, folder, first_step, speaks=place.first)) is not None:
+        return code
 
     precision, peaks = agree_on_precision(asked_precision(config, resumed), device)
+    attention = choose_attention(config, data, precision, device, place)
     with together(place):
-        attention = choose_attention(config, data.model, precision, device)
         check_model(config, data.model)
         if change:
             change.check(first_step, data.windows_at)
         model = fresh_model(config, data, attention)
         compiled = compiles(config, model, device)
+    compiled = agree_on_compiling(place, compiled)
+    with together(place):
         if compiled:
             compile_layers(model)
         if resumed:
@@ -165,7 +164,7 @@ def set_up(
                 change.note(folder, ledger, first_step, (lock.config_sha256(change.before), now["config_sha256"]))
             folder.keep_config(config)
             folder.cut_metrics(first_step)
-            sweep_partial(folder.checkpoints)
+            sweep_checkpoints(folder)
     metrics = Metrics(folder, config, first_step=first_step, speaks=place.first)
     metrics.say(
         outcome.opening(
@@ -207,6 +206,23 @@ def set_up(
         first_step=first_step,
         seconds_before=resumed.state["wall_seconds"] if resumed else 0.0,
     )  # fmt: skip
+
+
+def choose_attention(config: TrainConfig, data: Data, precision: str, device: torch.device, place: Place) -> str:
+    """The back end of all ranks. Collective.
+
+    Raises:
+        HanseError: what is asked for cannot be had on some rank.
+    """
+    with together(place):
+        ways = attention_ways(config, data.model, precision, device)
+    return agree_on_attention(place, ways)
+
+
+def sweep_checkpoints(folder: RunFolder) -> None:
+    """Delete what interrupted starts left of checkpoints, and tell of what cannot be."""
+    for path, why in sweep(folder.checkpoints).items():
+        say(f"CANNOT DELETE {path} ({why}), which an interrupted start left")
 
 
 def fresh_model(config: TrainConfig, data: Data, attention: str) -> PreTrainedModel:
@@ -332,11 +348,7 @@ def verified(path: Path, place: Place) -> tuple[Checkpoint | None, str]:
             found.verify(place.rank, place.ranks)
         except Damaged as error:
             found, damage = None, str(error)
-    told = [damage]
-    if place.ranks > 1:
-        told = [""] * place.ranks
-        dist.all_gather_object(told, damage)
-    damage = next(filter(None, told), "")
+    damage = next(filter(None, gathered(place, damage)), "")
     return (None if damage else found), damage
 
 

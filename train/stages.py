@@ -242,7 +242,7 @@ def stage_problems(config: TrainConfig) -> list[str]:
         return found
     for stage in config.timeline:
         found += [stage.where + line for line in stage.data.problems()] if stage.name else []
-    return found or [*config.timeline.problems(config.ranks, config.engine.sequence_parallel),
+    return found or [*config.timeline.problems(config.ranks_of_start, config.engine.sequence_parallel),
                      *schedule_problems(config)]  # fmt: skip
 
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
+from launch.life import KINDS, VIOLENT
 from tests.cluster.conftest import Cluster
 from tests.cluster.run import Run
 from tests.cluster.test_life import assert_equal_runs
@@ -72,6 +74,8 @@ def test_a_run_outlives_a_kill_a_cut_cable_a_stopped_rank_a_wrong_result_and_a_f
     assert cluster.wait_for_end(run, 0) == "crash", run.log
     assert_little_is_lost(run, 0)
     assert run.starts()[0]["blamed"] == unlucky
+    assert re.search(rf"srun: error: {unlucky}: tasks? [\d,\- ]+: ({VIOLENT.pattern})", run.log)
+    assert re.search(rf"{KINDS['crash']}: once more, suspect {unlucky}\b", run.log)
     cluster.start_now(job)
 
     cluster.wait_for_progress(run, 1, STEPS)
@@ -82,6 +86,7 @@ def test_a_run_outlives_a_kill_a_cut_cable_a_stopped_rank_a_wrong_result_and_a_f
     finally:
         cable(cut_off, "up")
     assert cluster.wait_for_end(run, 1) == "hung", run.log
+    assert f"{KINDS['hung']}: once more" in run.log
     assert_little_is_lost(run, 1)
     cluster.start_now(job)
 
@@ -91,6 +96,8 @@ def test_a_run_outlives_a_kill_a_cut_cable_a_stopped_rank_a_wrong_result_and_a_f
     assert cluster.wait_for_end(run, 2) == "hung", run.log
     assert_little_is_lost(run, 2)
     assert run.starts()[2]["blamed"] == stuck
+    assert "start 2: no sign of life" in run.log
+    assert re.search(rf"{KINDS['hung']}: once more, suspect {stuck}\b", run.log)
     cluster.start_now(job)
 
     with cluster.in_the_middle(run, 3, STEPS):
@@ -101,6 +108,7 @@ def test_a_run_outlives_a_kill_a_cut_cable_a_stopped_rank_a_wrong_result_and_a_f
     assert run.starts()[3]["bad_nodes"] == [wrong]
     assert "suspect a machine" in run.log
     assert f" on {wrong}" in run.log
+    assert f"{KINDS['flaky']}: once more, suspect {wrong}, without {wrong}" in run.log
     cluster.start_now(job)
 
     with cluster.in_the_middle(run, 4, STEPS):

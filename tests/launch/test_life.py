@@ -160,7 +160,10 @@ def test_a_job_is_led_from_its_first_start_to_its_end(job, capsys):
     log.write_text(
         "srun: error: old: task 0: Killed\nhanse 2026 start 1: job 1 on n[1-2]\nsrun: error: n2: task 2: Killed\n"
     )
-    assert ask(capsys, "end", *common, "--life", 1, "--code", 137, "--log", log) == "requeue n2"
+    assert main([str(word) for word in ("end", *common, "--life", 1, "--code", 137, "--log", log)]) == 0
+    told = capsys.readouterr()
+    assert told.out.strip() == "requeue n2"
+    assert "a rank failed: once more, suspect n2, without n2, wait " in told.err
     assert int((job / "not-before").read_text()) > 0
     assert (job / "excluded").read_text() == "n2"
 

@@ -7,7 +7,7 @@ A case is ``{"name": ..., "config": {...}}`` and what goes wrong in it:
     "poison": n         the n-th step's loss is not finite, on rank 1 in each second sequence; "heals": only once
     "steep": [a, b]     the gradient is a thousand times too large in steps that begin with one of these samples
     "slow": seconds     a forward pass takes so much longer on rank 1
-    "flip": n           after the n-th step a bit of rank 1's copy of a weight is another
+    "flip": n           before the n-th step's forward pass a bit of rank 1's copy of a weight becomes another
 
 Its result is the exit code, or the message of the HanseError. Whatever goes wrong, weights and moments are held to be
 as they were after an update that was not made.
@@ -63,20 +63,19 @@ def broken(case, place):
             ]
         if case.get("slow") and place.rank == 1:
             engine.forward = lambda part: (time.sleep(case["slow"]), forward(part))[1]
+        if number == case.get("flip") and place.rank == 1:
+            weights = next(one for one in engine.engine.module.parameters() if engine.names[id(one)] == FLIPPED)
+            weights.data.view(torch.int32).view(-1)[7] ^= 1
         sums = ACCUMULATE(engine, batch, *rest)
         if poisoned and case.get("heals"):
             handle.remove()
         engine.forward = forward
-        engine.flips = number == case.get("flip") and place.rank == 1
         return sums
 
     def update(engine, *arguments, **named):
         before = held(engine)
         made = UPDATE(engine, *arguments, **named)
         assert made != all(map(torch.equal, before, held(engine)))
-        if engine.flips:
-            weights = next(one for one in engine.engine.module.parameters() if engine.names[id(one)] == FLIPPED)
-            weights.data.view(torch.int32).view(-1)[7] ^= 1
         return made
 
     return accumulate, update

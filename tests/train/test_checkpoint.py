@@ -24,10 +24,11 @@ from common.files import sha256_file
 from tests.disk import small_disk
 from train import checkpoint
 from train.checkpoint import Checkpoint, Damaged
-from train.checkpoint_writer import Writer, Written, best_steps, finish, prune, write_share
+from train.checkpoint_writer import Writer, Written, finish, write_share
 from train.config import CheckpointConfig
 from train.optimizers import MOMENTS
 from train.ranks import Place
+from train.retention import best_steps, prune, sweep
 from train.run_folder import complete_steps, folder_of
 from train.shares import Fragment
 
@@ -417,14 +418,35 @@ def test_retention_keeps_the_last_ones_and_every_so_manieth(steps, keep_last, ev
         for step in unfinished:
             folder_of(checkpoints, step).mkdir()
         policy = CheckpointConfig(keep_last=keep_last, keep_every_steps=every)
-        deleted = prune(checkpoints, policy)
+        deleted, _ = prune(checkpoints, policy)
         kept = complete_steps(checkpoints)
         assert deleted == sorted(steps - set(kept))
         assert kept[-keep_last:] == sorted(steps)[-keep_last:]
         assert set(kept) >= {step for step in steps if every and step % every == 0}
         assert all(step in sorted(steps)[-keep_last:] or (every and step % every == 0) for step in kept)
         assert len(list(checkpoints.iterdir())) == len(kept) + len(unfinished)
-        assert prune(checkpoints, policy) == []
+        assert prune(checkpoints, policy) == ([], {})
+
+
+def test_what_cannot_be_deleted_is_told_once_tried_again_and_ends_nothing(one_rank, tmp_path):
+    share = Share(values_of(SHAPES), whole(SHAPES), 0, SHAPES)
+    writer = Writer(tmp_path, one_rank, CheckpointConfig(every_steps=6, keep_last=1))
+
+    def saved(step):
+        writer.begin(share, {**STATE, "step": step})
+        return {Path(path).name: why for path, why in writer.wait().not_deleted.items()}
+
+    assert saved(6) == {}
+    obstacle = tmp_path / "step-00000006.deleted.partial"
+    with small_disk(obstacle):  # which neither goes nor lets another take its name
+        told = saved(12)
+        assert told.keys() == {"step-00000006.deleted.partial", "step-00000006"}
+        assert all("busy" in why for why in told.values())
+        assert saved(18) == {}  # known
+        assert complete_steps(tmp_path) == [6, 18]
+        assert sweep(tmp_path).keys() == {str(obstacle)}  # of a start that comes now
+    assert saved(24) == {}
+    assert [path.name for path in tmp_path.iterdir()] == ["step-00000024"]
 
 
 def test_wherever_the_disk_gets_full_the_checkpoint_is_absent_and_the_one_before_is_whole(one_rank, tmp_path):
@@ -484,7 +506,7 @@ def test_the_best_checkpoints_are_kept_by_their_mean_validation_loss(tmp_path):
         state |= {"bits_per_byte": {"fr": score[0], "de": score[1]}} if score else {}
         (folder / "state.json").write_text(json.dumps(state))
     assert best_steps(tmp_path) == [12, 18, 30, 6]
-    assert prune(tmp_path, CheckpointConfig(keep_last=1, keep_best=2)) == [6, 24, 30]
+    assert prune(tmp_path, CheckpointConfig(keep_last=1, keep_best=2)) == ([6, 24, 30], {})
     assert complete_steps(tmp_path) == [12, 18, 36]
 
 

@@ -45,3 +45,17 @@ def test_all_problems_of_the_values_are_told_at_once(hanse, capsys, tiny_setting
 def test_impossible_arithmetic_and_unknown_keys(hanse, capsys, tiny_settings, tmp_path, overrides, message):
     assert message in refused(hanse, capsys, *tiny_settings, f"run={tmp_path / 'run'}", *overrides)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("launcher", [{"SLURM_STEP_ID": "0", "SLURM_PROCID": "5", "SLURM_STEP_NUM_TASKS": "3"},
+                                      {"RANK": "0", "WORLD_SIZE": "3"}])  # fmt: skip
+def test_under_a_launcher_the_ranks_are_those_it_started(hanse, capsys, tiny_settings, tmp_path, monkeypatch, launcher):
+    for key, value in launcher.items():
+        monkeypatch.setenv(key, value)
+    three = ["batch.global_batch_size=9", "batch.micro_batch_size=1", "engine.sequence_parallel=3"]
+    ours = [*tiny_settings, *three, "data.sequence_length=63", "model.settings.num_attention_heads=3",
+            "model.settings.num_key_value_heads=3", f"run={tmp_path / 'run'}"]  # fmt: skip
+    assert hanse("train", "--check", *ours) == 0  # by ranks=2 both would be wrong
+    text = refused(hanse, capsys, *ours, "engine.sequence_parallel=1", "batch.global_batch_size=8")
+    assert "1 x 3 = 3; nearest: 6 or 9" in text
+    assert "must divide ranks=3" in refused(hanse, capsys, *ours, "engine.sequence_parallel=2")

@@ -40,16 +40,16 @@ def disk_cases(folder):
 
 @pytest.fixture(scope="module")
 def runs(tiny_settings, tmp_path_factory):
-    """{name: (run folder, how it ended)}; "NAME on" goes on with a run that was stopped."""
+    """{name: (run folder, how it ended)}; "NAME on" and "NAME again" go on with a run that was stopped."""
     folder = tmp_path_factory.mktemp("engine")
     kinds = {
         **{f"fp16-{stage}": [*FP16, f"engine.zero_stage={stage}"] for stage in (1, 2, 3)},
-        "cut": [*FP16, f"until_step={SAVED}"], "cut on": FP16,
+        **{name: [*FP16, f"until_step={SAVED}"] for name in ("cut", "cut again")}, "cut on": FP16,
         "nan": [*FP16, "engine.fp16.initial_scale_power=8"],
         "lasts": [*FP16, "engine.fp16.max_overflows=2"],
         **(disk_cases(folder) if COMPILED else {}),
     }  # fmt: skip
-    places = {name: folder / name.removesuffix(" on") for name in kinds}
+    places = {name: folder / name.partition(" ")[0] for name in kinds}
     cases = {name: [*tiny_settings, f"run={places[name]}", *more] for name, more in kinds.items()}
     told = train_cases(folder / "ranks", 2, cases, {"nan": {"poison": 3}})
     return {name: (places[name], told[name]) for name in kinds}
@@ -89,7 +89,12 @@ def test_overflows_are_left_out_named_and_counted_at_every_stage(runs, stage):
 
 @pytest.mark.slow
 def test_a_run_that_is_cut_among_its_overflows_goes_on_to_the_last_bit(runs):
-    assert (runs["cut"][1], runs["cut on"][1]) == (EXIT_GO_ON, EXIT_DONE)
+    codes = {name: runs[name][1] for name in ("cut", "cut again", "cut on")}
+    assert codes == {"cut": EXIT_GO_ON, "cut again": EXIT_GO_ON, "cut on": EXIT_DONE}
+    starts = [
+        record["step"] for _, record in ledger.lines(runs["cut"][0] / "ledger.jsonl") if record["kind"] == "start"
+    ]
+    assert starts == [0, SAVED]  # the command that stopped it does nothing when given again
     whole, cut = runs["fp16-1"][0], runs["cut"][0]
     assert state_at(whole, STEPS) == state_at(cut, STEPS)
     scales = [[(record["step"], record["loss_scale"], record["loss"]) for record in read_metrics(run / "metrics.jsonl")

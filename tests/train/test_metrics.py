@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import time
 from dataclasses import replace
 
 import pytest
@@ -15,6 +17,7 @@ from train.evaluate import LanguageScore
 from train.metrics import Metrics, StepClock
 from train.run_folder import RunFolder, read_metrics
 from train.tally import Score
+from train.track import fresh_id, id_after_going_back, wandb_id
 
 
 def record(step: int) -> dict:
@@ -134,12 +137,33 @@ def test_tensorboard_has_the_numbers_of_every_step_and_hides_those_of_a_start_th
     first.consumed(3, {"fr": {"tokens": 512, "epochs": 0.5}})
     first.close(3)
     again = Metrics(folder, config, first_step=1, speaks=True)
-    again.step({**record(2), "loss": 5.0})
-    again.close(2)
+    for step in (2, 3, 4):
+        again.step({**record(step), "loss": 5.0})
+    again.back(2)  # within a start
+    again.step({**record(3), "loss": 4.0})
+    again.close(3)
     found = event_accumulator.EventAccumulator(str(folder.path / "tensorboard"))
     found.Reload()
-    assert [(one.step, one.value) for one in found.Scalars("loss")] == [(1, 7.0), (2, 5.0)]
+    assert [(one.step, one.value) for one in found.Scalars("loss")] == [(1, 7.0), (2, 5.0), (3, 4.0)]
     assert "loss_by_language/fr" in found.Tags()["scalars"]
+
+
+def test_a_runs_id_at_wandb_is_its_own_and_stays_and_each_going_back_has_another(tmp_path):
+    first, other = fresh_id("lr=0.1/é"), fresh_id("lr=0.1/é")
+    assert first != other
+    assert re.fullmatch(r"lr=0.1---[0-9a-f]{8}", first)
+    assert wandb_id(tmp_path) is None
+    runs = tmp_path / "wandb"
+    (runs / f"offline-run-20260101_101010-{first}").mkdir(parents=True)
+    (runs / "latest-run").symlink_to(f"offline-run-20260101_101010-{first}")
+    assert wandb_id(tmp_path) == first
+    (runs / "run-20251231_235959-older-0").mkdir()
+    back = first
+    for times in range(1, 11):
+        back = id_after_going_back(back)
+        assert back == f"{first}-back-{times}"
+        (runs / f"run-20260101_101010-{back}").mkdir()  # all within a second
+        assert wandb_id(tmp_path) == back
 
 
 @pytest.mark.slow
@@ -150,8 +174,18 @@ def test_wandb_offline_keeps_every_step_in_a_file_of_the_run_folder(folder, tiny
     metrics.event(0, "start", ranks=2)
     metrics.step(record(1))
     metrics.evaluation(1, {"fr": LanguageScore(2.0, 4, 1, 8)})
-    metrics.close(1)
-    (file,) = folder.path.glob("wandb/offline-run-*/run-*.wandb")
+    metrics.step(record(2))
+    metrics.back(1)
+    metrics.step({**record(2), "loss": 123.25})
+    metrics.close(2)
+    file, second = sorted(folder.path.glob("wandb/offline-run-*/run-*.wandb"), key=lambda path: len(path.name))
+    assert second.stem == f"{file.stem}-back-1"
+    deadline = time.monotonic() + 30  # wandb's own process writes it, by and by
+    while b"123.25" not in second.read_bytes() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert b"123.25" in second.read_bytes()  # which the first would have dropped
+    assert wandb_id(folder.path) == second.stem.removeprefix("run-")
     written = file.read_bytes()
+    assert b"123.25" not in written
     for key in (b"loss_by_language/fr", b"evaluation/fr/token_accuracy", b"tokens_per_second", b"global_batch_size"):
         assert key in written

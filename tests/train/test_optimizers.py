@@ -9,11 +9,15 @@ import torch.distributed as dist
 from hypothesis import given, settings
 from hypothesis import strategies as some
 
+from common.errors import HanseError
+from tests.train.test_engine_config import configured
 from train.config import ModelConfig
 from train.engine_config import AverageConfig, OptimizerConfig
+from train.lock import config_sha256
 from train.model import build_model, model_config
 from train.muon import Matrices, Piece, dealt, orthogonal
 from train.optimizers import Stepper, groups_of, mixed, moments_of
+from train.run_folder import RunFolder
 
 SETTINGS = OptimizerConfig(learning_rate=1e-2)
 SMALL = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 4,
@@ -160,6 +164,33 @@ def test_muon_takes_the_matrices_between_the_embeddings_and_no_parameter_is_left
     kept = moments_of(model, "muon")
     assert list(kept) == [name for name, _ in model.named_parameters()]
     assert {len(kept[name]) for name in hidden.parameters} == {1}
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("kind", ["adamw", "ademamix", "muon"])
+def test_embeddings_are_shrunk_only_when_asked_and_whatever_is_kept_of_them_stays_the_same(kind, tied):
+    model = build_model(model_config(ModelConfig("llama", {**SMALL, "tie_word_embeddings": tied}), 97, 24), 0)
+    shrunk, kept = ({name: (group.decays, group.method, group.moments) for group in groups for name in group.parameters}
+                    for groups in (groups_of(model, kind, decay_embeddings=True),
+                                   groups_of(model, kind, decay_embeddings=False)))  # fmt: skip
+    assert shrunk.keys() == kept.keys() == dict(model.named_parameters()).keys()
+    assert [name for name in shrunk if shrunk[name] != kept[name]] == ["model.embed_tokens.weight"]
+    assert shrunk["model.embed_tokens.weight"] == (True, *kept["model.embed_tokens.weight"][1:])
+    assert not any(decays for name, (decays, *_) in kept.items() if "embed" in name or "norm" in name)
+    assert all(decays for name, (decays, *_) in kept.items() if "proj" in name or "lm_head" in name)
+
+
+def test_a_new_run_shrinks_no_embeddings_and_one_older_than_the_key_is_not_changed_without_a_word(tmp_path):
+    new, old = configured(), configured("optimizer.decay_embeddings=true")
+    assert not new.optimizer.decay_embeddings
+    folder = RunFolder(tmp_path)
+    folder.keep_config(old)
+    lines = folder.config.read_text().splitlines(keepends=True)
+    folder.config.write_text("".join(line for line in lines if "decay_embeddings" not in line))  # as it was written
+    assert folder.check_config(old) is None
+    with pytest.raises(HanseError, match="decay_embeddings was True, now False; give it the same again"):
+        folder.check_config(new)
+    assert config_sha256(folder.read_config()) == config_sha256(old) != config_sha256(new)
 
 
 def test_the_average_begins_with_the_first_weights_and_warms_up():

@@ -7,11 +7,13 @@ from pathlib import Path
 
 import pytest
 
+from common.errors import EXIT_DONE, EXIT_GO_ON
 from data_pipelines.shards import ShardsManifest
 from train import outcome
+from train.config import BatchConfig, DataConfig, TrainConfig
 from train.energy.totals import energy_totals
 from train.ranks import Place
-from train.run_folder import read_metrics
+from train.run_folder import RunFolder, read_metrics
 
 LANGUAGES = ("de", "es", "fr", "it")
 
@@ -93,3 +95,18 @@ def test_the_opening_says_how_the_precision_came_about(tiny_config, asked, how):
         f"precision bf16 ({how}; matrix products a rank: fp32 80 GFLOP/s, bf16 420 GFLOP/s)\n"
         "attention sdpa (chosen)"
     )
+
+
+@pytest.mark.parametrize(
+    ("step", "until_step", "code", "told"),
+    [(5, None, None, ""), (5, 6, None, ""), (6, 6, EXIT_GO_ON, "6 of 10 steps are done, and until_step=6 asks for no"),
+     (7, 6, EXIT_GO_ON, "7 of 10"), (10, None, EXIT_DONE, "all 10 steps"), (10, 10, EXIT_DONE, "all 10 steps")],
+)  # fmt: skip
+def test_a_run_that_is_as_far_as_asked_trains_nothing_and_ends_as_before(
+    tmp_path, capsys, step, until_step, code, told
+):
+    config = TrainConfig(tokens=10, data=DataConfig(sequence_length=1), batch=BatchConfig(1, 1), until_step=until_step)
+    assert outcome.nothing_to_do(config, RunFolder(tmp_path), step, speaks=True) == code
+    assert told in capsys.readouterr().out
+    assert outcome.nothing_to_do(config, RunFolder(tmp_path), step, speaks=False) == code
+    assert not capsys.readouterr().out

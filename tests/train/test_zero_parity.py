@@ -72,8 +72,10 @@ def newton_schulz(gradient, coefficients, steps, eps):
 
 def plain_optimizers(config: TrainConfig, names: dict[str, torch.nn.Parameter]) -> list[torch.optim.Optimizer]:
     settings, decay = config.optimizer, config.optimizer.weight_decay
-    matrices = {name: p for name, p in names.items() if p.dim() >= 2}
-    vectors = {"params": [p for p in names.values() if p.dim() < 2], "weight_decay": 0.0}
+    shrunk = {name for name, p in names.items()
+              if p.dim() >= 2 and (settings.decay_embeddings or name != "model.embed_tokens.weight")}  # fmt: skip
+    matrices = {name: names[name] for name in names if name in shrunk}
+    vectors = {"params": [names[name] for name in names if name not in shrunk], "weight_decay": 0.0}
     if settings.kind == "ademamix":
         return [AdEMAMix([{"params": list(matrices.values()), "weight_decay": decay}, vectors], settings, config.steps)]
     hidden = {name: p for name, p in matrices.items() if "proj" in name and settings.kind == "muon"}
@@ -170,7 +172,8 @@ def test_every_optimizer_at_stages_1_2_3_on_two_ranks_equals_plain_pytorch(tiny_
         length = {"fp32": 64, "bf16": 16, "fp16": 16}[
             precision
         ]  # many a CPU takes 100 times longer for a product in bf16
-        return [*common, f"run={run}", f"optimizer.kind={kind}", f"engine.precision={precision}",
+        return [*common, f"run={run}", f"optimizer.kind={kind}", f"optimizer.decay_embeddings={kind == 'ademamix'}",
+                f"engine.precision={precision}",
                 f"engine.zero_stage={stage}", f"data.sequence_length={length}", f"tokens={STEPS * 8 * length}",
                 f"evaluate.tokens_per_language={8 * length}"]  # fmt: skip
 

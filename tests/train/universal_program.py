@@ -45,9 +45,12 @@ class Theirs:
         self.config, self.place, self.data = config, place, open_data(config)
         self.accumulation = config.batch.global_batch_size // (config.batch.micro_batch_size * place.ranks)
         model = build_model(self.data.model, config.seed)
+        embeddings = model.get_input_embeddings().weight
         optimizer = torch.optim.AdamW(
-            [{"params": [one for one in model.parameters() if one.dim() >= 2], "weight_decay": 0.1},
-             {"params": [one for one in model.parameters() if one.dim() < 2], "weight_decay": 0.0}],
+            [{"params": [one for one in model.parameters() if one.dim() >= 2 and one is not embeddings],
+              "weight_decay": 0.1},
+             {"params": [one for one in model.parameters() if one.dim() < 2 or one is embeddings],
+              "weight_decay": 0.0}],
             lr=1e-3, betas=tuple(config.optimizer.betas), eps=config.optimizer.epsilon)  # fmt: skip
         self.engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config={
             "train_micro_batch_size_per_gpu": config.batch.micro_batch_size,

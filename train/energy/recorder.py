@@ -27,7 +27,7 @@ from train.energy import grid
 from train.energy.config import EnergyConfig
 from train.energy.counters import Meter, find_source, gpu_watts
 from train.ledger import Ledger, lines
-from train.ranks import Place, together
+from train.ranks import Place, gathered, together
 from train.run_folder import RunFolder, read_metrics
 
 if TYPE_CHECKING:
@@ -157,16 +157,6 @@ def open_ledger(folder: RunFolder) -> Ledger:
         ledger.write("lost", {"step": sign["step"], "at": {"time": sign["time"]}})
         ledger.sync()
     return ledger
-
-
-def gathered(place: Place, value: Any) -> list[Any]:
-    """What each rank says, by rank."""
-    import torch.distributed as dist  # not at the top: what reads a ledger needs no torch
-
-    values = [value] * place.ranks
-    if place.ranks > 1:
-        dist.all_gather_object(values, value)
-    return values
 
 
 def _who(device: torch.device) -> dict[str, str | None]:

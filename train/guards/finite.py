@@ -8,12 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-import torch.distributed as dist
 
 from common.errors import FlakyError, HanseError
 from train.guards.replicas import differing
 from train.order import RunStream
-from train.ranks import together
+from train.ranks import gathered, together
 
 if TYPE_CHECKING:
     from train.setup import Run
@@ -47,7 +46,7 @@ def stop_unless_finite(run: Run, step: int, batch: Batch, mine: torch.Tensor, *,
     with together(run.place):
         if found:
             raise HanseError(f"{_what(step, loss, norm)}: {found}. {_ADVICE}")
-    ranks = [rank for rank, finite in enumerate(_gathered(run, bool(mine.isfinite().all()))) if not finite]
+    ranks = [rank for rank, finite in enumerate(gathered(run.place, bool(mine.isfinite().all()))) if not finite]
     with together(run.place):
         raise flaky(f"{_what(step, loss, norm)}, but computed again it is finite on every rank", run, ranks)
 
@@ -62,18 +61,12 @@ def flaky(what: str, run: Run, ranks: Sequence[int]) -> FlakyError:
     )
 
 
-def _gathered(run: Run, value: Any) -> list[Any]:
-    """``value`` of every rank, by rank."""
-    values = [value] * run.place.ranks
-    if run.place.ranks > 1:
-        dist.all_gather_object(values, value)
-    return values
-
-
 def stop_unless_alike(run: Run, step: int) -> None:
     """Stop if the weights that ranks hold alike are not (:mod:`train.guards.replicas`); collective.
 
-    Looks every ``guards.weights_every_steps``.
+    Looks in every ``guards.weights_every_steps``-th step; in others nobody waits for anything. To be called between
+    the gradient and the update of ``step``, counted from 1: the update ends with the owners' weights on every rank,
+    so that afterwards a copy that had changed is right again, and only what was computed with it is wrong.
 
     Raises:
         FlakyError: naming the first such parameter, and the ranks that differ from most.

@@ -115,6 +115,7 @@ def _tell(run: Run, step: int, back: int, passed: Sequence[tuple[int, int]], ser
         run.ledger.write("rewind", {"step": back, "samples": samples, "spikes": list(series), **facts})
         run.ledger.sync()
     run.folder.cut_metrics(back)
+    run.metrics.back(back)
     run.metrics.event(back, "rewind", undone_to=step, samples=samples, spikes=list(series))
     without = " and ".join(f"{start} to {stop - 1}" for start, stop in passed)
     run.metrics.say(f"REWIND: {len(series)} spikes in steps {series[0]} to {step}: back to step {back}, and on without "

@@ -5,7 +5,8 @@
 MAD is the median absolute deviation from the median; times 1.4826 it estimates a normal distribution's standard
 deviation, and up to half of the values may be anything (Rousseeuw and Croux, JASA 88, 1993). The floor keeps values
 that hardly differ from making a spike of every one. Values of spikes enter the window as well: where the level has
-moved for good, it is the new level after half a window. Nothing is judged before the window is full.
+moved for good, it is the new level after half a window. Nothing is judged before the window is full; a stage begins
+with an empty one.
 
 The limits follow from losses and norms that all ranks share, so all decide alike; and, at determinism D2, alike on any
 layout. The window is part of a checkpoint: a run that goes on judges as if it had not been stopped.
@@ -50,6 +51,7 @@ class Spikes:
         """Go on as :meth:`state` says."""
         held = {key: state.get(key, []) for key in WATCHED}
         self.values = {key: deque(map(float, held[key]), self.settings.window) for key in WATCHED}
+        self._limits: dict[str, float] = {}  # after these values
         self.recent = [int(step) for step in state.get("recent", [])]
         self.rewinds = int(state.get("rewinds", 0))
 
@@ -60,12 +62,20 @@ class Spikes:
         kept = {key: list(values) for key, values in self.values.items()}
         return {"spikes": {**kept, "recent": self.recent, "rewinds": self.rewinds}}
 
+    def begin_stage(self) -> None:
+        """Judge nothing until the window is full again: other data, lengths or batches have another level."""
+        self._limits.clear()
+        for values in self.values.values():
+            values.clear()
+
     def limit(self, what: str) -> float:
         """Above this a ``loss`` or ``gradient_norm`` is a spike."""
         values = self.values[what]
         if not self.settings.sigma or len(values) < self.settings.window:
             return math.inf
-        return limit_of(values, self.settings.sigma)
+        if what not in self._limits:
+            self._limits[what] = limit_of(values, self.settings.sigma)
+        return self._limits[what]
 
     def largest_norm(self, loss: float) -> float:
         """The largest gradient norm whose update is made in a step of this loss; none is where the loss is a spike."""
@@ -78,6 +88,7 @@ class Spikes:
             for what, value in (("gradient_norm", norm), ("loss", loss)):
                 if value > self.limit(what):
                     found = what, self.limit(what)
+            self._limits.clear()
             self.values["loss"].append(loss)
             self.values["gradient_norm"].append(norm)
         if found:

@@ -14,6 +14,7 @@ from hypothesis import strategies as some
 
 from common.errors import EXIT_DONE, EXIT_FLAKY, HanseError
 from tests.train.multirank import losses, train_cases
+from tests.train.test_engine_config import configured
 from tests.train.test_invariant import fingerprint
 from train import ledger
 from train.config import BatchConfig, DataConfig, SpikesConfig, TrainConfig
@@ -192,6 +193,23 @@ def test_nothing_is_judged_before_the_window_is_full_and_a_new_level_is_learnt()
     assert judged(spikes, [9.0, *[1.0] * 7, 9.0, 1.0]) == [9]
     assert judged(spikes, [5.0] * 12, 11)[-1] < 16  # half a window later it is no spike any more
     assert spikes.largest_norm(1e9) == -math.inf
+
+
+def test_a_stage_begins_with_an_empty_window_and_what_counts_towards_a_rewind_stays():
+    spikes = Spikes(SpikesConfig(sigma=6, window=8, rewind_after=2))
+    assert judged(spikes, [1.0] * 8 + [9.0]) == [9]
+    spikes.begin_stage()
+    assert judged(spikes, [5.0] * 8 + [5.1, 9.0], 10) == [19]  # another level is no spike
+    assert spikes.rewind_due
+
+
+def test_far_out_is_far_out_by_default():
+    settings = configured().guards.spikes
+    assert (settings.sigma, settings.window, settings.rewind_after) == (20, 128, 0)
+    spikes = Spikes(settings)
+    noise = np.random.default_rng(0).lognormal(0, 0.1, 2000)  # wider than the demo's gradient norm
+    assert judged(spikes, noise) == []
+    assert judged(spikes, [4.0], 2001) == [2001]
 
 
 def test_spikes_count_towards_a_rewind_only_when_close_together():
