@@ -97,7 +97,7 @@ class Metrics:
         """What the ranks spend by themselves (train/guards/times.py): written."""
         self._write({"step": step, "rank_times": report})
 
-    def consumed(self, step: int, languages: Mapping[str, Any], sources: Mapping[str, Any]) -> None:
+    def consumed(self, step: int, languages: Mapping[str, Any], sources: Mapping[str, Any] | None = None) -> None:
         """Tokens that were drawn of each language and source so far, and how many times its text they are: written."""
         self._write({"step": step, "consumed": languages, **({"consumed_by_source": sources} if sources else {})})
 
