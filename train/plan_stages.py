@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from common.terminal import count, say, table
@@ -82,7 +82,12 @@ def show_stages(plans: list[StagePlan], total: dict[str, Share], train: TrainCon
               f"{one.epochs:.2f}"] for name, one in total.items()]  # fmt: skip
     table("\nwhat is drawn", [*(["stage"] if parts else []), "language", "asked", "obtained", "tokens", "epochs"],
           rows)  # fmt: skip
-    for warning in repeated(total):
+    parts_drawn: dict[str, Share] = {}  # sources by name: how often in all stages
+    for name, share in ((name, share) for one in plans for name, share in one.shares.items()):
+        if language_of(name) != name:
+            before = parts_drawn[name].epochs if name in parts_drawn else 0.0
+            parts_drawn[name] = replace(share, epochs=before + share.epochs)
+    for warning in repeated({**total, **parts_drawn}):
         say(f"WARNING: {warning}")
 
 

@@ -1,11 +1,16 @@
 """Shards of languages that come from several sources, written to disk: every token's number tells where it stands."""
 
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 
-from data_pipelines.shards import ShardsManifest
+from common.files import sha256_file
+from data_pipelines.shards import SIDECAR, ShardsManifest, beside
+from data_pipelines.source_runs import runs_in
 from data_pipelines.split_shard import SplitShard
 
 TEXTS = {  # tokens of the documents of each source, in the order in which they lie in their language's shard
@@ -32,3 +37,20 @@ def write_shards(folder: Path, texts=TEXTS, split="train") -> ShardsManifest:
     manifest = ShardsManifest("x", 60_000, 0, "tokenizers", "x", entries, folder)
     manifest.write()
     return ShardsManifest.read(folder)
+
+
+def parted(shards: Path, folder: Path, language: str, sources=("web", "books")) -> Path:
+    """A copy of a shards folder in which the training text of a language comes from these sources, in equal shares."""
+    shutil.copytree(shards, folder)
+    manifest = ShardsManifest.read(folder)
+    for place, entry in enumerate(manifest.shards):
+        if (entry.split, entry.language) == ("train", language):
+            sidecar = beside(folder / entry.name, SIDECAR)
+            table = pq.read_table(sidecar)
+            names = [sources[row * len(sources) // len(table)] for row in range(len(table))]
+            number = table.schema.get_field_index("source")
+            pq.write_table(table.set_column(number, "source", pa.array(names)), sidecar)
+            files = entry.files | {SIDECAR: sha256_file(sidecar)}
+            manifest.shards[place] = replace(entry, files=files, sources=runs_in(sidecar))
+    manifest.write()
+    return folder

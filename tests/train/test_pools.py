@@ -18,6 +18,7 @@ from train.change import past_differences
 from train.consumed import consumed, drawn_by_source
 from train.mixture import weights_of
 from train.order import drawn_in, open_stream, pieces_of, stage_draws, windows_of
+from train.plan_stages import plan_stages, show_stages, whole
 from train.pools import Pool, mixture_problems, parts_of_languages, pools_of, sources_in
 from train.stream import IGNORED, pack
 
@@ -196,6 +197,23 @@ def test_rules_are_over_languages_whatever_a_stage_names(shards):
     windows_at = windows_of(shards, "concatenate", parts_of_languages(now))
     assert list(past_differences(before, now, 25, windows_at)) == []
     assert list(past_differences(before, now, 26, windows_at)) == ["these steps would have drawn other samples"]
+
+
+def test_a_plan_shows_sources_by_stage_languages_in_all_and_warns_of_a_source_that_repeats(shards, capsys):
+    stages = [stage("base", 400), stage("anneal", mixture={"de/wiki": 3, "de": 1, "fr": 1})]
+    config = staged(stages, 1000, length=LENGTH, data={"mixture": {"de": 1, "fr": 1}})
+    plans = plan_stages(config, shards)
+    total = whole(plans, config, shards)
+    told = drawn_in(config, windows_of(shards, "concatenate"), config.steps)
+    assert {name: share.samples for name, share in total.items()} == {name: one.samples for name, one in told.items()}
+    assert list(plans[1].shares) == ["de/(all but wiki)", "de/wiki", "fr"]
+    assert total["de"].asked == pytest.approx(0.4 * 0.5 + 0.6 * 0.8, abs=0.01)
+    show_stages(plans, total, config)
+    shown = capsys.readouterr().out
+    assert "WARNING: de/wiki: 4.4 epochs" in shown
+    assert shown.count("WARNING") == 1
+    with pytest.raises(HanseError, match="no training shards for de/x"):
+        plan_stages(staged([], 800, length=LENGTH, data={"mixture": {"de/x": 1}}), shards)
 
 
 def test_what_is_not_there_is_named_with_what_there_is(shards, tmp_path):
