@@ -87,14 +87,14 @@ def sightings(
         idle: steps that made no update.
     """
     line, end = stream.timeline, stream.timeline.end(steps, stream.skipped)
-    numbers = {source.name: number for number, source in enumerate(stream.sources)}
     for entry in manifest.of("train"):
         prefix = manifest.folder / entry.name
+        numbers = [number for number, source in enumerate(stream.sources) if source.language == entry.language]
         for row in _documents(beside(prefix, SIDECAR), asked):
-            samples = np.empty(0, dtype=np.int64)
-            if entry.language in numbers and row["token_end"] > row["token_start"]:
-                samples = stream.holding(numbers[entry.language], prefix, row["token_start"], row["token_end"], end)
-            tokens = row["token_end"] - row["token_start"]
+            samples, tokens = np.empty(0, dtype=np.int64), row["token_end"] - row["token_start"]
+            if tokens and numbers:
+                span = row["token_start"], row["token_end"]
+                samples = np.sort(np.concatenate([stream.holding(one, prefix, *span, end) for one in numbers]))
             at = line.steps_of(samples, stream.skipped)
             learnt = (at > 0) & ~np.isin(at, list(idle))
             yield Sighting(row["id"], row["url"], entry.name, tokens, np.unique(at[learnt]).tolist(),

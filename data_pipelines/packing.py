@@ -11,12 +11,15 @@ id but a document's first is a label exactly once. A document of a single id giv
 The plan of a shards folder and a length is the folder ``packing-L`` in it: ``train/LANGUAGE.arrow`` for each training
 shard, an Arrow IPC file with a row a bin (``starts``: token of the ``.bin`` at which each fragment begins, ``lengths``:
 its ids), and a manifest. It follows from the ``.idx`` alone, and the shards do not change by it.
+
+Where a shard holds several sources, ``packing-L-by-source`` beside it is a second plan, in which no sequence holds
+documents of two of them: what a mixture that names sources draws from. A source's bins lie together.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +32,8 @@ from common.folders import replaced_folder, restore
 from data_pipelines.manifest import COUNTS, fingerprint, read_manifest
 from data_pipelines.shards import ShardsManifest, TokenShard
 
-FORMAT = "hanse.packing/1"  # to be raised whenever the same shards would give other bins
+# To be raised whenever the same shards would give other bins: of a plan, and of a plan by source.
+FORMATS = ("hanse.packing/1", "hanse.packing-by-source/1")
 GROUP = 2**20  # fragments planned at once: what bounds the memory; bins hold fragments of one group
 SCHEMA = pa.schema([("starts", pa.list_(pa.int64())), ("lengths", pa.list_(pa.int32()))])
 
@@ -98,7 +102,8 @@ def fragments_of(starts: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarra
 
 
 def bins_of(document_starts: np.ndarray, length: int) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """Plan a shard, group by group: (starts, lengths) of the fragments, bin after bin, and each bin's end in them."""
+    """Plan consecutive documents, group by group: (starts, lengths) of the fragments, bin after bin, and each bin's end
+    in them."""
     pieces = -(-np.maximum(np.diff(document_starts) - 1, 0) // length)
     ends = np.cumsum(pieces)
     first = 0
@@ -122,6 +127,7 @@ class PackingEntry:
         cut: documents longer than a sequence.
         cut_by_concatenation: documents that are not, and would lie across the end of a sequence.
         sha256: of the file.
+        sources: {source: bins}, in their order, of a plan by source.
     """
 
     name: str
@@ -132,6 +138,7 @@ class PackingEntry:
     cut: int
     cut_by_concatenation: int
     sha256: str
+    sources: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -144,19 +151,30 @@ class PackingManifest:
     folder: Path = Path(".")
 
     @property
+    def by_source(self) -> bool:
+        """Whether no sequence holds two sources."""
+        return any(plan.sources for plan in self.plans)
+
+    @property
     def merkle_root(self) -> str:
         """One hash for all files and counts."""
-        facts = {key: value for key, value in asdict(self).items() if key != "folder"}
-        return merkle_root({f"{one.name}.arrow": one.sha256 for one in self.plans} | {COUNTS: fingerprint(facts)})
+        return merkle_root({f"{one.name}.arrow": one.sha256 for one in self.plans} | {COUNTS: fingerprint(self._facts)})
+
+    @property
+    def _facts(self) -> dict[str, Any]:
+        facts = asdict(self)
+        del facts["folder"]
+        for plan in facts["plans"] if not self.by_source else ():
+            del plan["sources"]
+        return facts
 
     def write(self) -> None:
         """Write ``manifest.json`` atomically."""
-        value: dict[str, Any] = {"format": FORMAT, "merkle_root": self.merkle_root, **asdict(self)}
-        del value["folder"]
-        write_json(self.folder / "manifest.json", value)
+        write_json(self.folder / "manifest.json", {"format": FORMATS[self.by_source],
+                                                    "merkle_root": self.merkle_root, **self._facts})  # fmt: skip
 
     @classmethod
-    def read(cls, shards: ShardsManifest, length: int) -> PackingManifest:
+    def read(cls, shards: ShardsManifest, length: int, *, by_source: bool = False) -> PackingManifest:
         """The plan of these shards for sequences of ``length`` tokens.
 
         Raises:
@@ -167,11 +185,12 @@ class PackingManifest:
             value["plans"] = [from_json(PackingEntry, plan) for plan in value["plans"]]
             return from_json(cls, {**value, "folder": folder})
 
-        folder = folder_of(shards, length)
+        folder = folder_of(shards, length, by_source=by_source)
         path, again = folder / "manifest.json", f"make it with 'hanse tokenize packing_lengths=[{length}]'"
         if not path.is_file():
-            raise HanseError(f"{folder}: no packing plan for sequences of {length} tokens; {again}")
-        found = read_manifest(path, "packing plan", FORMAT, made, f"; {again}")
+            alone = " of one source each" if by_source else ""
+            raise HanseError(f"{folder}: no packing plan for sequences of {length} tokens{alone}; {again}")
+        found = read_manifest(path, "packing plan", FORMATS[by_source], made, f"; {again}")
         if (found.shards_merkle_root, found.sequence_length) != (shards.merkle_root, length) or (
             [plan.name for plan in found.plans] != [entry.name for entry in shards.of("train")]
         ):
@@ -264,45 +283,59 @@ class _Group:
         self.high = int((self.starts + self.lengths).max(initial=0))
 
 
-def folder_of(shards: ShardsManifest, length: int) -> Path:
+def folder_of(shards: ShardsManifest, length: int, *, by_source: bool = False) -> Path:
     """Where the plan of a shards folder for a sequence length lies."""
-    return shards.folder / f"packing-{length}"
+    return shards.folder / f"packing-{length}{'-by-source' if by_source else ''}"
 
 
-def make_plan(shards: ShardsManifest, length: int) -> tuple[PackingManifest, bool]:
+def make_plans(shards: ShardsManifest, length: int) -> Iterator[tuple[PackingManifest, bool]]:
+    """:func:`make_plan`; and the plan by source, where a training shard holds several."""
+    yield make_plan(shards, length)
+    if any(len(shards.sources_of(entry)) > 1 for entry in shards.of("train")):
+        yield make_plan(shards, length, by_source=True)
+
+
+def make_plan(shards: ShardsManifest, length: int, *, by_source: bool = False) -> tuple[PackingManifest, bool]:
     """Write the plan of the training shards for sequences of ``length`` tokens, unless it is there; and whether it was.
 
     Raises:
         HanseError: a shard is not the one that its manifest describes.
     """
-    folder = folder_of(shards, length)
+    folder = folder_of(shards, length, by_source=by_source)
     restore(folder)
     try:
-        found = PackingManifest.read(shards, length)
+        found = PackingManifest.read(shards, length, by_source=by_source)
         if all(sha256_file(inside(folder, f"{plan.name}.arrow")) == plan.sha256 for plan in found.plans):
             return found, True
     except (HanseError, FileNotFoundError):
         pass
-    with replaced_folder(folder, FORMAT) as partial:
-        plans = [_plan(entry.name, shards.open(entry), partial, length) for entry in shards.of("train")]
+    with replaced_folder(folder, FORMATS[by_source]) as partial:
+        plans = [_plan(entry.name, shards.open(entry), partial, length, shards.sources_of(entry) if by_source else {})
+                 for entry in shards.of("train")]  # fmt: skip
         PackingManifest(length, shards.merkle_root, plans, partial).write()
-    return PackingManifest.read(shards, length), False
+    return PackingManifest.read(shards, length, by_source=by_source), False
 
 
-def _plan(name: str, shard: TokenShard, folder: Path, length: int) -> PackingEntry:
-    path = folder / f"{name}.arrow"
+def _plan(name: str, shard: TokenShard, folder: Path, length: int, sources: dict[str, int]) -> PackingEntry:
+    """Plan a shard: {source: tokens} one after the other, or its documents together."""
+    path, starts_of = folder / f"{name}.arrow", np.asarray(shard.document_starts)
     bins = fragments = ids = 0
+    by_source = dict.fromkeys(sources, 0)
+    cuts = np.searchsorted(starts_of, np.cumsum([0, *sources.values()]) if sources else [0, len(shard.tokens)])
     with atomic_file(path) as partial, pa.OSFile(str(partial), "wb") as sink, pa.ipc.new_file(sink, SCHEMA) as writer:
-        for starts, sizes, ends in bins_of(np.asarray(shard.document_starts), length):
-            offsets = pa.array(np.concatenate([[0], ends]), pa.int32())
-            columns = [pa.ListArray.from_arrays(offsets, pa.array(values, kind))
-                       for values, kind in ((starts, pa.int64()), (sizes, pa.int32()))]  # fmt: skip
-            writer.write_batch(pa.record_batch(columns, schema=SCHEMA))
-            bins, fragments, ids = bins + len(ends), fragments + len(starts), ids + int(sizes.sum())
+        for source, first, last in zip(sources or [None], cuts[:-1].tolist(), cuts[1:].tolist(), strict=True):
+            for starts, sizes, ends in bins_of(starts_of[first : last + 1], length):
+                offsets = pa.array(np.concatenate([[0], ends]), pa.int32())
+                columns = [pa.ListArray.from_arrays(offsets, pa.array(values, kind))
+                           for values, kind in ((starts, pa.int64()), (sizes, pa.int32()))]  # fmt: skip
+                writer.write_batch(pa.record_batch(columns, schema=SCHEMA))
+                bins, fragments, ids = bins + len(ends), fragments + len(starts), ids + int(sizes.sum())
+                if source is not None:
+                    by_source[source] += len(ends)
     lengths = np.diff(shard.document_starts)
     fits = lengths <= length + 1
     # ids s + 1 .. e - 1 of a document are labels of the sequences s // L .. (e - 2) // L
-    across = shard.document_starts[:-1] // length != (shard.document_starts[1:] - 2) // length
+    across = starts_of[:-1] // length != (starts_of[1:] - 2) // length
     return PackingEntry(
         name=name,
         bins=bins,
@@ -312,4 +345,5 @@ def _plan(name: str, shard: TokenShard, folder: Path, length: int) -> PackingEnt
         cut=int((~fits).sum()),
         cut_by_concatenation=int((fits & across & (lengths > 1)).sum()),
         sha256=sha256_file(path),
+        sources=by_source,
     )

@@ -36,6 +36,7 @@ from common.files import (
 )
 from data_pipelines.manifest import COUNTS, fingerprint, read_manifest
 from data_pipelines.mapped_index import MappedStarts, allow_open_files
+from data_pipelines.source_runs import runs_in
 
 MAGIC = b"MMIDIDX\x00\x00"
 HEADER = struct.Struct("<9sQBQQ")
@@ -221,7 +222,11 @@ def _read_index(path: Path) -> tuple[np.dtype, np.ndarray]:
 
 @dataclass(frozen=True)
 class ShardEntry:
-    """One ``.bin``/``.idx``/``.docs.parquet`` triple of a manifest; ``name`` is its path without ending."""
+    """One ``.bin``/``.idx``/``.docs.parquet`` triple of a manifest; ``name`` is its path without ending.
+
+    ``sources``: {source: tokens}, in the order in which their documents lie there (:mod:`data_pipelines.source_runs`);
+    empty: not told. It follows from the sidecar, and is no part of the Merkle root.
+    """
 
     name: str
     split: str
@@ -230,6 +235,7 @@ class ShardEntry:
     tokens: int
     bytes: int  # of UTF-8 text
     files: dict[str, str] = field(default_factory=dict)  # ending -> sha256
+    sources: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -248,6 +254,8 @@ class ShardsManifest:
     def merkle_root(self) -> str:
         """One hash for all files of all shards, the counts, and the tokenizer; not for which library encoded."""
         facts = {key: value for key, value in asdict(self).items() if key not in ("encoder", "folder")}
+        for shard in facts["shards"]:
+            del shard["sources"]
         return merkle_root(self.hashes | {COUNTS: fingerprint(facts)})
 
     @property
@@ -263,6 +271,10 @@ class ShardsManifest:
     def of(self, split: str) -> list[ShardEntry]:
         """The shards of one split (``train``, ``validation``), in the manifest's order."""
         return [shard for shard in self.shards if shard.split == split]
+
+    def sources_of(self, entry: ShardEntry) -> dict[str, int]:
+        """``sources`` of a shard; of one that was written before the manifest told them, as its sidecar has them."""
+        return entry.sources or runs_in(beside(self.folder / entry.name, SIDECAR))
 
     def open(self, entry: ShardEntry, *, hashes: bool = False) -> TokenShard:
         """Open a shard after checking it against the manifest; ``hashes`` also reads and hashes all of its files.
@@ -286,6 +298,8 @@ class ShardsManifest:
                 )
         if (shard.documents, len(shard.tokens)) != (entry.documents, entry.tokens):
             raise HanseError(f"{prefix}: its counts differ from {self.folder / 'manifest.json'}")
+        if hashes and entry.sources and list(entry.sources.items()) != list(runs_in(beside(prefix, SIDECAR)).items()):
+            raise HanseError(f"{prefix}: its sources differ from {self.folder / 'manifest.json'}")
         return shard
 
     def write(self) -> None:
@@ -300,6 +314,9 @@ class ShardsManifest:
 
         def made(value: dict[str, Any]) -> ShardsManifest:
             value["shards"] = [from_json(ShardEntry, shard) for shard in value["shards"]]
+            for shard in value["shards"]:
+                if shard.sources and sum(shard.sources.values()) != shard.tokens:
+                    raise TypeError(f"the sources of {shard.name} are not its tokens")
             return from_json(cls, {**value, "folder": folder})
 
         what = "shards manifest ('hanse tokenize' writes one)"

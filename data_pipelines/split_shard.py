@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 
 from common.files import sha256_file
 from data_pipelines.shards import BIN, ENDINGS, INDEX, SIDECAR, ShardEntry, ShardWriter, beside
+from data_pipelines.source_runs import runs_in
 
 TABLE_ROWS = 10_000
 SUMMED = 1 << 18  # ids, of which the bytes are added at once
@@ -88,7 +89,8 @@ class SplitShard:
         """What the manifest says of the closed shard."""
         files = {ending: sha256_file(beside(self.prefix, ending)) for ending in (INDEX, SIDECAR)}
         files = {BIN: self._shard.sha256} | files
-        return ShardEntry(self.name, self.split, self.language, self.documents, self.tokens, self.bytes, files)
+        sources = runs_in(beside(self.prefix, SIDECAR))
+        return ShardEntry(self.name, self.split, self.language, self.documents, self.tokens, self.bytes, files, sources)
 
     def remove(self) -> None:
         """Take the files away again."""

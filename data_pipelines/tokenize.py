@@ -26,7 +26,7 @@ from data_pipelines.config import TokenizeConfig
 from data_pipelines.encoders import Encoder, choose, reference
 from data_pipelines.manifest import CorpusManifest
 from data_pipelines.memory import give_back, parquet_batches
-from data_pipelines.packing import PackingManifest, make_plan
+from data_pipelines.packing import PackingManifest, make_plans
 from data_pipelines.parity import OtherIdsError, Parity, text_bytes
 from data_pipelines.shards import FORMAT, SPLITS, ShardEntry, ShardsManifest, token_dtype
 from data_pipelines.split_shard import SplitShard, sums_of, with_ends
@@ -77,7 +77,8 @@ def run(config: TokenizeConfig) -> None:
         say(f"wrote {folder}/ (Merkle root {manifest.merkle_root[:16]})")
     _show(config.name, manifest, speeds)
     for length in config.packing_lengths:
-        show_plan(*make_plan(ShardsManifest.read(folder), length))
+        for plan, there in make_plans(ShardsManifest.read(folder), length):
+            show_plan(plan, there)
     next_step(f"hanse train {same_again(config.name)}")
 
 
@@ -235,4 +236,5 @@ def show_plan(plan: PackingManifest, there: bool) -> None:
         rows.append([entry.name, f"{entry.bins:,}", f"{entry.fragments / max(entry.bins, 1):.1f}", f"{padding:.3%}",
                      f"{entry.cut:,}", f"{entry.cut_by_concatenation:,}"])  # fmt: skip
     head = ["shard", "sequences", "fragments each", "padding", "longer documents", "others, cut without it"]
-    table(f"packed for sequences of {plan.sequence_length:,} tokens", head, rows)
+    alone = " of one source each" if plan.by_source else ""
+    table(f"packed for sequences of {plan.sequence_length:,} tokens{alone}", head, rows)

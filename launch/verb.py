@@ -51,6 +51,9 @@ def answer_of(verb: str, arguments: list[str]) -> tuple[dict[str, Any] | None, l
     return {str(key): value for key, value in found.items()}, wrong
 
 
+MAPPINGS = ("data.mixture",)  # of any keys: passed on whole
+
+
 def overrides(keys: Any) -> list[str]:
     """The command line that gives another verb ``keys``, and this launch's experiment and ``--config-dir``."""
     hydra = HydraConfig.get()
@@ -65,7 +68,7 @@ def overrides(keys: Any) -> list[str]:
 
 def _leaves(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
     for key, inner in value.items():
-        if isinstance(inner, dict):
+        if isinstance(inner, dict) and f"{prefix}{key}" not in MAPPINGS:
             yield from _leaves(inner, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", inner

@@ -19,6 +19,7 @@ from train.config import TrainConfig
 from train.data_table import corpus_of, data_table
 from train.evaluations import card_section
 from train.order import stage_draws, windows_of
+from train.pools import language_of
 from train.run_folder import RunFolder, read_metrics
 from train.trained import Trained
 
@@ -164,8 +165,10 @@ def sizes(config: TrainConfig) -> dict[str, Any]:
 
 def _shares(trained: Trained, tokens: Mapping[str, int]) -> dict[str, str]:
     drawn = stage_draws(trained.config, windows_of(trained.shards, trained.config.data.packing), trained.config.steps)
-    weighed = {name: sum(stage.tokens * piece.weights.get(name, 0) / sum(piece.weights.values())
-                         for stage, piece, _ in drawn) for name in tokens}  # fmt: skip
+    weighed = dict.fromkeys(tokens, 0.0)
+    for stage, piece, _ in drawn:
+        for name, weight in piece.weights.items():
+            weighed[language_of(name)] += stage.tokens * weight / sum(piece.weights.values())
     total = sum(weighed.values())
     return {language: f"{weighed[language] / total:.1%}" for language in tokens}
 

@@ -18,6 +18,7 @@ from train.config_rules import at_least, one_of
 from train.energy.config import EnergyConfig
 from train.engine_config import AverageConfig, EngineConfig, LossConfig, OptimizerConfig
 from train.init_config import EMBEDDINGS, InitConfig
+from train.pools import mixture_problems
 from train.ranks import find_place
 from train.sequence_config import sequence_problems
 from train.stage_config import StageConfig, StageSchedule
@@ -49,12 +50,7 @@ class DataConfig:
 
     def problems(self) -> list[str]:
         """Everything wrong with the mixture, one line each."""
-        found = []
-        for key, weight in self.mixture.items():
-            if not isinstance(weight, int | float) or not 0 <= weight < float("inf"):  # a stranger's may be anything
-                found.append(f"data.mixture.{key}={weight}: a weight is a finite number, 0 or more")
-        if self.mixture and not any(isinstance(weight, int | float) and weight > 0 for weight in self.mixture.values()):
-            found.append("data.mixture: at least one language needs a weight above 0")
+        found = mixture_problems(self.mixture)
         if self.mixture and self.mixture_rule != "proportional":
             found.append(f"data.mixture_rule={self.mixture_rule}: data.mixture gives the weights; empty it "
                          "('data.mixture={}') or leave the rule out")  # fmt: skip

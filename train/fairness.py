@@ -25,6 +25,7 @@ from train.config import TrainConfig
 from train.data_table import data_table
 from train.evaluations import read_evaluations, with_task_scores
 from train.order import drawn_in, windows_of
+from train.pools import language_of
 from train.run_folder import RunFolder, read_metrics
 
 LOSSES = ("bits_per_byte", "loss")  # of an evaluation; any other number of a language in it is a task score
@@ -191,7 +192,7 @@ def _drawn(
     mixtures = [stage.data.mixture for stage in config.timeline]
     if not shards and not all(mixtures):
         return {}
-    unknown = dict.fromkeys(sorted({name for mixture in mixtures for name in mixture}), 0)
+    unknown = dict.fromkeys(sorted({language_of(key) for mixture in mixtures for key in mixture}), 0)
     found = drawn_in(
         config, windows_of(shards, config.data.packing) if shards else lambda length: unknown, step, skipped
     )

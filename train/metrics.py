@@ -96,9 +96,9 @@ class Metrics:
         """What the ranks spend by themselves (train/guards/times.py): written."""
         self._write({"step": step, "rank_times": report})
 
-    def consumed(self, step: int, languages: Mapping[str, Mapping[str, float | None]]) -> None:
-        """Tokens that were drawn of each language so far, and how many times its text they are: written."""
-        self._write({"step": step, "consumed": languages})
+    def consumed(self, step: int, languages: Mapping[str, Any], sources: Mapping[str, Any] | None = None) -> None:
+        """Tokens that were drawn of each language and source so far, and how many times its text they are: written."""
+        self._write({"step": step, "consumed": languages, **({"consumed_by_source": sources} if sources else {})})
 
     def event(self, step: int, kind: str, **facts: Any) -> None:
         """Something that happened once: a start, a resume, a checkpoint."""

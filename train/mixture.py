@@ -15,6 +15,7 @@ import numpy as np
 
 from common.errors import HanseError
 from train.config import DataConfig
+from train.pools import language_of, pools_of
 
 LARGEST_PERIOD = 65_536
 
@@ -99,19 +100,20 @@ def _assign(weights: tuple[int, ...]) -> np.ndarray:
 def weights_of(
     settings: DataConfig, windows: Mapping[str, int], samples: int, taken: Mapping[str, float] | None = None
 ) -> dict[str, float]:
-    """Weights of the languages that are drawn from, in the order of ``windows``.
+    """{pool: weight} of what is drawn from (:mod:`train.pools`), by name; a rule is about whole languages.
 
     Args:
         settings: ``mixture`` as given, else ``mixture_rule``.
-        windows: sequences that each language has for one epoch.
+        windows: sequences that each language has for one epoch; what it says of other pools does not count.
         samples: sequences that are drawn in all.
         taken: sequences of each language that were drawn before.
 
     Raises:
         HanseError: UniMax, and more are drawn than its epochs allow.
     """
+    windows = {name: count for name, count in windows.items() if language_of(name) == name}
     if settings.mixture:
-        weights = {name: float(settings.mixture.get(name, 0)) for name in windows}
+        weights = {pool.name: weight for pool, weight in pools_of(settings.mixture).items()}
     elif settings.mixture_rule == "temperature":
         weights = {
             name: float(count) ** (1 / settings.temperature) if count else 0.0 for name, count in windows.items()

@@ -20,22 +20,24 @@ from common.errors import HanseError
 from data_pipelines.shards import ShardsManifest
 from train.config import TrainConfig
 from train.mixture import Mixture, weights_of
+from train.pools import Pool, check_mixtures, language_of, parts_of_languages
 from train.stages import Ranges, Stage, Timeline
 from train.stream import MicroBatch, Source, Stream, open_sources, rank_samples, windows_by_language
 
-WindowsAt = Callable[[int], Mapping[str, int]]  # sequence length -> {language: windows of that length}
+WindowsAt = Callable[[int], Mapping[str, int]]  # sequence length -> {language, or other pool: windows of that length}
 
 
 class RunStream:
     """All training data of a run in its global order: samples and steps are counted from the run's beginning.
 
     Attributes:
-        sources: of the first piece; those of the others have the same names and numbers.
+        sources: of the first piece; those of the others have the same names and numbers; ``languages``: of these.
         skipped: ranges of samples that the run went past (:meth:`skip`).
     """
 
     def __init__(self, timeline: Timeline, streams: Sequence[Stream], skipped: Ranges = ()):
         self.timeline, self.streams, self.sources = timeline, streams, streams[0].sources
+        self.languages = streams[0].languages
         self.skip(skipped)
 
     def skip(self, ranges: Ranges) -> None:
@@ -146,7 +148,7 @@ def _until(mixture: Mixture, before: Sequence[int], seen: Sequence[int]) -> int:
 
 @dataclass(frozen=True)
 class Piece:
-    """A piece of the order without its windows: ``weights`` of the languages drawn from, in their order."""
+    """A piece of the order without its windows: ``weights`` of what is drawn from, by name (:mod:`train.pools`)."""
 
     stages: tuple[Stage, ...]
     weights: dict[str, float]
@@ -162,21 +164,21 @@ def pieces_of(config: TrainConfig, windows_at: WindowsAt) -> list[Piece]:
     pieces, taken = [], Counter[str]()  # tokens
     for stages in config.timeline.pieces():
         length, samples = stages[0].length, sum(stage.samples for stage in stages)
-        before = {name: tokens / length for name, tokens in taken.items()}
+        before = {language: tokens / length for language, tokens in taken.items()}
         try:
             weights = weights_of(stages[0].data, windows_at(length), samples, before)
         except HanseError as error:
             raise HanseError(f"{stages[0].where}{error}") from None
         pieces.append(Piece(stages, weights, Mixture(list(weights.values()) or [1])))
         for name, drawn in zip(weights, pieces[-1].mixture.drawn(samples), strict=False):
-            taken[name] += drawn * length
+            taken[language_of(name)] += drawn * length
     return pieces
 
 
 def stage_draws(
     config: TrainConfig, windows_at: WindowsAt, steps: int, skipped: Ranges = ()
 ) -> list[tuple[Stage, Piece, dict[str, int]]]:
-    """For each stage its piece, and {language: sequences} that its steps, of the run's first ``steps``, learn from.
+    """For each stage its piece, and {pool: sequences} that its steps, of the run's first ``steps``, learn from.
 
     Args:
         config: of the run.
@@ -214,15 +216,16 @@ def drawn_in(config: TrainConfig, windows_at: WindowsAt, steps: int, skipped: Ra
     found: dict[str, Drawn] = {}
     for stage, _, draws in stage_draws(config, windows_at, steps, skipped):
         for name, samples in draws.items():
-            one, windows = found.get(name, Drawn(0, 0, 0.0)), windows_at(stage.length)[name]
+            language = language_of(name)
+            one, windows = found.get(language, Drawn(0, 0, 0.0)), windows_at(stage.length)[language]
             epochs = None if not windows or one.epochs is None else one.epochs + samples / windows
-            found[name] = Drawn(one.samples + samples, one.tokens + samples * stage.length, epochs)
+            found[language] = Drawn(one.samples + samples, one.tokens + samples * stage.length, epochs)
     return found
 
 
-def windows_of(manifest: ShardsManifest, packing: str) -> WindowsAt:
+def windows_of(manifest: ShardsManifest, packing: str, pools: Sequence[Pool] = ()) -> WindowsAt:
     """:func:`train.stream.windows_by_language` of some shards as a function of the length alone."""
-    return cache(lambda length: windows_by_language(manifest, length, packing))
+    return cache(lambda length: windows_by_language(manifest, length, packing, pools))
 
 
 def open_stream(
@@ -231,20 +234,16 @@ def open_stream(
     """The training data of a run in its order, out of a shards folder.
 
     Raises:
-        HanseError: a mixture names a language that is not there, or one with less than a window of text.
+        HanseError: a mixture names what is not there, or has less than a window of text.
     """
-    usual = config.data.sequence_length
+    check_mixtures(config, manifest)
+    usual, pools = config.data.sequence_length, parts_of_languages(config)
     sources: dict[int, dict[str, Source]] = {}
     for length in dict.fromkeys(stage.length for stage in config.timeline):
         seed = config.seed if length == usual else f"{config.seed}/{length}"  # each length has an order of its own
         sources[length] = open_sources(manifest, "train", length, seed, hashes=hashes and not sources,
-                                       packing=config.data.packing)  # fmt: skip
-    names = list(next(iter(sources.values())))
-    for stage in config.timeline:
-        unknown = sorted(set(stage.data.mixture) - set(names))
-        if unknown:
-            raise HanseError(f"{stage.where}data.mixture: no training shards for {', '.join(unknown)} in "
-                             f"{manifest.folder}; there are {', '.join(names) or 'none'}")  # fmt: skip
+                                       packing=config.data.packing, pools=pools)  # fmt: skip
+    names = sorted(next(iter(sources.values())))
     windows = {length: {name: source.windows for name, source in held.items()} for length, held in sources.items()}
     if not names:
         raise HanseError(f"{manifest.folder}: no training shards; write them with 'hanse tokenize'")
@@ -252,7 +251,7 @@ def open_stream(
     for piece in pieces:
         stage = piece.stages[0]
         for name, count in windows[stage.length].items():
-            if count == 0 and (name in piece.weights or not stage.data.mixture):
+            if count == 0 and (name in piece.weights or (not stage.data.mixture and language_of(name) == name)):
                 raise HanseError(f"{stage.where}data.sequence_length={stage.length}: '{name}' in {manifest.folder} has "
                                  "fewer tokens than that; leave it out with data.mixture={...}, or take shorter "
                                  "sequences")  # fmt: skip

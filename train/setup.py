@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 import shutil
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,7 @@ from train.model import (
 )
 from train.order import RunStream, WindowsAt, open_stream, windows_of
 from train.parametrisation import scale_fresh
+from train.pools import parts_of_languages, sources_in
 from train.precision import agree as agree_on_precision
 from train.ranks import Place, gathered, together
 from train.retention import sweep
@@ -259,7 +261,7 @@ def open_ledger(
 @dataclass(frozen=True)
 class Data:
     """Everything read from the shards folder; ``models``: configurations of ``transformers``, by ``rope_theta``;
-    ``windows_at``: windows of each language for one epoch, by their length."""
+    ``windows_at``: windows of each language, and of parts that are drawn from, for one epoch, by their length."""
 
     manifest: ShardsManifest
     stream: RunStream
@@ -273,14 +275,20 @@ class Data:
         """The ``transformers`` configuration that the run begins with."""
         return self.models[None]
 
+    @cached_property
+    def sources(self) -> dict[str, dict[str, int]]:
+        """{language: {source: tokens}} of the training text."""
+        return sources_in(self.manifest)
+
     @property
     def training(self) -> dict[str, Any]:
-        return {source.name: source for source in self.stream.sources}
+        """{language: one of its sources, which has all of its shards}."""
+        return {source.language: source for source in self.stream.sources}
 
     @property
     def languages(self) -> list[str]:
-        """Names of the training sources, in the order of their numbers."""
-        return [source.name for source in self.stream.sources]
+        """The languages of the training sources, in the order of their numbers."""
+        return self.stream.languages
 
 
 def open_data(config: TrainConfig) -> Data:
@@ -305,7 +313,7 @@ def open_data(config: TrainConfig) -> Data:
     thetas = dict.fromkeys([None, *(stage.rope_theta for stage in config.timeline)])
     models = {theta: with_rope_theta(model, theta) for theta in thetas}
     return Data(manifest, stream, validation, token_byte_lengths(tokenizer), models,
-                windows_of(manifest, settings.packing))  # fmt: skip
+                windows_of(manifest, settings.packing, parts_of_languages(config)))  # fmt: skip
 
 
 def open_checkpoint(folder: RunFolder, data: Data, place: Place) -> Checkpoint | None:

@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import torch
 
+from train.consumed import consumed
 from train.engine import Engine
 from train.evaluate import all_reduce_sum
 from train.guards.finite import due
 from train.guards.times import slow_ranks, summary_of
-from train.order import drawn_in
 from train.requests import Requests
 from train.setup import Run
 from train.state_hash import append_state
@@ -138,12 +138,9 @@ def note_times(run: Run, step: int, told: torch.Tensor, step_seconds: float) -> 
 
 
 def note_consumed(run: Run, step: int) -> None:
-    """Tell what was drawn of each language so far, where a report is due and at the end."""
+    """Tell what was drawn of each language and source so far, where a report is due and at the end."""
     if run.place.first and (due(step, run.config.guards.times_every_steps) or step == run.config.steps):
-        run.metrics.consumed(step, {
-            name: {"tokens": drawn.tokens, "epochs": drawn.epochs}
-            for name, drawn in drawn_in(run.config, run.data.windows_at, step, run.skipped).items()
-        })  # fmt: skip
+        run.metrics.consumed(step, *consumed(run.config, run.data.windows_at, run.data.sources, step, run.skipped))
 
 
 def note_state(run: Run, step: int) -> dict[str, float]:

@@ -9,7 +9,7 @@ file and no state but the number of samples consumed. This is the order of one m
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -18,10 +18,11 @@ import numpy as np
 from data_pipelines.packing import PackingManifest
 from data_pipelines.shards import ShardsManifest, TokenShard
 from train.mixture import Mixture
+from train.pools import Pool, language_of, spans_in
 
 IGNORED = -100  # label of a position whose next token belongs to another document (torch's ignore_index)
 ROUNDS = 6
-CONCATENATE = "concatenate"  # data.packing; the other one is best_fit (train/packed.py)
+CONCATENATE, BEST_FIT = "concatenate", "best_fit"  # data.packing; the second is train/packed.py
 MIX, ALL_BITS = (0xBF58476D1CE4E5B9, 0x94D049BB133111EB), 2**64 - 1
 
 
@@ -94,8 +95,10 @@ def windows_in(tokens: int, length: int) -> int:
     return max(tokens - 1, 0) // length
 
 
-def windows_by_language(manifest: ShardsManifest, length: int, packing: str = CONCATENATE) -> dict[str, int]:
-    """{language: windows of training text, of ``length`` tokens}, in alphabetical order: the sources of the stream.
+def windows_by_language(
+    manifest: ShardsManifest, length: int, packing: str = CONCATENATE, pools: Sequence[Pool] = ()
+) -> dict[str, int]:
+    """{language: windows of training text, of ``length`` tokens}, in alphabetical order; and of ``pools``, by name.
 
     Raises:
         HanseError: they are to be packed, and there is no plan for it.
@@ -108,21 +111,69 @@ def windows_by_language(manifest: ShardsManifest, length: int, packing: str = CO
     )
     for entry in manifest.of("train"):
         windows[entry.language] += plans[entry.name] if plans else windows_in(entry.tokens, length)
+    for pool in pools:
+        spans = spans_by_pool(manifest, pool, length, packing)
+        windows[pool.name] = sum(
+            stop - start if plans else windows_in(stop - start, length) for _, start, stop in spans
+        )
     return windows
 
 
-class Source:
-    """The windows of one source: token ranges of ``length + 1`` ids, one id shared by neighbours.
+def spans_by_pool(manifest: ShardsManifest, pool: Pool, length: int, packing: str) -> list[tuple[int, int, int]]:
+    """Where a part of a language lies in its shards: their numbers, and spans of tokens, or of the bins of a plan.
 
-    Window w of a shard with T tokens covers ids ``w * length .. w * length + length``; there are (T - 1) // length.
-    Every id but a shard's first, and the tail, is a label exactly once an epoch.
+    Raises:
+        HanseError: it is to be packed, and there is no plan by source.
+    """
+    entries = [entry for entry in manifest.of("train") if entry.language == pool.language]
+    if packing == CONCATENATE:
+        return spans_in(manifest, entries, pool)
+    plans = {plan.name: plan.sources for plan in PackingManifest.read(manifest, length, by_source=True).plans}
+    return [(number, *span) for number, entry in enumerate(entries) for span in pool.parts(plans[entry.name].items())]
+
+
+class Source:
+    """The windows of one pool of text: token ranges of ``length + 1`` ids, one id shared by neighbours.
+
+    Window w of a span of T tokens covers ids ``w * length .. w * length + length`` of it; there are (T - 1) // length.
+    Every id but a span's first, and the tail, is a label exactly once an epoch.
+
+    Attributes:
+        shards: of its language.
+        spans: where in them it lies: (number of the shard, first token, token behind the last); whole documents each.
     """
 
-    def __init__(self, name: str, shards: Sequence[TokenShard], length: int, seed: int | str = 0):
-        self.name, self.shards, self.length, self.seed = name, shards, length, seed
-        self._ends = np.cumsum([windows_in(len(shard.tokens), length) for shard in shards])
-        self.windows = int(self._ends[-1]) if len(shards) else 0
+    def __init__(
+        self,
+        name: str,
+        shards: Sequence[TokenShard],
+        length: int,
+        seed: int | str = 0,
+        spans: Sequence[tuple[int, int, int]] | None = None,
+    ):
+        self.name, self.language, self.shards, self.length, self.seed = name, language_of(name), shards, length, seed
+        if spans is None:
+            spans = [(number, 0, len(shard.tokens)) for number, shard in enumerate(shards)]
+        self._lay(spans, [windows_in(stop - start, length) for _, start, stop in spans])
         self._permutation: tuple[int, Permutation] | None = None
+
+    def _lay(self, spans: Sequence[tuple[int, int, int]], windows: Sequence[int]) -> None:
+        self.spans, self._ends = spans, np.cumsum(windows)
+        self.windows = int(self._ends[-1]) if len(spans) else 0
+
+    def _span(self, number: int) -> tuple[int, int, int]:
+        """The shard of a window, where the window's span begins there, and the window's number in it."""
+        which = int(np.searchsorted(self._ends, number, side="right"))
+        shard, start, _ = self.spans[which]
+        return shard, start, number - (int(self._ends[which - 1]) if which else 0)
+
+    def _spans_of(self, prefix: Path) -> Iterator[tuple[int, int, int, int, int]]:
+        """(shard, first, stop, first window, window behind the last) of the spans in a shard."""
+        before = 0
+        for (shard, first, stop), end in zip(self.spans, self._ends.tolist(), strict=True):
+            if self.shards[shard].prefix == prefix:
+                yield shard, first, stop, before, end
+            before = end
 
     def order(self, epoch: int) -> Permutation:
         """The permutation of the windows in one epoch."""
@@ -152,15 +203,18 @@ class Source:
 
     def windows_of(self, prefix: Path, start: int, stop: int) -> np.ndarray:
         """Numbers of the windows that hold, as an input or a label, any of a shard's tokens ``start..stop``."""
-        which = next(index for index, shard in enumerate(self.shards) if shard.prefix == prefix)
-        before = int(self._ends[which - 1]) if which else 0
-        first, last = max(-(-(start - self.length) // self.length), 0), (stop - 1) // self.length
-        return np.arange(before + first, min(before + last + 1, int(self._ends[which])))
+        found = [np.empty(0, dtype=np.int64)]
+        for _, begin, end, before, behind in self._spans_of(prefix):
+            here, there = max(start, begin) - begin, min(stop, end) - begin
+            first, last = max(-(-(here - self.length) // self.length), 0), (there - 1) // self.length
+            if here < there:
+                found.append(np.arange(before + first, min(before + last + 1, behind)))
+        return np.concatenate(found)
 
     def place(self, number: int) -> tuple[TokenShard, int]:
         """The shard of a window, and the token at which it starts there."""
-        which = int(np.searchsorted(self._ends, number, side="right"))
-        return self.shards[which], (number - (int(self._ends[which - 1]) if which else 0)) * self.length
+        shard, start, window = self._span(number)
+        return self.shards[shard], start + window * self.length
 
 
 @dataclass(frozen=True)
@@ -171,7 +225,7 @@ class MicroBatch:
         input_ids, labels, positions, documents: (B, L). ``labels[b, t]`` is the next token, or IGNORED where that
             belongs to another document or is padding; ``positions`` start at 0 in each document; equal ``documents``
             may attend; padding has -1. Of a slice the first three are (B, L / slices), and ``documents`` is the whole.
-        sources: (B,) number of each sequence's source.
+        sources: (B,) number of each sequence's source; of training data, of its language.
         packed: whether any sequence holds more than one document.
     """
 
@@ -208,11 +262,14 @@ class Stream:
 
     Attributes:
         before: draws of each source in earlier pieces with windows of this length, which this one goes on after.
+        languages: of the sources, in their order.
     """
 
     def __init__(self, sources: Sequence[Source], weights: Sequence[float]):
         self.sources, self.mixture = sources, Mixture(weights)
         self.before = [0] * len(sources)
+        self.languages = list(dict.fromkeys(source.language for source in sources))
+        self._language = [self.languages.index(source.language) for source in sources]
 
     @property
     def length(self) -> int:
@@ -245,7 +302,8 @@ class Stream:
     def micro_batch(self, samples: Sequence[int]) -> MicroBatch:
         """The micro-batch of these samples."""
         drawn = [self.sample(number) for number in samples]
-        return pack([self.sources[source].window(window) for source, window in drawn], [source for source, _ in drawn])
+        windows = [self.sources[source].window(window) for source, window in drawn]
+        return pack(windows, [self._language[source] for source, _ in drawn])
 
     def targets(self, samples: Sequence[int]) -> int:
         """Labels that count in these samples; every rank can tell for the whole step, without asking the others."""
@@ -273,8 +331,9 @@ def open_sources(
     *,
     hashes: bool = False,
     packing: str = CONCATENATE,
+    pools: Sequence[Pool] = (),
 ) -> dict[str, Source]:
-    """The sources of a split by language, in alphabetical order.
+    """The sources of a split by language, in alphabetical order; and ``pools`` that are parts of one, by name.
 
     Raises:
         HanseError: a file is not the one that was described; or there is no plan to pack by.
@@ -282,9 +341,9 @@ def open_sources(
     if packing != CONCATENATE:
         from train.packed import open_packed
 
-        return open_packed(manifest, length, seed, hashes=hashes)
+        return open_packed(manifest, length, seed, hashes=hashes, pools=pools)
     languages = sorted({entry.language for entry in manifest.of(split)})
-    return {
+    found = {
         language: Source(
             language,
             [manifest.open(entry, hashes=hashes) for entry in manifest.of(split) if entry.language == language],
@@ -293,3 +352,7 @@ def open_sources(
         )
         for language in languages
     }
+    for pool in pools:
+        spans = spans_by_pool(manifest, pool, length, packing)
+        found[pool.name] = Source(pool.name, found[pool.language].shards, length, seed, spans)
+    return found

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
@@ -20,8 +20,10 @@ from consortium.dossier.rounding import significant
 from data_pipelines.annotate import personal_data
 from data_pipelines.manifest import CorpusManifest, Tally
 from data_pipelines.shards import ShardsManifest
+from train.consumed import drawn_by_source
 from train.data_table import corpus_of
 from train.order import drawn_in, windows_of
+from train.pools import parts_of_languages, sources_in
 
 OFFICIAL = {code: names[0] for code, names in UNION.items()}  # English names of the Union's official languages
 OTHERS = {
@@ -33,7 +35,7 @@ OTHERS = {
 SHARDS = ("data.text_size_band", "data.counting", "data.languages", "corpus.tokens", "corpus.tokens_by_language",
           "corpus.documents_by_language", "corpus.bytes_by_language", "corpus.data_points",
           "corpus.data_points_rounded", "corpus.validation", "training.tokens_by_language",
-          "training.epochs_by_language")  # fmt: skip
+          "training.epochs_by_language", "training.tokens_by_source", "training.epochs_by_source")  # fmt: skip
 CORPORA = ("corpus.provenance", "corpus.obtained", "corpus.curation", "corpus.removed_text", "corpus.scope",
            "corpus.personal_data", "corpus.licences", "corpus.licence_filter", "corpus.duplicates",
            "corpus.merkle_root", "corpus.name", "corpus.sources", "corpus.removed",
@@ -201,25 +203,37 @@ def _counts(evidence: Evidence, lineage: Lineage, corpora: Corpora) -> None:
 
 
 def _consumed(evidence: Evidence, lineage: Lineage, corpora: Corpora) -> None:
-    """Tokens of each language that training took, exact, by the order of data."""
+    """Tokens that training took by the order of data: of each language, exact; of each source (train/consumed.py)."""
     total: Counter[str] = Counter()
+    sources: Counter[str] = Counter()
+    source_epochs: dict[str, float] = defaultdict(float)
     epoch: Counter[str] = Counter()  # tokens of all windows
     citations: list[Citation] = []
     for segment in lineage.trained:
         if segment.config is None or segment.configuration is None:
             reason = f"the configuration of {segment.name} is not here"
-            return evidence.miss(("training.tokens_by_language", "training.epochs_by_language"), reason)
+            return evidence.miss(SHARDS[-4:], reason)
         corpus, length = corpora.by_run[segment.identity], segment.config.data.sequence_length
-        windows_at = windows_of(corpus.shards, segment.config.data.packing)
+        windows_at = windows_of(corpus.shards, segment.config.data.packing, parts_of_languages(segment.config))
         for name, drawn in drawn_in(segment.config, windows_at, segment.step, segment.skipped).items():
             total[name] += drawn.tokens
             epoch[name] = max(epoch[name], windows_at(length)[name] * length)
+        split = drawn_by_source(segment.config, windows_at, sources_in(corpus.shards), segment.step, segment.skipped)
+        for language, held in split.items():
+            for source, taken in held.items():
+                sources[f"{language}/{source}"] += taken.tokens
+                source_epochs[f"{language}/{source}"] += taken.epochs
         citations += [segment.configuration.at("data.mixture"), corpus.shards_paper.at("shards"),
                       segment.state.at("consumed_samples")]  # fmt: skip
     assert sum(total.values()) == sum(one.tokens for one in lineage.trained)
     evidence.know("training.tokens_by_language", dict(sorted(total.items())), *citations)
     epochs = {name: total[name] / epoch[name] for name in sorted(total)}
     evidence.know("training.epochs_by_language", epochs, *citations)
+    if sources:
+        evidence.know("training.tokens_by_source", dict(sorted(sources.items())), *citations)
+        evidence.know("training.epochs_by_source", dict(sorted(source_epochs.items())), *citations)
+    else:
+        evidence.miss(SHARDS[-2:], "the shards do not tell their sources apart")
 
 
 def _sources(evidence: Evidence, corpora: Corpora) -> None:

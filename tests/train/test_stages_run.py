@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from common.errors import EXIT_DONE
+from tests.train.mixed import parted
 from tests.train.multirank import losses, train_cases
 from train import ledger
 from train.energy.totals import energy_totals
@@ -15,10 +16,11 @@ from train.run_folder import RunFolder, read_metrics
 BASE = "{name: base, tokens: 2048}"  # 4 steps of 8 sequences of 64 tokens
 LONG = ("{name: long, tokens: 2048, data: {sequence_length: 128, mixture: {fr: 1, de: 3}}, "
         "batch: {global_batch_size: 4, micro_batch_size: 1}}")  # fmt: skip
-BIG = ("{name: big, data: {sequence_length: 64, mixture: {it: 2, es: 1}}, "
+BIG = ("{name: big, data: {sequence_length: 64, mixture: {it/books: 2, es: 1}}, "  # of the two sources of it
        "batch: {global_batch_size: 16, micro_batch_size: 2}, "
        "schedule: {decay_fraction: 1, decay: linear}}")  # fmt: skip
-STEPS, SAVED = 12, 6  # the checkpoint is one in the middle of the second stage
+STEPS = 12
+SAVED = {"exact": 6, "changed": 6, "fast-1": 9, "fast-3": 9}  # in the middle of the second stage, and of the third
 KINDS = {"exact": ("determinism=D2", "engine.zero_stage=2"), "fast-1": ("engine.zero_stage=1",),
          "fast-3": ("engine.zero_stage=3",)}  # fmt: skip
 
@@ -28,14 +30,15 @@ def stages(*parts):
 
 
 @pytest.fixture(scope="module")
-def runs(tiny_settings, tmp_path_factory) -> Path:
-    """A folder of finished runs: KINDS on two ranks; then on one, from their checkpoint in the second stage."""
+def runs(tiny_settings, tiny_data, tmp_path_factory) -> Path:
+    """A folder of finished runs: KINDS on two ranks; then on one, from their checkpoint in a later stage."""
     folder = tmp_path_factory.mktemp("stages")
+    shards = parted(tiny_data / "shards", folder / "shards", "it")
 
     def case(run, *more):
-        return [*tiny_settings, f"run={folder / run}", "tokens=8192", "schedule.decay_fraction=0",
-                "checkpoint.every_steps=3", "checkpoint.keep_last=9", "evaluate.every_steps=99",
-                stages(BASE, LONG, BIG), *more]  # fmt: skip
+        return [*tiny_settings, f"run={folder / run}", f"data.shards={shards}", "tokens=8192",
+                "schedule.decay_fraction=0", "checkpoint.every_steps=3", "checkpoint.keep_last=9",
+                "evaluate.every_steps=99", stages(BASE, LONG, BIG), *more]  # fmt: skip
 
     cases = {name: case(name, *more) for name, more in KINDS.items()}
     assert train_cases(folder / "two", 2, cases) == dict.fromkeys(cases, EXIT_DONE)
@@ -43,7 +46,7 @@ def runs(tiny_settings, tmp_path_factory) -> Path:
         copy = folder / ("changed" if name == "changed" else f"{name}-moved")
         shutil.copytree(folder / ("exact" if name == "changed" else name), copy)
         for checkpoint in (copy / "checkpoints").iterdir():
-            if checkpoint.name > f"step-{SAVED:08d}":
+            if checkpoint.name > f"step-{SAVED[name]:08d}":
                 shutil.rmtree(checkpoint)
     exact = KINDS["exact"][0]
     cases = {f"{name}-moved": case(f"{name}-moved", *more) for name, more in KINDS.items()}
@@ -82,6 +85,14 @@ def test_metrics_count_tokens_and_tell_the_stage(runs):
     assert [told[step]["consumed_tokens"] for step in (4, 5, 8, 9, 12)] == [2048, 2560, 4096, 5120, 8192]
     assert set(told[5]["loss_by_language"]) <= {"fr", "de"}
     assert set(told[9]["loss_by_language"]) <= {"it", "es"}
+    last = [record for record in read_metrics(runs / "exact/metrics.jsonl") if "consumed" in record][-1]
+    languages, italian = last["consumed"], last["consumed_by_source"]["it"]
+    assert last["step"] == STEPS
+    assert sum(one["tokens"] for one in italian.values()) == pytest.approx(languages["it"]["tokens"], abs=1)
+    named = 43 * 64  # of the last stage; both sources have nearly as much text, and share what came before
+    before = languages["it"]["tokens"] - named
+    assert before > 0
+    assert italian["books"]["tokens"] - italian["web"]["tokens"] == pytest.approx(named, abs=64 + before / 4)
     assert [told[step]["learning_rate"] for step in (8, 9, 12)] == [0.01, 0.0075, 0]
     summary = json.loads((runs / "exact/summary.json").read_text())
     energy = energy_totals(runs / "exact")

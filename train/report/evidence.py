@@ -17,6 +17,7 @@ from train.data_table import corpus_of
 from train.energy.slurm import ask
 from train.energy.totals import EnergyTotals, energy_totals
 from train.evaluations import Saved, read_evaluations
+from train.pools import language_of
 from train.run_folder import RunFolder, read_metrics
 from train.verb_config import ReportConfig
 
@@ -142,8 +143,8 @@ def count_unigram(config: TrainConfig, shards: ShardsManifest) -> dict[str, floa
 
     length, mixtures = config.data.sequence_length, [stage.data.mixture for stage in config.timeline]
     validation, training = (open_sources(shards, split, length, config.seed) for split in ("validation", "train"))
-    used = {name: source for name, source in training.items()
-            if any(not one or one.get(name, 0) > 0 for one in mixtures)}  # fmt: skip
+    named = {language_of(key) for mixture in mixtures for key, weight in mixture.items() if weight > 0}
+    used = {name: source for name, source in training.items() if name in named or not all(mixtures)}
     evaluation = Evaluation(validation, config.evaluate.tokens_per_language, config.batch.micro_batch_size,
                             token_byte_lengths(config.data.tokenizer))  # fmt: skip
     return {name: loss.bits_per_byte for name, loss in evaluation.unigram(used, shards.vocabulary_size).items()}

@@ -96,12 +96,24 @@ def results(evidence: Evidence) -> Table:
 
 
 def results_by_source(evidence: Evidence) -> Table:
-    """The last validation, source by source, of languages that have several."""
+    """The last validation, and what was trained on, source by source."""
     split = evidence.evaluations[-1].get("evaluation_by_source", {}) if evidence.evaluations else {}
-    rows = [[f"{name}, {source}", f"{one['bits_per_byte']:.3f}", f"{one['loss']:.3f}", _accuracy(one)]
-            for name, sources in split.items() for source, one in sources.items()]  # fmt: skip
-    return Table(["language, source", "bits per byte", "nats per token", "token accuracy"], rows,
-                 "The same labels, by the source of their document.")  # fmt: skip
+    told = [record for record in evidence.records if "consumed_by_source" in record]
+    taken = told[-1]["consumed_by_source"] if told else {}
+    rows = []
+    for name in sorted({*split, *taken}):
+        scores, drawn = split.get(name, {}), taken.get(name, {})
+        for source in dict.fromkeys([*drawn, *scores]):
+            one, took = scores.get(source), drawn.get(source)
+            scored = [f"{one['bits_per_byte']:.3f}", f"{one['loss']:.3f}", _accuracy(one)] if one else [""] * 3
+            learnt = [f"{took['tokens']:,}", f"{took['epochs']:.2f}"] if took else [""] * 2
+            rows.append([f"{name}, {source}", *scored, *(learnt if told else [])])
+    head = ["language, source", "bits per byte", "nats per token", "token accuracy"]
+    note = "The same labels, by the source of their document."
+    if not told:
+        return Table(head, rows, note)
+    note += f" Trained on until step {told[-1]['step']:,}; sources drawn from together share the tokens as their text."
+    return Table([*head, "tokens trained on", "epochs"], rows, note)
 
 
 def _accuracy(score: Mapping[str, float]) -> str:
