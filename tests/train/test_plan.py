@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,10 +12,15 @@ from hypothesis import strategies as st
 
 from benchmarks.memory import on_ranks
 from common.errors import EXIT_DONE, EXIT_USER_ERROR
+from tests.train.test_engine_config import configured
 from train.config import ModelConfig
 from train.hardware import GPUS, find_gpu
 from train.memory import Layout, activations, memory, on_host, saved_bytes, states
 from train.model import PackedLanguageModel, build_model, model_config, recompute_activations
+from train.plan_fit import choose, micro_batches, room, uneven
+from train.plan_subject import find_machine, subject_of
+from train.plan_time import predicted, timing
+from train.verb_config import PlanConfig
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 SETTINGS = {"hidden_size": 64, "intermediate_size": 160, "num_hidden_layers": 3, "num_attention_heads": 4}
@@ -117,6 +123,64 @@ def test_a_plan_adds_up_and_is_written_for_programs(hanse, tmp_path, capsys):
     said = capsys.readouterr().out
     assert "hanse launch site=lumi nodes=1 train.engine.zero_stage=3" in said
     assert "MI250X GCD 64 GB" in said
+
+
+def planned(*overrides, nodes, **more):
+    """(subject, what fits, times) of a plan for H100s, four a node."""
+    config = PlanConfig(gpu="H100", gpus_per_node=4, **more)
+    subject, machine = subject_of(configured(*overrides)), find_machine(config)
+    fits = {one: choose(subject, 4 * one, room(config, machine.memory_gb)) for one in nodes}
+    return subject, fits, [timing(config, subject, machine, 0.4, nodes=one, choice=fits[one]) for one in nodes]
+
+
+def test_gpus_that_do_not_divide_a_step_are_told_apart_from_those_it_does_not_fit_on():
+    subject, fits, _ = planned("batch.global_batch_size=1024", "tokens=100000000", nodes=(3, 4, 512))
+    assert [fits[nodes] is None for nodes in (3, 4, 512)] == [True, False, True]
+    assert uneven(subject, 4, 4) is None
+    assert uneven(subject, 3, 4) == (
+        "3 nodes, 12 GPUs: steps of 1,024 sequences do not divide among them; what would do: "
+        "global_batch_size=1020 or 1032; nodes=2 or 4"
+    )
+    assert uneven(subject, 512, 4).endswith("global_batch_size=2048; nodes=256")
+    shared = subject_of(configured("engine.sequence_parallel=2", "ranks=2", "model.settings.num_key_value_heads=2"))
+    assert uneven(shared, 1, 3).startswith("1 node, 3 GPUs: train.engine.sequence_parallel=2 does not divide them")
+    assert micro_batches(shared, 8) == [1, 2, 4, 8]  # 32 sequences, four groups
+
+
+@given(st.integers(1, 96), st.integers(1, 64))
+def test_what_would_do_does(size, nodes):
+    """The batch sizes and numbers of nodes that are proposed do divide."""
+    subject = SimpleNamespace(config=SimpleNamespace(
+        timeline=[SimpleNamespace(size=size)], engine=SimpleNamespace(sequence_parallel=1)))  # fmt: skip
+    said = uneven(subject, nodes, 2)
+    if said is None:
+        assert size % (2 * nodes) == 0
+        return
+    batches, _, numbers = said.partition("global_batch_size=")[2].partition("; nodes=")
+    assert all(int(one) % (2 * nodes) == 0 for one in batches.split(" or "))
+    assert all(size % (2 * int(one)) == 0 for one in numbers.split(" or ") if one)
+
+
+STAGES = "stages=[{name: wide, tokens: 2000000000, batch: {global_batch_size: 2048}}, {name: long, data: " \
+         "{sequence_length: 4096}, batch: {global_batch_size: 256, micro_batch_size: 1}}]"  # fmt: skip
+
+
+def test_every_stage_is_planned_with_its_own_batch_and_sequences():
+    """The run's own batch, which no stage uses here, has no part in it."""
+    shape = ["tokens=3000000000", "data.sequence_length=1024"]
+    _, fits, (one, many) = planned(*shape, STAGES, nodes=(1, 64), network_gbit=400.0)
+    assert [stage.name for stage in many.stages] == ["wide", "long"]
+    for time in (one, many):
+        assert sum(stage.seconds for stage in time.stages) == pytest.approx(time.seconds)
+        shares = [stage.efficiency[0] for stage in time.stages]
+        assert min(shares) <= time.efficiency[0] <= max(shares) <= 1
+        assert time.efficiency[1] <= time.efficiency[0] <= time.efficiency[2]
+    for number, override in enumerate(("batch.global_batch_size=2048", "batch.global_batch_size=256")):
+        length, tokens = (1024, 2_000_000_000) if number == 0 else (4096, 1_000_000_000)
+        alone = subject_of(configured(override, f"tokens={tokens}", f"data.sequence_length={length}"))
+        machine = find_machine(PlanConfig(gpu="H100", gpus_per_node=4, network_gbit=400.0))
+        share = predicted(alone, machine, 0.4, fits[64], next(iter(alone.config.timeline)))
+        assert many.stages[number].efficiency == pytest.approx(share)
 
 
 def test_what_is_drawn_is_shown_with_its_repetition(hanse, tiny_settings, capsys):
