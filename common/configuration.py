@@ -131,7 +131,8 @@ def instantiate(composed: Any) -> Any:
     """The dataclass instance of a composed configuration.
 
     Raises:
-        ConfigError: keys without a value, or whatever the schema's ``problems()`` finds; all at once.
+        ConfigError: keys without a value, or whatever the schema's ``problems()`` finds, and ``without_effect()``
+            where it has that; all at once.
     """
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
@@ -145,6 +146,8 @@ def instantiate(composed: Any) -> Any:
     except OmegaConfBaseException as error:
         raise ConfigError([_one_line(error)]) from None
     problems = config.problems()
+    if hasattr(config, "without_effect"):
+        problems += config.without_effect()
     if problems:
         raise ConfigError(problems)
     return config
