@@ -125,6 +125,22 @@ def test_a_plan_adds_up_and_is_written_for_programs(hanse, tmp_path, capsys):
     assert "MI250X GCD 64 GB" in said
 
 
+# Dense bf16 TFLOP/s as the makers' data sheets print them, so that a peak that is wrong in the table is seen here.
+# NVIDIA prints Hopper's with sparsity (1,979), which is twice the dense one.
+SHEETS = {
+    "A100": 312,  # A100 Tensor Core GPU data sheet: bfloat16 on Tensor Cores, without sparsity
+    "H100": 1979 / 2,  # H100 Tensor Core GPU data sheet, SXM
+    "H200": 1979 / 2,  # H200 Tensor Core GPU data sheet, SXM
+    "GH200": 1979 / 2,  # GH200 Grace Hopper Superchip data sheet (rounded to 990 where it prints the dense rate)
+    "MI250X GCD": 383 / 2,  # Instinct MI250X data sheet: peak bfloat16, of its two dies together
+    "MI300A": 980.6,  # Instinct MI300A data sheet: peak bfloat16
+}
+
+
+def test_peaks_are_those_of_the_data_sheets():
+    assert {name: gpu.bf16_flops / 1e12 for name, gpu in GPUS.items()} == pytest.approx(SHEETS, rel=1e-3)
+
+
 def planned(*overrides, nodes, **more):
     """(subject, what fits, times) of a plan for H100s, four a node."""
     config = PlanConfig(gpu="H100", gpus_per_node=4, **more)
