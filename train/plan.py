@@ -12,7 +12,7 @@ from common.files import read_json, write_json
 from common.terminal import count, duration, next_step, say, table
 from train.engine_config import ZERO_STAGES
 from train.hardware import GPUS
-from train.memory import VALUE_BYTES, on_host
+from train.memory import SUM_BYTES, VALUE_BYTES, on_host
 from train.plan_fit import GB, Choice, choose, layout_of, needs, room, uneven
 from train.plan_stages import as_json as stages_as_json
 from train.plan_stages import show_stages
@@ -114,10 +114,12 @@ def _show_memory(plan: Plan) -> None:
     table(f"\nGB on each of {ranks} GPUs, micro-batch {size}", ["ZeRO", *MEMORY, "sum", "fits"], rows)
     value = VALUE_BYTES[subject.precision]
     layout = layout_of(subject, ranks, chosen.stage if chosen else ZERO_STAGES[-1])
-    summed = VALUE_BYTES[layout.accumulated]
+    gradients = SUM_BYTES if layout.exact else VALUE_BYTES[layout.accumulated]
+    own = f", and {SUM_BYTES} N / {ranks} beside them at 1" if layout.exact else ""
     say(
-        f"weights {value} N, gradients {summed} N, optimizer {subject.optimizer_bytes:.3g} N bytes; / {ranks}: "
-        f"optimizer from stage 1, gradients from 2, weights at 3; fits: in {1 - plan.config.spare_memory:.0%} of a GPU"
+        f"weights {value} N, gradients {gradients} N, optimizer {subject.optimizer_bytes:.3g} N bytes; / {ranks}: "
+        f"optimizer from stage 1, gradients from 2{own}, weights at 3; fits: in {1 - plan.config.spare_memory:.0%} of "
+        "a GPU"
     )
     if layout.offloaded:
         where = "host memory and disk" if subject.config.engine.nvme_path else "host memory"

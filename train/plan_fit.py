@@ -94,6 +94,8 @@ def needs(subject: Subject, ranks: int, stage: int, micro_batch: int) -> Memory:
 def layout_of(subject: Subject, ranks: int, stage: int) -> Layout:
     """How the states of what is to be trained would be shared out."""
     engine = subject.config.engine
-    accumulated, _ = engine.sums(subject.precision, subject.config.determinism)
-    return Layout(ranks, stage, subject.precision, accumulated=accumulated, optimizer_bytes=subject.optimizer_bytes,
+    determinism = subject.config.determinism
+    accumulated, _ = engine.sums(subject.precision, determinism)
+    return Layout(ranks, stage, subject.precision, accumulated=accumulated, exact=determinism == "D2",
+                  largest=subject.largest, optimizer_bytes=subject.optimizer_bytes,
                   offloaded=tuple(what for what in engine.offloaded if what == "optimizer" or stage == 3))  # fmt: skip

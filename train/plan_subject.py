@@ -41,6 +41,7 @@ class Subject:
 
     Attributes:
         flops: a token, by sequence length; ``flops_per_token``: the mean of the run's stages.
+        largest: elements of the largest parameter.
         exchanged: bytes of a token (:func:`exchanged`).
         optimizer_bytes: a parameter: master, moments, average; what a checkpoint holds.
         shares: of each language; empty where there are no shards yet.
@@ -49,6 +50,7 @@ class Subject:
     config: TrainConfig
     vocabulary: int
     parameters: int
+    largest: int
     layers: int
     flops: dict[int, int]
     flops_per_token: int
@@ -88,7 +90,8 @@ def subject_of(train: TrainConfig) -> Subject:
     precision = "bf16" if train.engine.precision == "auto" else train.engine.precision
     masked = (*PLAIN, "auto") if precision == "fp32" or train.determinism != "D0" else PLAIN
     return Subject(
-        train, shape.vocab_size, parameter_counts(model)[0], shape.num_hidden_layers,
+        train, shape.vocab_size, parameter_counts(model)[0], max(one.numel() for one in model.parameters()),
+        shape.num_hidden_layers,
         flops, sum(flops[stage.length] * stage.tokens for stage in train.timeline) // whole_run,
         activations(shape, longest, precision, train.engine.recompute_every_layers, train.engine.sequence_parallel,
                     masked=train.model.attention in masked),

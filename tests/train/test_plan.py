@@ -15,9 +15,9 @@ from common.errors import EXIT_DONE, EXIT_USER_ERROR
 from tests.train.test_engine_config import configured
 from train.config import ModelConfig
 from train.hardware import GPUS, find_gpu
-from train.memory import Layout, activations, memory, on_host, saved_bytes, states
+from train.memory import Layout, activations, buffers, memory, on_host, saved_bytes, states
 from train.model import PackedLanguageModel, build_model, model_config, recompute_activations
-from train.plan_fit import choose, micro_batches, room, uneven
+from train.plan_fit import choose, layout_of, micro_batches, room, uneven
 from train.plan_subject import find_machine, subject_of
 from train.plan_time import predicted, timing
 from train.verb_config import PlanConfig
@@ -86,6 +86,18 @@ def test_states_follow_the_zero_paper(parameters, ranks, precision):
     assert sum(found[1]) >= sum(found[2]) >= sum(found[3])
     if ranks == 1:
         assert found[1] == found[2] == found[3]
+
+
+def test_exact_sums_take_eight_bytes_and_eight_more_of_the_own_share():
+    """What a rank holds at D2, in place of the gradients of the weights' type (train/invariant.py)."""
+    for stage, expected in ((1, 8 + 8 / 4), (2, 8 / 4), (3, 8 / 4)):
+        for precision in ("fp32", "bf16"):
+            layout = Layout(4, stage, precision, accumulated=precision, exact=True, largest=2 * 10**5)
+            assert states(10**6, layout)[1] == expected * 10**6
+            assert buffers(10**6, layout) >= 2 * 8 * 2 * 10**5  # a gradient as numbers and as integers
+    subject = subject_of(configured("determinism=D2", "engine.precision=bf16", "threads_per_rank=1"))
+    assert layout_of(subject, 8, 2).exact
+    assert subject.largest == 32_768 * 256  # the embedding
 
 
 def test_memory_grows_with_the_micro_batch_by_its_activations():
@@ -236,8 +248,9 @@ def test_nonsense_is_refused(hanse, capfd, wrong, messages):
 
 @pytest.mark.slow
 def test_states_are_planned_within_a_tenth_of_what_lies_in_real_ranks():
-    cases = [(stage, precision) for precision in ("fp32", "bf16") for stage in (1, 2, 3)]
-    for case, found in zip(cases, on_ranks(2, "llama-8m", cases), strict=True):
+    cases = [*((stage, precision, "D0") for precision in ("fp32", "bf16") for stage in (1, 2, 3)),
+             (1, "bf16", "D2"), (2, "fp32", "D2"), (3, "bf16", "D2")]  # fmt: skip
+    for case, found in zip(cases, on_ranks(2, "llama-3m", cases), strict=True):
         assert found["found"] - found["bucket"] == pytest.approx(found["states_planned"], rel=0.1), case
 
 
