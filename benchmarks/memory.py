@@ -26,12 +26,14 @@ from torch.profiler import ProfilerActivity, profile
 from benchmarks.on_ranks import start, tell
 from train.engine import Engine
 from train.memory import VALUE_BYTES, Layout, activations, memory
-from train.model import build_model, model_config
+from train.model import build_model, model_config, parameter_counts, shape_of_model
+from train.optimizers import bytes_per_parameter
 from train.ranks import find_place
 from train.zero_config import bucket_elements
 
-CASES = [(stage, precision, determinism)
-         for determinism in ("D0", "D2") for precision in ("fp32", "bf16") for stage in (1, 2, 3)]  # fmt: skip
+CASES = [*((stage, precision, determinism, "adamw")
+           for determinism in ("D0", "D2") for precision in ("fp32", "bf16") for stage in (1, 2, 3)),
+         *((stage, "fp32", "D0", kind) for kind in ("muon", "ademamix") for stage in (1, 2, 3))]  # fmt: skip
 LENGTH, SEQUENCES, VOCABULARY = 32, 4, 8192  # short: bf16 is slow where the processor has no instructions for it
 
 
@@ -56,7 +58,7 @@ def rise() -> Iterator[list[int]]:
     found.append(max(accumulate((one.nbytes() for one in events), initial=0)))
 
 
-def measure(model: str, stage: int, precision: str, determinism: str) -> dict[str, Any]:
+def measure(model: str, stage: int, precision: str, determinism: str, kind: str) -> dict[str, Any]:
     """One step of a model on this rank: bytes planned and found."""
     from hydra import compose, initialize_config_module
 
@@ -66,7 +68,8 @@ def measure(model: str, stage: int, precision: str, determinism: str) -> dict[st
     assert place is not None
     settings = ["name=memory", "tokens=100000", f"model={model}", f"data.sequence_length={LENGTH}",
                 f"batch.global_batch_size={SEQUENCES}", "batch.micro_batch_size=1", f"engine.zero_stage={stage}",
-                f"engine.precision={precision}", f"determinism={determinism}", "threads_per_rank=1"]  # fmt: skip
+                f"engine.precision={precision}", f"determinism={determinism}", "threads_per_rank=1",
+                f"optimizer.kind={kind}"]  # fmt: skip
     with initialize_config_module("configs", version_base="1.3"):
         config = instantiate(compose("train", overrides=settings))
     before = storages()
@@ -90,11 +93,13 @@ def measure(model: str, stage: int, precision: str, determinism: str) -> dict[st
     start = held()
     with rise() as rose:
         engine.update(1e-3)
-    parameters = sum(map(torch.Size.numel, map(torch.Size, engine.shapes.values())))
     engine.engine.destroy()
+    whole = shape_of_model(shape)
+    parameters = parameter_counts(whole)[0]
     summed, travelling = config.engine.sums(precision, determinism)
     layout = Layout(place.ranks, stage, precision, overlap=False, device="cpu", accumulated=summed,
-                    exact=determinism == "D2", largest=max(map(math.prod, engine.shapes.values())))  # fmt: skip
+                    exact=determinism == "D2", largest=max(map(math.prod, engine.shapes.values())), kind=kind,
+                    optimizer_bytes=bytes_per_parameter(whole, config))  # fmt: skip
     planned = memory(parameters, activations(shape, LENGTH, precision), layout, 1)
     bucket = {3: VALUE_BYTES[travelling], 1: VALUE_BYTES[summed] if summed != precision else 0}.get(stage, 0)
     bucket *= min(bucket_elements(parameters), parameters)  # what is kept of it from one micro-batch to the next
@@ -102,8 +107,8 @@ def measure(model: str, stage: int, precision: str, determinism: str) -> dict[st
             "bucket": bucket, "found": kept, "passes": peak, "update": start + rose[0]}  # fmt: skip
 
 
-def on_ranks(ranks: int, model: str, cases: list[tuple[int, str, str]]) -> list[dict[str, Any]]:
-    """What rank 0 of ``ranks`` finds for each (stage, precision, determinism)."""
+def on_ranks(ranks: int, model: str, cases: list[tuple[int, str, str, str]]) -> list[dict[str, Any]]:
+    """What rank 0 of ``ranks`` finds for each (stage, precision, determinism, optimizer)."""
     found: list[dict[str, Any]] = start("memory", ranks, "--model", model, "--cases", json.dumps(cases))
     return found
 
@@ -121,11 +126,12 @@ def main() -> None:
         return
     print(f"{options.model}, {options.ranks} ranks; bytes a parameter: states planned, found; all planned, most in the "
           "passes, most in the update")  # fmt: skip
-    for (stage, precision, determinism), one in zip(CASES, on_ranks(options.ranks, options.model, CASES), strict=True):
+    for case, one in zip(CASES, on_ranks(options.ranks, options.model, CASES), strict=True):
         count, planned, found = one["parameters"], one["states_planned"], one["found"] - one["bucket"]
-        print(f"ZeRO-{stage} {precision} {determinism}: {planned / count:5.2f} {found / count:5.2f} "
-              f"(x {found / planned:.3f})  {sum(one['planned'].values()) / count:5.2f} {one['passes'] / count:5.2f} "
-              f"{one['update'] / count:5.2f}")  # fmt: skip
+        print(
+            f"ZeRO-{' '.join(map(str, case))}: {planned / count:5.2f} {found / count:5.2f} (x {found / planned:.3f})  "
+            f"{sum(one['planned'].values()) / count:5.2f} {one['passes'] / count:5.2f} {one['update'] / count:5.2f}"
+        )
 
 
 if __name__ == "__main__":

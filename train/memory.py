@@ -24,6 +24,9 @@ VALUE_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 COUNTED = "hanse-counted"
 SUM_BYTES = 8  # of an exact sum
+# What an optimizer's step makes and drops again, a parameter of the own share: operations of ours stand alone
+# (train/optimizers.py); torch's fused AdamW makes nothing. At D2 sums need more than any of them.
+STEP_BYTES = {"adamw": 0, "muon": 8, "ademamix": 12}
 
 
 @dataclass(frozen=True)
@@ -74,6 +77,7 @@ class Layout:
         optimizer_bytes: a parameter.
         offloaded: what lies in host memory or on a disk instead (``optimizer``, ``weights``).
         largest: elements of the model's largest parameter.
+        kind: of the optimizer.
     """
 
     ranks: int
@@ -86,6 +90,7 @@ class Layout:
     offloaded: tuple[str, ...] = ()
     exact: bool = False
     largest: int = 0
+    kind: str = "adamw"
 
     @property
     def apart(self) -> bool:
@@ -117,14 +122,16 @@ def buffers(parameters: int, layout: Layout) -> float:
     if layout.exact:
         return _exact_buffers(parameters, elements, layout)
     reducing = summed * elements * (2 if layout.overlap else 1)  # one is filled while another is sent
-    copied = layout.precision != "fp32" and not layout.apart and "optimizer" not in layout.offloaded
-    stepping = (4 if copied else 0) * parameters / layout.ranks
+    copied, here = layout.precision != "fp32" and not layout.apart, "optimizer" not in layout.offloaded
+    stepping = ((4 if copied else 0) + STEP_BYTES[layout.kind]) * parameters / layout.ranks if here else 0.0
+    own = min(layout.largest, parameters / layout.ranks) if layout.stage < 3 else layout.largest / layout.ranks
+    norm = 8 * own  # which is taken of one gradient after another, in double precision
     if layout.stage == 3:
         kept = summed * elements  # one for gradients stays, which travel as they are summed
-        return kept + value * elements + max(reducing - kept, stepping)  # gathered weights fill another
+        return kept + value * elements + max(reducing - kept, stepping, norm)  # gathered weights fill another
     if layout.apart and layout.stage == 1:  # sums travel in fp32, and the own share is put together beside them
-        return reducing + 4 * parameters / layout.ranks
-    return max(reducing, stepping + (0 if layout.apart else value * parameters / layout.ranks))
+        return reducing + 4 * parameters / layout.ranks + max(stepping, norm)
+    return max(reducing, norm, stepping + (0 if layout.apart else value * parameters / layout.ranks))
 
 
 def _exact_buffers(parameters: int, elements: int, layout: Layout) -> float:

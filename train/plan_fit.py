@@ -97,5 +97,5 @@ def layout_of(subject: Subject, ranks: int, stage: int) -> Layout:
     determinism = subject.config.determinism
     accumulated, _ = engine.sums(subject.precision, determinism)
     return Layout(ranks, stage, subject.precision, accumulated=accumulated, exact=determinism == "D2",
-                  largest=subject.largest, optimizer_bytes=subject.optimizer_bytes,
+                  largest=subject.largest, kind=subject.config.optimizer.kind, optimizer_bytes=subject.optimizer_bytes,
                   offloaded=tuple(what for what in engine.offloaded if what == "optimizer" or stage == 3))  # fmt: skip
