@@ -11,6 +11,8 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 
+from common.configuration import CHOICE
+
 
 def configuration_of(verb: str, keys: Any, *more: str) -> tuple[dict[str, Any] | None, list[str]]:
     """The resolved configuration of ``hanse VERB`` (None where it cannot be composed), and what is wrong with it.
@@ -60,7 +62,9 @@ def overrides(keys: Any) -> list[str]:
 
 def _leaves(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
     for key, inner in value.items():
-        if isinstance(inner, dict):
+        if key == CHOICE:
+            yield prefix.removesuffix("."), inner
+        elif isinstance(inner, dict):
             yield from _leaves(inner, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", inner
