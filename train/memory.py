@@ -105,6 +105,8 @@ def states(parameters: int, layout: Layout) -> tuple[float, float, float]:
                                                 optimizer_bytes=layout.optimizer_bytes)  # fmt: skip
     if layout.exact:  # each gradient is added as soon as it is there: sums of the rank, and of its share over all ranks
         gradients = SUM_BYTES * parameters * ((1 if layout.stage == 1 else 0) + 1 / layout.ranks)
+        if layout.stage == 3:  # DeepSpeed's own place for the share, which stays empty
+            gradients += value * parameters / layout.ranks
     return weights, gradients, optimizer
 
 
