@@ -62,12 +62,10 @@ def overrides(keys: Any) -> list[str]:
 
 def _leaves(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
     for key, inner in value.items():
-        if key == CHOICE:
-            yield prefix.removesuffix("."), inner
-        elif isinstance(inner, dict):
+        if isinstance(inner, dict):
             yield from _leaves(inner, f"{prefix}{key}.")
         else:
-            yield f"{prefix}{key}", inner
+            yield prefix.removesuffix(".") if key == CHOICE else f"{prefix}{key}", inner
 
 
 def _as_override(value: Any) -> str:
