@@ -13,6 +13,8 @@ from typing import Any
 
 from common.errors import ConfigError, HanseError
 
+OF_ANOTHER_VERB = ("train.", "corpus.")  # dictionaries of what another verb is given
+CHOICE = "__choice__"  # key of a group's choice in these, where there are keys of the group beside it
 CONFIGS = Path(__file__).parents[1] / "configs"
 HELP = """hanse {name} [group=choice] [key=value]: {line}
 
@@ -68,7 +70,18 @@ def sort_arguments(name: str, arguments: list[str]) -> tuple[list[str], list[str
         before = argument
     if problems:
         raise ConfigError(problems)
-    return flags, overrides, folders
+    return flags, _with_their_groups(overrides), folders
+
+
+def _with_their_groups(overrides: list[str]) -> list[str]:
+    """``train.model=NAME`` beside ``train.model.KEY=``: both are for another verb, and as keys one would be lost."""
+    keys = [override.partition("=")[0].lstrip("+") for override in overrides]
+    return [
+        f"{key}.{CHOICE}={override.partition('=')[2]}"
+        if key.startswith(OF_ANOTHER_VERB) and any(other.startswith(f"{key}.") for other in keys)
+        and not override.partition("=")[2].startswith("{") else override
+        for key, override in zip(keys, overrides, strict=True)
+    ]  # fmt: skip
 
 
 def combinations(arguments: list[str]) -> list[tuple[dict[str, str], list[str]]]:
@@ -131,7 +144,8 @@ def instantiate(composed: Any) -> Any:
     """The dataclass instance of a composed configuration.
 
     Raises:
-        ConfigError: keys without a value, or whatever the schema's ``problems()`` finds; all at once.
+        ConfigError: keys without a value, or whatever the schema's ``problems()`` finds, and ``without_effect()``
+            where it has that; all at once.
     """
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
@@ -145,6 +159,8 @@ def instantiate(composed: Any) -> Any:
     except OmegaConfBaseException as error:
         raise ConfigError([_one_line(error)]) from None
     problems = config.problems()
+    if hasattr(config, "without_effect"):
+        problems += config.without_effect()
     if problems:
         raise ConfigError(problems)
     return config

@@ -13,6 +13,8 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 
+from common.configuration import CHOICE
+
 
 def configuration_of(verb: str, keys: Any, *more: str) -> tuple[dict[str, Any] | None, list[str]]:
     """The resolved configuration of ``hanse VERB`` (None where it cannot be composed), and what is wrong with it.
@@ -71,7 +73,7 @@ def _leaves(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
         if isinstance(inner, dict) and f"{prefix}{key}" not in MAPPINGS:
             yield from _leaves(inner, f"{prefix}{key}.")
         else:
-            yield f"{prefix}{key}", inner
+            yield prefix.removesuffix(".") if key == CHOICE else f"{prefix}{key}", inner
 
 
 def _as_override(value: Any) -> str:

@@ -244,6 +244,12 @@ class TrainConfig:
         profiling = self.profiling.problems(self.ranks_of_start) if self.profile else []
         return found or [*stage_problems(self), *profiling]
 
+    def without_effect(self) -> list[str]:
+        """What somebody who starts a new run has set in vain, one line each."""
+        from train.effect_config import without_effect
+
+        return [] if (Path(self.run) / "config.yaml").is_file() else without_effect(self)
+
 
 def batch_problems(batch: BatchConfig, ranks: int, sequence_parallel: int = 1) -> list[str]:
     """The arithmetic of a global batch: micro-batch x ranks x accumulation must give it exactly.

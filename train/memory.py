@@ -23,6 +23,10 @@ from train.zero_config import bucket_elements
 VALUE_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 COUNTED = "hanse-counted"
+SUM_BYTES = 8  # of an exact sum
+# What an optimizer's step makes and drops again, a parameter of the own share: operations of ours stand alone
+# (train/optimizers.py); torch's fused AdamW makes nothing. At D2 sums need more than any of them.
+STEP_BYTES = {"adamw": 0, "muon": 8, "ademamix": 12}
 
 
 @dataclass(frozen=True)
@@ -68,8 +72,12 @@ class Activations:
 class Layout:
     """How the states are shared out, and where; ``overlap``: communication beside computation, as on GPUs.
 
-    ``accumulated``: type of gradients that are summed; ``optimizer_bytes`` a parameter; ``offloaded``: what lies in
-    host memory or on a disk instead (``optimizer``, ``weights``).
+    Attributes:
+        accumulated: type of gradients that are summed; ``exact``: as integers instead (D2: train/invariant.py).
+        optimizer_bytes: a parameter.
+        offloaded: what lies in host memory or on a disk instead (``optimizer``, ``weights``).
+        largest: elements of the model's largest parameter.
+        kind: of the optimizer.
     """
 
     ranks: int
@@ -80,6 +88,9 @@ class Layout:
     accumulated: str = ""
     optimizer_bytes: float = zero.ADAM_BYTES
     offloaded: tuple[str, ...] = ()
+    exact: bool = False
+    largest: int = 0
+    kind: str = "adamw"
 
     @property
     def apart(self) -> bool:
@@ -90,8 +101,13 @@ class Layout:
 def states(parameters: int, layout: Layout) -> tuple[float, float, float]:
     """Bytes of weights, gradients and optimizer of one rank, wherever they lie."""
     value, summed = VALUE_BYTES[layout.precision], VALUE_BYTES[layout.accumulated or layout.precision]
-    return zero.states(parameters, layout.ranks, layout.stage, value, gradient_bytes=summed,
-                       optimizer_bytes=layout.optimizer_bytes)  # fmt: skip
+    weights, gradients, optimizer = zero.states(parameters, layout.ranks, layout.stage, value, gradient_bytes=summed,
+                                                optimizer_bytes=layout.optimizer_bytes)  # fmt: skip
+    if layout.exact:  # each gradient is added as soon as it is there: sums of the rank, and of its share over all ranks
+        gradients = SUM_BYTES * parameters * ((1 if layout.stage == 1 else 0) + 1 / layout.ranks)
+        if layout.stage == 3:  # DeepSpeed's own place for the share, which stays empty
+            gradients += value * parameters / layout.ranks
+    return weights, gradients, optimizer
 
 
 def on_host(parameters: int, layout: Layout) -> float:
@@ -105,15 +121,32 @@ def buffers(parameters: int, layout: Layout) -> float:
     """Bytes of what DeepSpeed needs beside the states, at the worse of two moments: reducing, and stepping."""
     value, summed = VALUE_BYTES[layout.precision], VALUE_BYTES[layout.accumulated or layout.precision]
     elements = min(bucket_elements(parameters), parameters)
+    if layout.exact:
+        return _exact_buffers(parameters, elements, layout)
     reducing = summed * elements * (2 if layout.overlap else 1)  # one is filled while another is sent
-    copied = layout.precision != "fp32" and not layout.apart and "optimizer" not in layout.offloaded
-    stepping = (4 if copied else 0) * parameters / layout.ranks
+    copied, here = layout.precision != "fp32" and not layout.apart, "optimizer" not in layout.offloaded
+    stepping = ((4 if copied else 0) + STEP_BYTES[layout.kind]) * parameters / layout.ranks if here else 0.0
+    own = min(layout.largest, parameters / layout.ranks) if layout.stage < 3 else layout.largest / layout.ranks
+    norm = 8 * own  # which is taken of one gradient after another, in double precision
     if layout.stage == 3:
         kept = summed * elements  # one for gradients stays, which travel as they are summed
-        return kept + value * elements + max(reducing - kept, stepping)  # gathered weights fill another
+        return kept + value * elements + max(reducing - kept, stepping, norm)  # gathered weights fill another
     if layout.apart and layout.stage == 1:  # sums travel in fp32, and the own share is put together beside them
-        return reducing + 4 * parameters / layout.ranks
-    return max(reducing, stepping + (0 if layout.apart else value * parameters / layout.ranks))
+        return reducing + 4 * parameters / layout.ranks + max(stepping, norm)
+    return max(reducing, norm, stepping + (0 if layout.apart else value * parameters / layout.ranks))
+
+
+def _exact_buffers(parameters: int, elements: int, layout: Layout) -> float:
+    """The same at D2: while a gradient is made an integer, or while the norm of the sums is taken.
+
+    The one holds the gradient in double precision and as integers, and where sums are shared out a bucket of them; the
+    other three copies of the own share, in which at stage 1 the rank's own sums are gone.
+    """
+    value = VALUE_BYTES[layout.precision]
+    adding = 2 * SUM_BYTES * layout.largest + (SUM_BYTES * elements if layout.stage > 1 else 0)
+    gone = SUM_BYTES * parameters if layout.stage == 1 else 0
+    norm = 3 * SUM_BYTES * parameters / layout.ranks - gone
+    return max(adding, norm) + (2 if layout.stage == 3 else 1) * value * elements  # DeepSpeed's, filled or not
 
 
 def memory(parameters: int, kept: Activations, layout: Layout, micro_batch: int) -> Memory:

@@ -69,7 +69,7 @@ def learning_rate(step: int, config: TrainConfig) -> float:
     Hu et al., arXiv 2404.06395), 0.5 is the inverse square root (Vaswani et al., arXiv 1706.03762), 0.51 the power
     scheduler (Shen et al., arXiv 2408.13359). Over the last ``decay_fraction`` of the tokens from there down to
     ``final_fraction`` of the peak: linear, ``1-sqrt`` (Haegele et al., arXiv 2405.18392), which falls faster at first,
-    or ``cosine`` (Loshchilov and Hutter, arXiv 1608.03983), usually over all steps.
+    or ``cosine`` (Loshchilov and Hutter, arXiv 1608.03983). A ``decay_fraction`` of 1 is all that the warmup leaves.
 
     A stage with a schedule or a learning rate of its own begins a new course, in the same way, which warms up from the
     rate that the last step before it used; without a learning rate of its own, that is its peak.
@@ -92,7 +92,7 @@ def courses_of(config: TrainConfig) -> list[Course]:
         peak = stages[0].learning_rate
         if peak is None:
             peak = before if found else config.optimizer.learning_rate
-        found.append(Course(schedule, stages, before, peak, _decay_begins(stages, schedule.decay_fraction)))
+        found.append(Course(schedule, stages, before, peak, _decay_begins(stages, schedule)))
     return found
 
 
@@ -101,8 +101,11 @@ def _tokens(stages: Sequence[Stage], step: int) -> int:
     return sum(max(min(step, stage.stop_step) - stage.first_step, 0) * stage.tokens_per_step for stage in stages)
 
 
-def _decay_begins(stages: Sequence[Stage], fraction: float) -> int:
-    """The step from which on a ``fraction`` of the tokens are left, as nearly as whole steps can."""
+def _decay_begins(stages: Sequence[Stage], schedule: StageSchedule) -> int:
+    """The step from which on ``decay_fraction`` of the tokens are left, to the nearest step; 1: all but the warmup."""
+    fraction = schedule.decay_fraction
+    if fraction == 1:
+        return min(stages[0].first_step + schedule.warmup_steps, stages[-1].stop_step)
     tokens, after = sum(stage.tokens for stage in stages), 0
     for stage in reversed(stages):
         steps = tokens / stage.tokens_per_step * fraction - after / stage.tokens_per_step  # of this stage

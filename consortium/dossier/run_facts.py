@@ -151,13 +151,14 @@ def _recipe(segment: Segment) -> list[str]:
         f"{f'{stage.name} ({tokens:,} tokens): ' if stage.name else ''}Sequences of {stage.length:,} tokens, "
         f"{stage.size:,} sequences ({stage.tokens_per_step:,} tokens) an optimizer step" for stage, tokens in taken
     )  # fmt: skip
+    decayed = "all others" if schedule.decay_fraction == 1 else f"the last {schedule.decay_fraction:.0%}"
     return [
         f"{sizes}; {segment.step:,} steps",
         f"{optimizer.title}: peak learning rate {optimizer.learning_rate:g}, "
         f"betas {' and '.join(map(str, optimizer.betas))}, weight decay {optimizer.weight_decay:g}, "
         f"gradients clipped at norm {optimizer.gradient_clipping:g}",
-        f"Schedule: {schedule.warmup_steps} steps of warmup, decay ({schedule.decay}) over the last "
-        f"{schedule.decay_fraction:.0%} of {config.steps:,} steps",
+        f"Schedule: {schedule.warmup_steps} steps of warmup, decay ({schedule.decay}) over {decayed} of "
+        f"{config.steps:,} steps",
         f"Data mixture: {_mixture(config)}",
     ]
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from common.configuration import CONFIGS
+from common.configuration import CHOICE, CONFIGS, sort_arguments
 from common.errors import EXIT_CRASH, EXIT_DONE, EXIT_USER_ERROR
 from common.verbs import Verb, main
 from hanse import VERBS
@@ -155,6 +155,15 @@ def test_flags_and_keys_may_stand_in_any_order(hanse, capsys, arguments):
     assert hanse("corpus", *arguments) == EXIT_DONE
     lines = capsys.readouterr().out.splitlines()
     assert {"name: x", "  min_characters: 7"} <= set(lines)
+
+
+def test_a_group_of_another_verb_is_chosen_and_changed_at_once():
+    """As keys of one dictionary the second would take the place of the first, and another model be trained."""
+    both = ["train.model=llama-3m", "train.model.attention=sdpa", "train.model.init.std=small", "train.name=x"]
+    _, found, _ = sort_arguments("plan", both)
+    assert found == [f"train.model.{CHOICE}=llama-3m", *both[1:]]
+    assert sort_arguments("train", ["model=llama-3m", "model.attention=sdpa"])[1] == [
+        "model=llama-3m", "model.attention=sdpa"]  # fmt: skip
 
 
 def test_checking_prints_what_would_run_or_all_that_is_wrong_and_runs_nothing(

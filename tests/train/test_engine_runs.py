@@ -1,9 +1,11 @@
-"""What the engine does in fp16, and with moments on a disk: runs on two ranks, all in one start."""
+"""What the engine does in fp16, with moments elsewhere, and with layers compiled, recomputed or given another rotary
+embedding: runs on two ranks, all in one start."""
 
 import json
 from pathlib import Path
 
 import pytest
+import torch
 from torch.utils.cpp_extension import _get_build_directory
 
 from common.errors import EXIT_DONE, EXIT_GO_ON
@@ -25,6 +27,7 @@ LARGE = [  # a rank's share of the matrices is above the megabyte from which on 
     *COMMON, "model.settings.hidden_size=256", "model.settings.intermediate_size=512", "engine.zero_stage=3",
     f"tokens={SWAPPED * 8 * 16}", f"checkpoint.every_steps={HALF}",
 ]  # fmt: skip
+SHORT = [*COMMON, f"tokens={SWAPPED * 8 * 16}", f"checkpoint.every_steps={HALF}"]
 COMPILED = (Path(_get_build_directory("async_io", verbose=False)) / "async_io.so").is_file()  # takes minutes
 
 
@@ -38,6 +41,25 @@ def disk_cases(folder):
     }  # fmt: skip
 
 
+def stages(theta):
+    """Two stages of three steps, the second perhaps with a rotary embedding of its own."""
+    return [*SHORT, "schedule.warmup_steps=1",
+            f"stages=[{{name: first, tokens: {HALF * 8 * 16}}}, {{name: second, rope_theta: {theta}}}]"]  # fmt: skip
+
+
+def short_cases():
+    hosted, compiled = ["engine.offload_optimizer=cpu"], [*SHORT, "engine.compile=true"]
+    return {
+        "zero-1": SHORT, "hosted-1": [*SHORT, *hosted],
+        "zero-2": [*SHORT, "engine.zero_stage=2"], "hosted-2": [*SHORT, "engine.zero_stage=2", *hosted],
+        "zero-3": [*SHORT, "engine.zero_stage=3"],
+        "recomputed-3": [*SHORT, "engine.zero_stage=3", "engine.recompute_every_layers=1"],
+        "compiled": compiled, "compiled-cut": [*compiled, f"until_step={HALF}"], "compiled-cut on": compiled,
+        "theta": stages(50_000), "theta-cut": [*stages(50_000), f"until_step={HALF + 1}"],
+        "theta-cut on": stages(50_000), "no-theta": stages("null"),
+    }  # fmt: skip
+
+
 @pytest.fixture(scope="module")
 def runs(tiny_settings, tmp_path_factory):
     """{name: (run folder, how it ended)}; "NAME on" and "NAME again" go on with a run that was stopped."""
@@ -47,6 +69,7 @@ def runs(tiny_settings, tmp_path_factory):
         **{name: [*FP16, f"until_step={SAVED}"] for name in ("cut", "cut again")}, "cut on": FP16,
         "nan": [*FP16, "engine.fp16.initial_scale_power=8"],
         "lasts": [*FP16, "engine.fp16.max_overflows=2"],
+        **short_cases(),
         **(disk_cases(folder) if COMPILED else {}),
     }  # fmt: skip
     places = {name: folder / name.partition(" ")[0] for name in kinds}
@@ -125,3 +148,45 @@ def test_moments_on_a_disk_are_those_in_memory_and_a_checkpoint_goes_on_either_w
         assert state_at(run, SWAPPED) == state_at(memory, SWAPPED)
     first, other = losses(memory), losses(moved)
     assert max(abs(other[step] / first[step] - 1) for step in first) < 1e-5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", [1, 2])
+def test_moments_in_host_memory_are_those_beside_the_weights(runs, stage):
+    """On two ranks to rounding only."""
+    here, hosted = (runs[f"{kind}-{stage}"] for kind in ("zero", "hosted"))
+    assert (here[1], hosted[1]) == (EXIT_DONE, EXIT_DONE)
+    expected, found = losses(here[0]), losses(hosted[0])
+    assert max(abs(found[step] / expected[step] - 1) for step in expected) < 1e-6
+    weights, others = (Checkpoint(folder_of(run / "checkpoints", SWAPPED)).weights() for run, _ in (here, hosted))
+    assert all(torch.allclose(others[name], one, rtol=1e-4, atol=1e-5) for name, one in weights.items())
+
+
+@pytest.mark.slow
+def test_layers_that_are_computed_again_at_zero_3_change_no_loss(runs):
+    whole, again = runs["zero-3"], runs["recomputed-3"]
+    assert (whole[1], again[1]) == (EXIT_DONE, EXIT_DONE)
+    assert losses(again[0]) == losses(whole[0])
+    assert state_at(again[0], SWAPPED) == state_at(whole[0], SWAPPED)
+
+
+@pytest.mark.slow
+def test_compiled_layers_learn_the_same_and_a_run_of_them_goes_on_to_the_last_bit(runs):
+    (plain, _), (compiled, code) = runs["zero-1"], runs["compiled"]
+    assert (code, runs["compiled-cut"][1], runs["compiled-cut on"][1]) == (EXIT_DONE, EXIT_GO_ON, EXIT_DONE)
+    begun = next(one for one in read_metrics(compiled / "metrics.jsonl") if one.get("event") == "start")
+    assert begun["compiled"] is True
+    expected, found = losses(plain), losses(compiled)
+    assert max(abs(found[step] / expected[step] - 1) for step in expected) < 1e-5
+    assert losses(runs["compiled-cut"][0]) == found
+    assert state_at(runs["compiled-cut"][0], SWAPPED) == state_at(compiled, SWAPPED)
+
+
+@pytest.mark.slow
+def test_a_stage_has_its_own_rotary_embedding_also_after_a_resume_in_its_middle(runs):
+    (own, code), (none, _), (cut, _) = runs["theta"], runs["no-theta"], runs["theta-cut"]
+    assert (code, runs["theta-cut"][1], runs["theta-cut on"][1]) == (EXIT_DONE, EXIT_GO_ON, EXIT_DONE)
+    found, without = losses(own), losses(none)
+    assert [step for step in found if found[step] != without[step]] == [*range(HALF + 1, SWAPPED + 1)]
+    assert losses(cut) == found
+    assert state_at(cut, SWAPPED) == state_at(own, SWAPPED)

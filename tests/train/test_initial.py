@@ -172,7 +172,7 @@ def another_tokenizer(folder: Path, settings: list[str]) -> dict[str, list[str]]
     model = AutoConfig.for_model("llama", **SETTINGS | changes)
     build_model(model, 1).save_pretrained(folder / "french")
     shutil.copy(folder / "old.json", folder / "french/tokenizer.json")
-    begun = [*settings, f"init_from={folder / 'french'}", "model.init.residual=depth"]
+    begun = [*settings, f"init_from={folder / 'french'}"]
     return {"adapted": [*begun, f"run={folder / 'adapted'}", f"init_tokenizer={folder / 'old.json'}"],
             "unnamed": [*begun, f"run={folder / 'unnamed'}"]}  # fmt: skip
 

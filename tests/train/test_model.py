@@ -25,7 +25,9 @@ from train.model import (
     model_config,
     model_inputs,
     parameter_counts,
+    set_rope,
     shape_of_model,
+    with_rope_theta,
 )
 from train.stream import IGNORED, MicroBatch, pack
 from train.trained import model_of
@@ -110,6 +112,23 @@ def test_compiled_layers_compute_the_same_and_other_documents_compile_nothing_an
             torch.testing.assert_close(other.grad, one.grad, rtol=1e-3, atol=1e-4)
         graphs.append(counters["stats"]["unique_graphs"])
     assert graphs[0] == graphs[1] == graphs[2] > 0
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_another_base_of_the_rotary_embedding_is_that_of_a_model_built_with_it(architecture):
+    config = model_config(ModelConfig(architecture, SETTINGS), VOCABULARY, LENGTH, pad_token_id=0)
+    other = with_rope_theta(config, 50_000.0)
+    assert with_rope_theta(config, None) is config
+    assert config.rope_parameters["rope_theta"] != other.rope_parameters["rope_theta"] == 50_000.0
+    model, built = build_model(config, 0, "sdpa").eval(), build_model(other, 0, "sdpa").eval()
+    ids = torch.arange(LENGTH)[None]
+    with torch.no_grad():
+        before = model(ids).logits
+        set_rope(model, other)
+        assert torch.equal(model(ids).logits, built(ids).logits)
+        assert not torch.equal(model(ids).logits, before)
+        set_rope(model, config)
+        assert torch.equal(model(ids).logits, before)
 
 
 def test_labels_across_a_boundary_do_not_count():

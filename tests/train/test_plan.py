@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,10 +12,15 @@ from hypothesis import strategies as st
 
 from benchmarks.memory import on_ranks
 from common.errors import EXIT_DONE, EXIT_USER_ERROR
+from tests.train.test_engine_config import configured
 from train.config import ModelConfig
 from train.hardware import GPUS, find_gpu
-from train.memory import Layout, activations, memory, on_host, saved_bytes, states
+from train.memory import Layout, activations, buffers, memory, on_host, saved_bytes, states
 from train.model import PackedLanguageModel, build_model, model_config, recompute_activations
+from train.plan_fit import choose, layout_of, micro_batches, room, uneven
+from train.plan_subject import find_machine, subject_of
+from train.plan_time import predicted, timing
+from train.verb_config import PlanConfig
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 SETTINGS = {"hidden_size": 64, "intermediate_size": 160, "num_hidden_layers": 3, "num_attention_heads": 4}
@@ -82,6 +88,23 @@ def test_states_follow_the_zero_paper(parameters, ranks, precision):
         assert found[1] == found[2] == found[3]
 
 
+def test_exact_sums_take_eight_bytes_and_eight_more_of_the_own_share():
+    """What a rank holds at D2, in place of the gradients of the weights' type (train/invariant.py)."""
+    for stage, precision, expected in (
+        (1, "fp32", 8 + 8 / 4),
+        (1, "bf16", 8 + 8 / 4),
+        (2, "bf16", 8 / 4),
+        (3, "fp32", 8 / 4 + 4 / 4),
+        (3, "bf16", 8 / 4 + 2 / 4),
+    ):
+        layout = Layout(4, stage, precision, accumulated=precision, exact=True, largest=2 * 10**5)
+        assert states(10**6, layout)[1] == expected * 10**6
+        assert buffers(10**6, layout) >= 2 * 8 * 2 * 10**5  # a gradient as numbers and as integers
+    subject = subject_of(configured("determinism=D2", "engine.precision=bf16", "threads_per_rank=1"))
+    assert layout_of(subject, 8, 2).exact
+    assert subject.largest == 32_768 * 256  # the embedding
+
+
 def test_memory_grows_with_the_micro_batch_by_its_activations():
     counted = activations(small("llama"), 48, "bf16")
     one, two = (memory(10**6, counted, Layout(4, 2, "bf16"), size) for size in (1, 2))
@@ -103,7 +126,8 @@ def test_a_gpu_is_found_by_the_name_its_driver_gives(name):
 
 def test_a_plan_adds_up_and_is_written_for_programs(hanse, tmp_path, capsys):
     output = tmp_path / "plan.json"
-    assert hanse("plan", *REQUEST, "site=lumi", "nodes=[1,16]", "pue=1.2", f"output={output}") == EXIT_DONE
+    more = ["train.model.attention=flex", "site=lumi", "nodes=[1,16]", "pue=1.2"]  # of the model that was chosen
+    assert hanse("plan", *REQUEST, *more, f"output={output}") == EXIT_DONE
     plan = json.loads(output.read_text())
     assert plan["parameters"] == 8_030_261_248
     assert (plan["gpu"]["name"], plan["gpu"]["memory_gb"], plan["gpus_per_node"]) == ("MI250X GCD", 64, 8)
@@ -117,6 +141,80 @@ def test_a_plan_adds_up_and_is_written_for_programs(hanse, tmp_path, capsys):
     said = capsys.readouterr().out
     assert "hanse launch site=lumi nodes=1 train.engine.zero_stage=3" in said
     assert "MI250X GCD 64 GB" in said
+
+
+# Dense bf16 TFLOP/s as the makers' data sheets print them, so that a peak that is wrong in the table is seen here.
+# NVIDIA prints Hopper's with sparsity (1,979), which is twice the dense one.
+SHEETS = {
+    "A100": 312,  # A100 Tensor Core GPU data sheet: bfloat16 on Tensor Cores, without sparsity
+    "H100": 1979 / 2,  # H100 Tensor Core GPU data sheet, SXM
+    "H200": 1979 / 2,  # H200 Tensor Core GPU data sheet, SXM
+    "GH200": 1979 / 2,  # GH200 Grace Hopper Superchip data sheet (rounded to 990 where it prints the dense rate)
+    "MI250X GCD": 383 / 2,  # Instinct MI250X data sheet: peak bfloat16, of its two dies together
+    "MI300A": 980.6,  # Instinct MI300A data sheet: peak bfloat16
+}
+
+
+def test_peaks_are_those_of_the_data_sheets():
+    assert {name: gpu.bf16_flops / 1e12 for name, gpu in GPUS.items()} == pytest.approx(SHEETS, rel=1e-3)
+
+
+def planned(*overrides, nodes, **more):
+    """(subject, what fits, times) of a plan for H100s, four a node."""
+    config = PlanConfig(gpu="H100", gpus_per_node=4, **more)
+    subject, machine = subject_of(configured(*overrides)), find_machine(config)
+    fits = {one: choose(subject, 4 * one, room(config, machine.memory_gb)) for one in nodes}
+    return subject, fits, [timing(config, subject, machine, 0.4, nodes=one, choice=fits[one]) for one in nodes]
+
+
+def test_gpus_that_do_not_divide_a_step_are_told_apart_from_those_it_does_not_fit_on():
+    subject, fits, _ = planned("batch.global_batch_size=1024", "tokens=100000000", nodes=(3, 4, 512))
+    assert [fits[nodes] is None for nodes in (3, 4, 512)] == [True, False, True]
+    assert uneven(subject, 4, 4) is None
+    assert uneven(subject, 3, 4) == (
+        "3 nodes, 12 GPUs: steps of 1,024 sequences do not divide among them; what would do: "
+        "global_batch_size=1020 or 1032; nodes=2 or 4"
+    )
+    assert uneven(subject, 512, 4).endswith("global_batch_size=2048; nodes=256")
+    shared = subject_of(configured("engine.sequence_parallel=2", "ranks=2", "model.settings.num_key_value_heads=2"))
+    assert uneven(shared, 1, 3).startswith("1 node, 3 GPUs: train.engine.sequence_parallel=2 does not divide them")
+    assert micro_batches(shared, 8) == [1, 2, 4, 8]  # 32 sequences, four groups
+
+
+@given(st.integers(1, 96), st.integers(1, 64))
+def test_what_would_do_does(size, nodes):
+    """The batch sizes and numbers of nodes that are proposed do divide."""
+    subject = SimpleNamespace(config=SimpleNamespace(
+        timeline=[SimpleNamespace(size=size)], engine=SimpleNamespace(sequence_parallel=1)))  # fmt: skip
+    said = uneven(subject, nodes, 2)
+    if said is None:
+        assert size % (2 * nodes) == 0
+        return
+    batches, _, numbers = said.partition("global_batch_size=")[2].partition("; nodes=")
+    assert all(int(one) % (2 * nodes) == 0 for one in batches.split(" or "))
+    assert all(size % (2 * int(one)) == 0 for one in numbers.split(" or ") if one)
+
+
+STAGES = "stages=[{name: wide, tokens: 2000000000, batch: {global_batch_size: 2048}}, {name: long, data: " \
+         "{sequence_length: 4096}, batch: {global_batch_size: 256, micro_batch_size: 1}}]"  # fmt: skip
+
+
+def test_every_stage_is_planned_with_its_own_batch_and_sequences():
+    """The run's own batch, which no stage uses here, has no part in it."""
+    shape = ["tokens=3000000000", "data.sequence_length=1024"]
+    _, fits, (one, many) = planned(*shape, STAGES, nodes=(1, 64), network_gbit=400.0)
+    assert [stage.name for stage in many.stages] == ["wide", "long"]
+    for time in (one, many):
+        assert sum(stage.seconds for stage in time.stages) == pytest.approx(time.seconds)
+        shares = [stage.efficiency[0] for stage in time.stages]
+        assert min(shares) <= time.efficiency[0] <= max(shares) <= 1
+        assert time.efficiency[1] <= time.efficiency[0] <= time.efficiency[2]
+    for number, override in enumerate(("batch.global_batch_size=2048", "batch.global_batch_size=256")):
+        length, tokens = (1024, 2_000_000_000) if number == 0 else (4096, 1_000_000_000)
+        alone = subject_of(configured(override, f"tokens={tokens}", f"data.sequence_length={length}"))
+        machine = find_machine(PlanConfig(gpu="H100", gpus_per_node=4, network_gbit=400.0))
+        share = predicted(alone, machine, 0.4, fits[64], next(iter(alone.config.timeline)))
+        assert many.stages[number].efficiency == pytest.approx(share)
 
 
 def test_what_is_drawn_is_shown_with_its_repetition(hanse, tiny_settings, capsys):
@@ -156,9 +254,13 @@ def test_nonsense_is_refused(hanse, capfd, wrong, messages):
 
 @pytest.mark.slow
 def test_states_are_planned_within_a_tenth_of_what_lies_in_real_ranks():
-    cases = [(stage, precision) for precision in ("fp32", "bf16") for stage in (1, 2, 3)]
-    for case, found in zip(cases, on_ranks(2, "llama-8m", cases), strict=True):
+    """And nothing rises above all that is planned, neither in the passes nor in the update itself."""
+    cases = [(1, "fp32", "D0", "adamw"), (3, "fp32", "D0", "adamw"), (1, "bf16", "D0", "adamw"),
+             (2, "bf16", "D0", "adamw"), (3, "bf16", "D0", "adamw"), (1, "bf16", "D2", "adamw"),
+             (2, "fp32", "D2", "adamw"), (3, "fp32", "D2", "adamw"), (2, "fp32", "D0", "ademamix")]  # fmt: skip
+    for case, found in zip(cases, on_ranks(2, "llama-3m", cases), strict=True):
         assert found["found"] - found["bucket"] == pytest.approx(found["states_planned"], rel=0.1), case
+        assert max(found["passes"], found["update"]) < 1.1 * sum(found["planned"].values()), case
 
 
 def test_what_is_offloaded_lies_in_host_memory_and_nowhere_else():

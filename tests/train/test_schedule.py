@@ -3,11 +3,13 @@
 import math
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from transformers import get_cosine_schedule_with_warmup
 
 from train.config import BatchConfig, DataConfig, OptimizerConfig, ScheduleConfig, TrainConfig
-from train.schedule import learning_rate
+from train.schedule import learning_rate, schedule_problems
 
 
 def config(steps: int, warmup: int, fraction: float, decay: str, final: float = 0.0, fall: float = 0.0) -> TrainConfig:
@@ -63,3 +65,30 @@ def test_the_inverse_square_root_is_a_fall_of_one_half():
     settings = config(1000, 100, 0.0, "linear", fall=0.5)
     expected = [min(step**-0.5, step * 100**-1.5) * 0.5 * 100**0.5 for step in range(1, 1001)]
     assert [learning_rate(step, settings) for step in range(1000)] == pytest.approx(expected)
+
+
+@given(st.integers(0, 50), SHAPES, st.floats(0, 0.5))
+def test_a_decay_over_everything_begins_where_the_warmup_ends(warmup, decay, final):
+    settings = config(200, warmup, 1.0, decay, final)
+    assert schedule_problems(settings) == []
+    rates = [learning_rate(step, settings) for step in range(200)]
+    assert rates[:warmup] == pytest.approx([0.5 * (step + 1) / warmup for step in range(warmup)])
+    assert all(
+        after < before for before, after in zip(rates[max(warmup - 1, 0) :], rates[max(warmup, 1) :], strict=False)
+    )
+    assert rates[-1] == pytest.approx(0.5 * final, abs=1e-12)
+
+
+def test_the_usual_cosine_is_that_of_transformers():
+    settings = config(200, 20, 1.0, "cosine")
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.5)
+    theirs = get_cosine_schedule_with_warmup(optimizer, 20, 200)
+    for step in range(199):
+        optimizer.step()
+        theirs.step()  # whose first rate is 0, where ours is that of the first step of the warmup
+        assert learning_rate(step, settings) == pytest.approx(theirs.get_last_lr()[0])
+
+
+def test_a_warmup_that_is_longer_than_the_run_is_still_refused():
+    (line,) = schedule_problems(config(10, 11, 1.0, "cosine"))
+    assert "warmup_steps=11" in line

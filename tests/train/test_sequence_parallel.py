@@ -17,7 +17,7 @@ from train import ledger
 from train.config import BatchConfig, ModelConfig, batch_problems
 from train.memory import activations
 from train.model import model_config
-from train.plan import exchanged
+from train.plan_subject import exchanged
 from train.ranks import Place
 from train.run_folder import read_metrics
 from train.scaling import Work, network, step_seconds
@@ -92,8 +92,8 @@ def test_a_plan_knows_the_slice_and_what_is_exchanged():
     assert four.logits == one.logits / 4
     train = configured("engine.sequence_parallel=4", "ranks=4", "data.sequence_length=64",
                        "engine.recompute_every_layers=1")  # fmt: skip
-    # queries and results of 8 heads of 8, keys and values of 4 instead of 2: 16 positions, 3 layers, 3 passes, 2 bytes
-    assert exchanged(config, train, "bf16") == (2 * 8 + 2 * 4) * 8 * 16 * 3 * 3 * 2
+    # a token: queries, results of 8 heads of 8, keys and values of 4 instead of 2, 3 layers, 3 passes; a quarter
+    assert exchanged(config, train, "bf16") == (2 * 8 + 2 * 4) * 8 * 3 * 3 * 2 / 4
     net = network("H100", 4, 400, 15e-6)
     alone, shared = Work(1e9, 3, 1, 1, 1.0), Work(1e9, 3, 1, 1, 1.0, sharing=4, exchanged=1e9)
     assert step_seconds(shared, 8, net) - step_seconds(alone, 8, net) == pytest.approx(

@@ -1,0 +1,134 @@
+"""What a plan is about: the run with its model, whose shapes cost no memory, and the machine."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from omegaconf import OmegaConf
+from transformers import PretrainedConfig
+
+from common.errors import ConfigError, HanseError
+from data_pipelines.shards import ShardsManifest
+from launch.site import Queue
+from launch.verb import configuration_of
+from train.attention_config import PLAIN
+from train.config import TrainConfig
+from train.hardware import GPUS, Gpu, find_gpu
+from train.memory import VALUE_BYTES, Activations, activations
+from train.mixture import Share
+from train.model import flops_per_token, model_config, parameter_counts, shape_of_model
+from train.optimizers import bytes_per_parameter
+from train.plan_stages import StagePlan, plan_stages, whole
+from train.verb_config import PlanConfig
+
+
+@dataclass(frozen=True)
+class Machine:
+    """The GPU that is planned for, and how many a node has."""
+
+    name: str
+    gpu: Gpu
+    memory_gb: float
+    gpus_per_node: int
+    site: str
+    network_gbit: float | None  # of a node
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is to be trained.
+
+    Attributes:
+        flops: a token, by sequence length; ``flops_per_token``: the mean of the run's stages.
+        largest: elements of the largest parameter.
+        exchanged: bytes of a token (:func:`exchanged`).
+        optimizer_bytes: a parameter: master, moments, average; what a checkpoint holds.
+        shares: of each language; empty where there are no shards yet.
+    """
+
+    config: TrainConfig
+    vocabulary: int
+    parameters: int
+    largest: int
+    layers: int
+    flops: dict[int, int]
+    flops_per_token: int
+    activations: Activations
+    exchanged: float
+    precision: str
+    optimizer_bytes: float
+    stages: list[StagePlan]
+    shares: dict[str, Share]
+
+
+def describe(config: PlanConfig) -> Subject:
+    """What ``hanse train`` would make of the plan's configuration.
+
+    Raises:
+        ConfigError: it would refuse it.
+    """
+    found, wrong = configuration_of("train", config.train, "ranks=${engine.sequence_parallel}")
+    if found is None or wrong:
+        raise ConfigError(wrong)
+    train = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(TrainConfig), found))
+    assert isinstance(train, TrainConfig)
+    return subject_of(train)
+
+
+def subject_of(train: TrainConfig) -> Subject:
+    """A run and its model, whose shapes are looked at on the meta device."""
+    shards = Path(train.data.shards)
+    there = (shards / "manifest.json").is_file()
+    manifest = ShardsManifest.read(shards) if there else None
+    vocabulary = manifest.vocabulary_size if manifest else train.model.vocabulary_size
+    longest = max(stage.length for stage in train.timeline)
+    shape = model_config(train.model, vocabulary, longest)
+    model = shape_of_model(shape)
+    flops = {stage.length: flops_per_token(model, stage.length) for stage in train.timeline}
+    stages, whole_run = plan_stages(train, manifest), train.timeline.tokens(train.steps)
+    precision = "bf16" if train.engine.precision == "auto" else train.engine.precision
+    masked = (*PLAIN, "auto") if precision == "fp32" or train.determinism != "D0" else PLAIN
+    return Subject(
+        train, shape.vocab_size, parameter_counts(model)[0], max(one.numel() for one in model.parameters()),
+        shape.num_hidden_layers,
+        flops, sum(flops[stage.length] * stage.tokens for stage in train.timeline) // whole_run,
+        activations(shape, longest, precision, train.engine.recompute_every_layers, train.engine.sequence_parallel,
+                    masked=train.model.attention in masked),
+        exchanged(shape, train, precision), precision,
+        bytes_per_parameter(model, train), stages, whole(stages, train, manifest) if manifest else {},
+    )  # fmt: skip
+
+
+def exchanged(shape: PretrainedConfig, train: TrainConfig, precision: str) -> float:
+    """Bytes that a token costs one of the ranks which share its sequence in all-to-alls; 0 where none do.
+
+    In each layer queries, keys and values on the way to attention and its result on the way back; as much in the
+    backward pass, and once more where it computes the forward pass again.
+    """
+    shared, heads = train.engine.sequence_parallel, shape.num_attention_heads
+    if shared == 1:
+        return 0.0
+    size = getattr(shape, "head_dim", None) or shape.hidden_size // heads
+    values = (2 * heads + 2 * max(shape.num_key_value_heads, shared)) * size / shared
+    return float((3 if train.engine.recompute_every_layers else 2) * shape.num_hidden_layers * values
+                 * VALUE_BYTES[precision])  # fmt: skip
+
+
+def find_machine(config: PlanConfig) -> Machine:
+    """The GPU that was asked for, or that of the site's usual queue.
+
+    Raises:
+        HanseError: the peak of the site's GPU is not known, or it has none.
+    """
+    site = config.site
+    queue = site.queues.get(site.queue or "") or Queue()
+    name = config.gpu or site.node.gpu or (None if site.node.gpus == 0 else "H100")
+    found = find_gpu(name)
+    if found is None:
+        raise HanseError(f"site={site.name}: the peak of its GPU ({name or 'none'}) is not known here; say gpu=... "
+                         f"({', '.join(GPUS)})")  # fmt: skip
+    of_site = None if config.gpu else queue.gpu_memory_gb or site.node.gpu_memory_gb
+    return Machine(found[0], found[1], config.gpu_memory_gb or of_site or found[1].memory_gb[0],
+                   config.gpus_per_node or queue.gpus or site.node.gpus or 4, site.name,
+                   config.network_gbit or site.node.network_gbit)  # fmt: skip
