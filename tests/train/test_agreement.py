@@ -140,5 +140,5 @@ def test_whatever_else_is_wrong_with_it_is_told_too(tmp_path):
     assert shared.problems() == []
     with pytest.raises(ConfigError, match="in gemma3_text positions may meet outside attention"):
         with_model_of_weights(shared)
-    with pytest.raises(ConfigError, match="^model=from_checkpoint: is the model of the weights of init_from"):
+    with pytest.raises(ConfigError, match=r"^model=from_checkpoint: is the model of the weights of init_from"):
         config("model=from_checkpoint")
