@@ -22,6 +22,7 @@ import deepspeed
 import torch
 import torch.distributed as dist
 from deepspeed.accelerator import get_accelerator
+from deepspeed.utils import groups
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import PretrainedConfig, PreTrainedModel
@@ -173,7 +174,10 @@ class Landing:
         self.zero, self._numbers = None, dict[int, int]()
         if settings["zero_optimization"]["stage"] == 3:
             # An empty module: with none it would leave out what it does to linear layers.
-            self.zero = cast(Any, deepspeed.zero.Init)(module=nn.Module(), config_dict_or_path=settings)
+            self.zero = cast(Any, deepspeed.zero.Init)(
+                module=nn.Module(), config_dict_or_path=settings,
+                zero_param_parallel_group=groups._get_zero_param_intra_parallel_group(),  # of an engine before this one
+            )  # fmt: skip
             begin = deepspeed.zero.Init.param_id  # numbers follow the model's order, whatever that of landing
             self._numbers = {id(one): begin + turn for turn, one in enumerate(module.parameters())}
         for buffer in module.buffers():
