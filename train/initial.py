@@ -18,6 +18,8 @@ from train.ranks import Place, together
 from train.vocabulary import adapted
 from train.weights import Weights, open_weights
 
+OTHERWISE = "set model=from_checkpoint, or model=... to the one they belong to"
+
 
 def open_initial(
     config: TrainConfig, resumed: Checkpoint | None, model: PretrainedConfig, tokenizer_sha256: str, place: Place
@@ -75,11 +77,11 @@ def check(
         if there != here:
             told, asked = (list(shape) if shape else "absent" for shape in (there, here))
             raise HanseError(f"init_from={weights.folder}: weights of another model: {name} is {told} there and "
-                             f"{asked} in this configuration; set model=... to the one they belong to")  # fmt: skip
+                             f"{asked} in this configuration; {OTHERWISE}")  # fmt: skip
     unknown = weights.constants.keys() - dict(built.named_buffers()).keys()
     if unknown:
         raise HanseError(f"init_from={weights.folder}: weights of another model: {min(unknown)} is unknown in this "
-                         "configuration; set model=... to the one they belong to")  # fmt: skip
+                         f"configuration; {OTHERWISE}")  # fmt: skip
     _check_settings(weights, model.to_dict(), changes)
     if weights.tokenizer_sha256 not in (None, tokenizer_sha256):
         raise HanseError(f"init_from={weights.folder}: its weights belong to another tokenizer than data.tokenizer "
@@ -98,6 +100,5 @@ def _check_settings(weights: Weights, here: Mapping[str, Any], changes: Collecti
         told = ", ".join(f"{key} is {there} there and {ours} in this configuration"
                          for key, (there, ours) in wrong.items())  # fmt: skip
         named = ",".join(dict.fromkeys(key.partition(".")[0] for key in wrong))
-        raise HanseError(f"init_from={weights.folder}: weights of another model: {told}; take its settings over "
-                         "(model=from_checkpoint), set model=... to the one they belong to, or say what is to be "
-                         f"changed: init_changes=[{named}]")  # fmt: skip
+        raise HanseError(f"init_from={weights.folder}: weights of another model: {told}; {OTHERWISE}, or "
+                         f"say what is to be changed: init_changes=[{named}]")  # fmt: skip

@@ -46,8 +46,10 @@ class Draw:
     arguments: tuple[Any, ...]
     named: dict[str, Any]
 
-    def waste(self) -> None:
-        self.function(torch.empty(self.shape, dtype=self.dtype), *self.arguments, **self.named)
+    def waste(self, room: Tensor) -> None:
+        """Take them from the stream. ``room``: as many elements at least; a new tensor each time would leave holes."""
+        values = room[: self.shape.numel()].view(self.shape)
+        self.function(values.to(self.dtype), *self.arguments, **self.named)
 
 
 @dataclass(frozen=True)
@@ -260,9 +262,10 @@ class Beginning:
         factors = fresh_factors(self.model, self.init)
         names = {id(one): name for name, one in self.model.named_parameters()}
         due = {(id(one), turn) for one, turn in self._fills()}
+        room = torch.empty(max((step.shape.numel() for step in self.recipe.steps if isinstance(step, Draw)), default=0))
         for turn, step in enumerate(self.recipe.steps):
             if isinstance(step, Draw):
-                step.waste()
+                step.waste(room)
                 continue
             for one, values in step.values(self.recipe.constructed):
                 if (id(one), turn) in due:  # else it was tied to another since

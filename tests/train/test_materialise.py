@@ -91,13 +91,17 @@ def test_weights_that_are_read_are_not_drawn_before():
 
 
 @pytest.mark.slow
-def test_no_rank_holds_more_than_its_share_and_a_parameter(tiny_settings, tmp_path):
-    wide = ["model.settings.hidden_size=64", "model.settings.num_hidden_layers=6", "ranks=2", "run=none"]
-    cases = [configuration([*tiny_settings, *wide, f"engine.zero_stage={stage}", f"engine.precision={precision}",
+def test_no_rank_holds_more_than_its_share_and_a_parameter(tmp_path):
+    small = ["name=start", "run=none", "ranks=2", "tokens=100_000", "data.sequence_length=16",
+             "model.settings.hidden_size=64", "model.settings.intermediate_size=96",
+             "model.settings.num_hidden_layers=6", "model.settings.num_attention_heads=4",
+             "model.settings.num_key_value_heads=2"]  # fmt: skip
+    cases = [configuration([*small, f"engine.zero_stage={stage}", f"engine.precision={precision}",
                             f"model.settings.tie_word_embeddings={tied}", *more])
              for stage, precision, tied, more in [
                  (1, "fp32", True, []), (2, "bf16", False, []), (3, "fp32", False, ["model.init.mup_base_width=32"]),
-                 (3, "bf16", True, ["optimizer.kind=muon"]), (3, "fp16", True, ["engine.offload_parameters=cpu"]),
+                 (3, "bf16", True, ["optimizer.kind=muon"]),
+                 (3, "fp16", True, ["engine.offload_parameters=cpu", "engine.offload_optimizer=cpu"]),
              ]]  # fmt: skip
     (tmp_path / "cases.json").write_text(json.dumps(cases))
     program = Path(__file__).with_name("start_program.py")
