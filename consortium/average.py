@@ -18,9 +18,9 @@ from common.terminal import count, next_step, say
 from consortium import merging, outer
 from consortium.config import AverageConfig
 from consortium.merging import Formula
+from train.agreement import disagreements
 from train.checkpoint import FORMAT
 from train.checkpoint_writer import write_papers
-from train.initial import MUST_AGREE
 from train.run_folder import RunFolder, complete_steps, folder_of
 from train.weights import Weights, open_weights
 
@@ -143,11 +143,9 @@ def _check_alike(first: Weights, models: Sequence[Weights]) -> None:
                 here, there = (list(shape) if shape else "absent" for shape in (one, other))
                 raise HanseError(f"{model.folder}: another model than {first.folder}: {name} is {there} there and "
                                  f"{here} here")  # fmt: skip
-        for key in MUST_AGREE:
-            pair = first.settings.get(key), model.settings.get(key)
-            if None not in pair and pair[0] != pair[1]:
-                raise HanseError(f"{model.folder}: another model than {first.folder}: {key} is {pair[1]} there and "
-                                 f"{pair[0]} here")  # fmt: skip
+        if differs := disagreements(model.settings, first.settings):
+            told = ", ".join(f"{key} is {there} there and {here} here" for key, (there, here) in differs.items())
+            raise HanseError(f"{model.folder}: another model than {first.folder}: {told}")
         if None not in (first.tokenizer_sha256, model.tokenizer_sha256) and (
             first.tokenizer_sha256 != model.tokenizer_sha256):  # fmt: skip
             raise HanseError(f"{model.folder}: belongs to another tokenizer than {first.folder} (their sha256 differ)")

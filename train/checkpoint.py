@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -236,6 +236,11 @@ class Checkpoint:
                 with safe_open(self.folder / span.file, framework="pt") as tensors:
                     values = tensors.get_slice(span.key)[first - span.start : end - span.start]
                 out[first - start : end - start] = values
+
+    def reader(self) -> Callable[[str, Tensor], None]:
+        """What copies a whole tensor of the model into elements given to it, flat and in fp32."""
+        spans = self.slices("model")
+        return lambda name, out: self.read(spans[name], 0, out.numel(), out)
 
     def weights(self, part: str = "model") -> dict[str, Tensor]:
         """All fp32 weights by parameter name; of ``ema``, their average.

@@ -17,7 +17,7 @@ from train.attention_config import attention_problems
 from train.config_rules import at_least, one_of
 from train.energy.config import EnergyConfig
 from train.engine_config import AverageConfig, EngineConfig, LossConfig, OptimizerConfig
-from train.init_config import EMBEDDINGS, InitConfig
+from train.init_config import InitConfig, beginning_problems
 from train.pools import mixture_problems
 from train.ranks import find_place
 from train.sequence_config import sequence_problems
@@ -152,6 +152,7 @@ class TrainConfig:
     init_from: str | None = None
     init_tokenizer: str | None = None
     init_embeddings: str = "pieces"
+    init_changes: list[str] = field(default_factory=list)
     until_step: int | None = None
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -219,8 +220,7 @@ class TrainConfig:
             *self.data.problems(),
             *self.track.problems(),
             *self.energy.problems(),
-            *one_of(self, "init_embeddings", EMBEDDINGS),
-            *self.model.init.problems(),
+            *beginning_problems(self),
             *self.optimizer.problems(),
             *self.loss.problems(),
             *self.ema.problems(),
@@ -228,8 +228,6 @@ class TrainConfig:
         ]  # fmt: skip
         if not 0 <= self.schedule.decay_fraction <= 1:
             found.append(f"schedule.decay_fraction={self.schedule.decay_fraction}: a share of the steps, in [0, 1]")
-        if self.init_tokenizer and not self.init_from:
-            found.append("init_tokenizer: is that of the weights of init_from; set init_from too")
         if self.until_step is not None and self.until_step < 1:
             found.append(f"until_step={self.until_step}: must be 1 or more; null: to the end")
         if self.determinism == "D2" and self.threads_per_rank == 0:

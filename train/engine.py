@@ -22,6 +22,7 @@ from train.fp16 import LossScale, allowed_everywhere
 from train.gloo import use_messages
 from train.gradients import at_once, look_once
 from train.invariant import ExactSum, Owned, isolate
+from train.materialise import Landing
 from train.model import PackedLanguageModel, model_inputs, set_rope
 from train.muon import Matrices, Piece
 from train.ops import COMMUNICATION, compile_op, prepare
@@ -65,7 +66,11 @@ def initialise_ranks(place: Place) -> torch.device:
 class Engine:
     """A model under ZeRO. Every method is collective: all ranks call it, in the same order."""
 
-    def __init__(self, config: TrainConfig, model: PreTrainedModel, ranks: int, precision: str):
+    def __init__(
+        self, config: TrainConfig, model: PreTrainedModel, ranks: int, precision: str,
+        land: Callable[[Landing], None] | None = None,
+    ):  # fmt: skip
+        """``land``: gives the parameters of a model without memory their values; None: it has them."""
         self.config, self.ranks, self.precision, self.kind = config, ranks, precision, config.optimizer.kind
         prepare(config.engine)
         module = PackedLanguageModel(model, config.loss.z_weight)
@@ -77,12 +82,12 @@ class Engine:
         self.shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
         self.moments = moments_of(model, self.kind)  # now: ZeRO-3 leaves parameters without a shape
         parameters = sum(parameter.numel() for parameter in model.parameters())
+        settings = deepspeed_config(config, ranks, precision, parameters)
         with _one_class_of_optimizer(), allowed_everywhere() if precision == "fp16" else nullcontext():
-            self.engine, *_ = deepspeed.initialize(
-                model=module,
-                optimizer=build(config, model),
-                config=deepspeed_config(config, ranks, precision, parameters),
-            )
+            optimizer = build(config, model)  # before parameters are cut, and so lose their shapes
+            if land:
+                land(Landing(module, settings, precision))
+            self.engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=settings)
         self.zero: Any = self.engine.optimizer
         self.stage = config.engine.zero_stage
         look_once(self.zero, self.stage)

@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from train.config_rules import one_of
+
+if TYPE_CHECKING:
+    from train.config import TrainConfig
 
 STANDARD_DEVIATIONS = ("config", "small", "fan_in")
 RESIDUALS = ("plain", "depth")
 EMBEDDINGS = ("pieces", "random")
+FROM_CHECKPOINT = "from_checkpoint"  # as model.architecture: that of init_from
 
 
 @dataclass
@@ -33,3 +40,16 @@ class InitConfig:
             found.append("model.init.mup_base_head_size: says how attention scales under muP; set "
                          "model.init.mup_base_width too")  # fmt: skip
         return found
+
+
+def beginning_problems(config: TrainConfig) -> list[str]:
+    """Everything wrong with what a run begins with, one line each."""
+    found = one_of(config, "init_embeddings", EMBEDDINGS)
+    if config.init_from is None:
+        if config.init_tokenizer:
+            found.append("init_tokenizer: is that of the weights of init_from; set init_from too")
+        if config.init_changes:
+            found.append("init_changes: is about the weights of init_from; set init_from too")
+        if config.model.architecture == FROM_CHECKPOINT:
+            found.append("model=from_checkpoint: is the model of the weights of init_from; set init_from too")
+    return [*found, *config.model.init.problems()]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ import torch.distributed as dist
 from transformers import PretrainedConfig
 
 from common.errors import HanseError
+from train.agreement import disagreements
 from train.checkpoint import Checkpoint
 from train.config import TrainConfig
 from train.model import shape_of_model
@@ -17,9 +18,7 @@ from train.ranks import Place, together
 from train.vocabulary import adapted
 from train.weights import Weights, open_weights
 
-# Settings that no tensor's shape shows, and without which the same weights are another model.
-MUST_AGREE = ("model_type", "num_attention_heads", "num_key_value_heads", "head_dim", "hidden_act",
-              "tie_word_embeddings")  # fmt: skip
+OTHERWISE = "set model=from_checkpoint, or model=... to the one they belong to"
 
 
 def open_initial(
@@ -44,7 +43,7 @@ def open_initial(
             )  # fmt: skip
             origin |= {"embeddings": config.init_embeddings, "tokenizer_sha256": old}
         if resumed is None:
-            check(weights, model, tokenizer_sha256)
+            check(weights, model, tokenizer_sha256, config.init_changes)
         hashes = weights.verify(place.rank, place.ranks)
     shares = [hashes]
     if place.ranks > 1:
@@ -60,11 +59,15 @@ def open_initial(
     return (None if resumed else weights), parents
 
 
-def check(weights: Weights, model: PretrainedConfig, tokenizer_sha256: str | None) -> None:
+def check(
+    weights: Weights, model: PretrainedConfig, tokenizer_sha256: str | None, changes: Collection[str] = ()
+) -> None:
     """Refuse weights that are not those of this model, or speak another tokenizer's numbers.
 
+    ``changes``: settings that may differ.
+
     Raises:
-        HanseError: naming the first tensor or setting that differs.
+        HanseError: naming the first tensor that differs, or all settings that do.
     """
     built = shape_of_model(model)
     shapes = {name: tuple(one.shape) for name, one in built.named_parameters()}
@@ -74,21 +77,28 @@ def check(weights: Weights, model: PretrainedConfig, tokenizer_sha256: str | Non
         if there != here:
             told, asked = (list(shape) if shape else "absent" for shape in (there, here))
             raise HanseError(f"init_from={weights.folder}: weights of another model: {name} is {told} there and "
-                             f"{asked} in this configuration; set model=... to the one they belong to")  # fmt: skip
+                             f"{asked} in this configuration; {OTHERWISE}")  # fmt: skip
     unknown = weights.constants.keys() - dict(built.named_buffers()).keys()
     if unknown:
         raise HanseError(f"init_from={weights.folder}: weights of another model: {min(unknown)} is unknown in this "
-                         "configuration; set model=... to the one they belong to")  # fmt: skip
-    _check_settings(weights, model.to_dict())
+                         f"configuration; {OTHERWISE}")  # fmt: skip
+    _check_settings(weights, model.to_dict(), changes)
     if weights.tokenizer_sha256 not in (None, tokenizer_sha256):
         raise HanseError(f"init_from={weights.folder}: its weights belong to another tokenizer than data.tokenizer "
                          "(their sha256 differ), so its tokens would mean other words; tokenize the data with its "
                          "tokenizer, or name it to make the embeddings anew: init_tokenizer=...")  # fmt: skip
 
 
-def _check_settings(weights: Weights, here: Mapping[str, Any]) -> None:
-    for key in MUST_AGREE:
-        there = weights.settings.get(key)
-        if there is not None and here.get(key) is not None and there != here[key]:
-            raise HanseError(f"init_from={weights.folder}: weights of another model: {key} is {there} there and "
-                             f"{here[key]} in this configuration; set model=... to the one they belong to")  # fmt: skip
+def _check_settings(weights: Weights, here: Mapping[str, Any], changes: Collection[str]) -> None:
+    """Refuse settings by which these weights would compute something else, but for those meant to be changed."""
+    try:
+        found = disagreements(weights.settings, here)
+    except HanseError as error:
+        raise HanseError(f"init_from={weights.folder}: its configuration is {error}") from None
+    wrong = {key: both for key, both in found.items() if key.partition(".")[0] not in changes}
+    if wrong:
+        told = ", ".join(f"{key} is {there} there and {ours} in this configuration"
+                         for key, (there, ours) in wrong.items())  # fmt: skip
+        named = ",".join(dict.fromkeys(key.partition(".")[0] for key in wrong))
+        raise HanseError(f"init_from={weights.folder}: weights of another model: {told}; {OTHERWISE}, or "
+                         f"say what is to be changed: init_changes=[{named}]")  # fmt: skip

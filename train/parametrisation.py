@@ -46,15 +46,26 @@ def scale_fresh(model: PreTrainedModel, init: InitConfig) -> None:
     Raises:
         HanseError: the architecture's parts are not known by name.
     """
-    if init == InitConfig():
-        return
-    _check(model, init)
-    named, multipliers = dict(model.named_parameters()), _mup(model, init)
+    factors = fresh_factors(model, init)
     with torch.no_grad():
-        for name, parameter in named.items():
-            factor = multipliers.get(name, (1.0, 1.0))[0] * _drawn(model, name, parameter, init)
-            if factor != 1.0:
-                parameter.mul_(factor)
+        for name, parameter in model.named_parameters():
+            if name in factors:
+                parameter.mul_(factors[name])
+
+
+def fresh_factors(model: PreTrainedModel, init: InitConfig) -> dict[str, float]:
+    """{parameter: what ``init`` multiplies it by, as ``transformers`` has drawn it}, where that is not 1.
+
+    Raises:
+        HanseError: the architecture's parts are not known by name.
+    """
+    if init == InitConfig():
+        return {}
+    _check(model, init)
+    multipliers = _mup(model, init)
+    factors = {name: multipliers.get(name, (1.0, 1.0))[0] * _drawn(model, name, parameter, init)
+               for name, parameter in model.named_parameters()}  # fmt: skip
+    return {name: factor for name, factor in factors.items() if factor != 1.0}
 
 
 def rate_factors(init: InitConfig, model: PreTrainedModel) -> dict[int, float]:

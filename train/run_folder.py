@@ -25,11 +25,12 @@ from train.determinism import FROZEN
 
 # What may change between two starts of one run: how it is computed and watched, not what is computed.
 # (What a run began with is bound by its hash, wherever its folder lies now.)
-FREE = ("run", "lock", "change_stages", "init_from", "init_tokenizer", "until_step", "ranks", "threads_per_rank",
-        "experiment", "state_hash_every_steps", "engine", "model.attention", "batch.micro_batch_size", "data.shards",
-        "data.tokenizer", "data.verify_hashes", "checkpoint", "evaluate", "track", "profile", "profiling", "energy",
-        "guards.watchdog_seconds", "guards.watchdog_slow_seconds", "guards.times_every_steps",
-        "guards.slow_ratio", "guards.weights_every_steps", "guards.layer_norms_every_steps")  # fmt: skip
+FREE = ("run", "lock", "change_stages", "init_from", "init_tokenizer", "init_changes", "until_step", "ranks",
+        "threads_per_rank", "experiment", "state_hash_every_steps", "engine", "model.attention",
+        "batch.micro_batch_size", "data.shards", "data.tokenizer", "data.verify_hashes", "checkpoint", "evaluate",
+        "track", "profile", "profiling", "energy", "guards.watchdog_seconds", "guards.watchdog_slow_seconds",
+        "guards.times_every_steps", "guards.slow_ratio", "guards.weights_every_steps",
+        "guards.layer_norms_every_steps")  # fmt: skip
 # What may be changed for the steps that are still to come, if it is asked for (train/change.py).
 STAGED = ("stages", "tokens", "schedule")
 

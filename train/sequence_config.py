@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from train.init_config import FROM_CHECKPOINT
+
 if TYPE_CHECKING:
     from train.config import TrainConfig
 
@@ -31,6 +33,8 @@ def sequence_problems(config: TrainConfig) -> list[str]:
         found.append(f"{here}not with determinism=D2: the gradient of a sequence in parts is rounded part by part")
     if config.model.attention == "eager":
         found.append(f"{here}not with model.attention=eager, which is part of the model's own code; take sdpa")
+    if config.model.architecture == FROM_CHECKPOINT:
+        return found  # its model is not known yet
     return found + model_problems(size, config.model.architecture, config.model.settings)
 
 

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import PreTrainedModel
 
 from common.configuration import differences
 from common.errors import HanseError
@@ -32,9 +31,9 @@ from train.guards.spikes import Spikes
 from train.guards.watchdog import Watchdog
 from train.initial import open_initial
 from train.ledger import Ledger
+from train.materialise import Beginning, begin
 from train.metrics import Metrics
 from train.model import (
-    build_model,
     compile_layers,
     compiles,
     flops_per_token,
@@ -44,7 +43,6 @@ from train.model import (
     with_rope_theta,
 )
 from train.order import RunStream, WindowsAt, open_stream, windows_of
-from train.parametrisation import scale_fresh
 from train.pools import parts_of_languages, sources_in
 from train.precision import agree as agree_on_precision
 from train.ranks import Place, gathered, together
@@ -55,6 +53,7 @@ from train.stages import Stage
 from train.state_hash import StateHasher
 from train.stopwatch import Stopwatch
 from train.stream import open_sources
+from train.weights import Weights
 
 
 @dataclass(frozen=True)
@@ -132,20 +131,16 @@ def set_up(config: TrainConfig, place: Place, folder: RunFolder, device: torch.d
         check_model(config, data.model)
         if change:
             change.check(first_step, data.windows_at)
-        model = fresh_model(config, data, attention)
+        beginning = begin_model(config, data, attention, resumed, initial)
+        model = beginning.model
         compiled = compiles(config, model, device)
     compiled = agree_on_compiling(place, compiled)
     with together(place):
         if compiled:
             compile_layers(model)
-        if resumed:
-            resumed.check_model({name: tuple(parameter.shape) for name, parameter in model.named_parameters()})
-            model.load_state_dict(resumed.weights(), strict=False)  # tied weights have one name
-        if initial:
-            initial.load(model)
     parameters = parameter_counts(model)[0]
     flops = {stage.length: flops_per_token(model, stage.length) for stage in config.timeline}
-    engine = Engine(config, model, place.ranks, precision)
+    engine = Engine(config, model, place.ranks, precision, beginning.land)
     engine.mark = watchdog.at
     ledger = None
     with together(place):
@@ -227,13 +222,24 @@ def sweep_checkpoints(folder: RunFolder) -> None:
         say(f"CANNOT DELETE {path} ({why}), which an interrupted start left")
 
 
-def fresh_model(config: TrainConfig, data: Data, attention: str) -> PreTrainedModel:
-    """The model as a run without a checkpoint begins with it."""
-    model = build_model(data.model, config.seed, attention)
-    scale_fresh(model, config.model.init)
+def begin_model(
+    config: TrainConfig, data: Data, attention: str, resumed: Checkpoint | None, initial: Weights | None
+) -> Beginning:
+    """The model of this start, without memory yet.
+
+    Raises:
+        HanseError: the weights are those of another model.
+    """
+    saved = resumed.reader() if resumed else initial.read_whole if initial else None
+    fresh = initial is not None and not initial.complete
+    beginning = begin(data.model, config.seed, attention, config.model.init, saved, fresh=fresh)
+    if resumed:
+        resumed.check_model({name: tuple(one.shape) for name, one in beginning.model.named_parameters()})
+    if initial:
+        initial.check_constants(beginning.model)
     if config.engine.recompute_every_layers:
-        recompute_activations(model, config.engine.recompute_every_layers)
-    return model
+        recompute_activations(beginning.model, config.engine.recompute_every_layers)
+    return beginning
 
 
 def open_ledger(

@@ -10,6 +10,7 @@ from common.errors import ConfigError
 from data_pipelines.shards import ShardsManifest
 from train.config import TrainConfig
 from train.determinism import set_variables
+from train.init_config import FROM_CHECKPOINT
 from train.local_start import rank_of_local_start, start_ranks
 from train.ranks import ToldElsewhere, find_place, torchrun_variables
 from train.run_folder import RunFolder
@@ -32,6 +33,10 @@ def _start_ranks(config: TrainConfig) -> int:
 def _be_a_rank(config: TrainConfig) -> int:
     place = find_place(os.environ)
     assert place is not None
+    if config.model.architecture == FROM_CHECKPOINT:
+        from train.agreement import with_model_of_weights
+
+        config = with_model_of_weights(config)
     shared = config.engine.sequence_parallel
     problems = ranks_problems(shared, place.ranks) or config.timeline.problems(place.ranks, shared)
     problems += config.profiling.problems(place.ranks) if config.profile else []

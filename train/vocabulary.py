@@ -113,7 +113,7 @@ class Adapted(Weights):
     def __init__(self, weights: Weights, model: PretrainedConfig, composition: Composition | None):
         self.weights, self.folder, self.composition = weights, weights.folder, composition
         self.settings, self.facts, self.tokenizer_sha256 = weights.settings, weights.facts, None
-        self.constants = weights.constants
+        self.constants, self.complete = weights.constants, composition is not None
         built = shape_of_model(model)
         ends = {id(cast(Any, built.get_input_embeddings()).weight), id(cast(Any, built.get_output_embeddings()).weight)}
         self.embeddings = {name: tuple(one.shape) for name, one in built.named_parameters() if id(one) in ends}

@@ -35,8 +35,10 @@ class Weights(ABC):
         facts: where they stood in training (``step``, ``consumed_tokens`` ...); empty where that is not known.
         settings: of the model, as ``transformers`` names them; may be empty.
         tokenizer_sha256: of the ``tokenizer.json`` they were trained with; None where that is not known.
+        complete: whether every parameter is read; else some stay as they were drawn.
     """
 
+    complete = True
     folder: Path
     shapes: dict[str, tuple[int, ...]]
     constants: dict[str, float]
@@ -63,7 +65,19 @@ class Weights(ABC):
     def load(self, model: PreTrainedModel) -> None:
         """Copy all weights into a model, a tensor at a time; tied weights have one name."""
         for name, parameter in model.named_parameters():
-            self.read(name, 0, parameter.numel(), parameter.data.view(-1))
+            self.read_whole(name, parameter.data.view(-1))
+        self.check_constants(model)
+
+    def read_whole(self, name: str, out: Tensor) -> None:
+        """Copy all elements of a tensor into ``out``, flat and in fp32."""
+        self.read(name, 0, out.numel(), out)
+
+    def check_constants(self, model: PreTrainedModel) -> None:
+        """Refuse weights whose constants are not those of a model.
+
+        Raises:
+            HanseError: naming the first that differs.
+        """
         buffers = dict(model.named_buffers())
         for name, value in self.constants.items():
             if not torch.isclose(buffers[name].float(), torch.tensor(value), rtol=2**-7):  # bf16 rounds so far
