@@ -326,11 +326,12 @@ def flops_and_peak(run_folder):
     """(MFU for a token a second, what hanse's loop took and lost)."""
     from train.run_folder import read_metrics
 
-    start = read_metrics(run_folder / "metrics.jsonl")[0]
+    start, *records = read_metrics(run_folder / "metrics.jsonl")
     summary = json.loads((run_folder / "summary.json").read_text())
-    shares = summary["time_shares"]
+    shares, rates = summary["time_shares"], [one["tokens_per_second"] for one in records if "loss" in one]
     lost = (f"  loop {1000 * summary['overhead_seconds']:.1f} ms a step, data {shares['data wait']:.2%}, "
-            f"communication {shares['communication']:.1%}")  # fmt: skip
+            f"communication {shares['communication']:.1%}, "
+            f"its own median {statistics.median(rates):,.0f} tokens/s")  # fmt: skip
     return summary["flops_per_token"] / start["peak_of_all_ranks"], lost
 
 
