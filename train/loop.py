@@ -94,7 +94,6 @@ def _loop(run: Run, energy: EnergyRecorder, started: float) -> int:
         norm = engine.gradient_norm()
         stop_unless_finite(run, step, batch, mine, loss=loss, norm=norm)
         step += 1
-        keep_what_is_there(run, step)
         spike = None if engine.overflowed else run.spikes.note(step, loss, norm)
         assert made == (spike is None and not engine.overflowed), "the engine and the guard judge by the same numbers"
         seconds, parts = time.perf_counter() - step_started, watch.lap()
@@ -134,19 +133,20 @@ def _loop(run: Run, energy: EnergyRecorder, started: float) -> int:
     return EXIT_DONE if step == config.steps else EXIT_GO_ON
 
 
-def keep_what_is_there(run: Run, step: int) -> None:
+def keep_what_is_there() -> None:
     """Spare the collector of reference cycles what a start and its first step have made, which stays to the end.
 
     Going through it takes a third of a second on a CPU, more where kernels were compiled, whenever a rank has made
     enough other objects; all ranks wait for that one.
     """
-    if step == run.first_step + 1:
-        gc.collect()
-        gc.freeze()
+    gc.collect()
+    gc.freeze()
 
 
 def enter_stage(run: Run, step: int) -> None:
-    """Make the engine ready for the step after ``step`` steps; tell of a stage that begins with it."""
+    """Make all ready for the step after ``step`` steps; tell of a stage that begins with it."""
+    if step == run.first_step + 1:
+        keep_what_is_there()
     stage = run.config.timeline.at(step)
     run.engine.set_batch(stage.batch)
     run.engine.set_rope(run.data.models[stage.rope_theta])
