@@ -5,7 +5,6 @@ import json
 from pathlib import Path
 
 import pytest
-import torch
 from torch.utils.cpp_extension import _get_build_directory
 
 from common.errors import EXIT_DONE, EXIT_GO_ON
@@ -159,7 +158,7 @@ def test_moments_in_host_memory_are_those_beside_the_weights(runs, stage):
     expected, found = losses(here[0]), losses(hosted[0])
     assert max(abs(found[step] / expected[step] - 1) for step in expected) < 1e-6
     weights, others = (Checkpoint(folder_of(run / "checkpoints", SWAPPED)).weights() for run, _ in (here, hosted))
-    assert all(torch.allclose(others[name], one, rtol=1e-4, atol=1e-5) for name, one in weights.items())
+    assert all(float((others[name] - one).norm() / one.norm()) < 1e-4 for name, one in weights.items())
 
 
 @pytest.mark.slow
