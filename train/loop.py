@@ -38,8 +38,8 @@ def train(config: TrainConfig, place: Place) -> int:
     """Run or go on with a run, as one of its ranks.
 
     Returns:
-        0 when the budget of tokens is used up, 75 when the run was told to stop and saved its state (or is where it
-        was told to stop already).
+        0 when the budget of tokens is used up, or the run is where it was told to stop already; 75 when it was told
+        to stop and saved its state.
 
     Raises:
         HanseError: wrong input, on every rank alike; nothing already written is lost.

@@ -64,7 +64,7 @@ def opening(
 def nothing_to_do(config: TrainConfig, folder: RunFolder, step: int, *, speaks: bool) -> int | None:
     """The exit code of a start that finds the run as far as it is to go, told by the rank that speaks; None: it is not.
 
-    Where ``until_step`` ended the start before, that is the same code again: nothing is trained.
+    Where ``until_step`` ended the start before, it is done as well: no launcher is to start it once more.
     """
     if step >= config.steps:
         if speaks:
@@ -75,8 +75,8 @@ def nothing_to_do(config: TrainConfig, folder: RunFolder, step: int, *, speaks: 
     if config.until_step is not None and step >= config.until_step:
         if speaks:
             say(f"{folder.path}: {step} of {config.steps} steps are done, and until_step={config.until_step} asks for "
-                f"no more; nothing trained (a later until_step, or null, goes on; exit code {EXIT_GO_ON})")  # fmt: skip
-        return EXIT_GO_ON
+                "no more; nothing trained (a later until_step, or null, goes on)")  # fmt: skip
+        return EXIT_DONE
     return None
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from common.errors import EXIT_DONE, EXIT_GO_ON
+from common.errors import EXIT_DONE
 from data_pipelines.shards import ShardsManifest
 from train import outcome
 from train.config import BatchConfig, DataConfig, TrainConfig
@@ -99,10 +99,10 @@ def test_the_opening_says_how_the_precision_came_about(tiny_config, asked, how):
 
 @pytest.mark.parametrize(
     ("step", "until_step", "code", "told"),
-    [(5, None, None, ""), (5, 6, None, ""), (6, 6, EXIT_GO_ON, "6 of 10 steps are done, and until_step=6 asks for no"),
-     (7, 6, EXIT_GO_ON, "7 of 10"), (10, None, EXIT_DONE, "all 10 steps"), (10, 10, EXIT_DONE, "all 10 steps")],
+    [(5, None, None, ""), (5, 6, None, ""), (6, 6, EXIT_DONE, "6 of 10 steps are done, and until_step=6 asks for no"),
+     (7, 6, EXIT_DONE, "7 of 10"), (10, None, EXIT_DONE, "all 10 steps"), (10, 10, EXIT_DONE, "all 10 steps")],
 )  # fmt: skip
-def test_a_run_that_is_as_far_as_asked_trains_nothing_and_ends_as_before(
+def test_a_run_that_is_as_far_as_asked_trains_nothing_and_is_done(
     tmp_path, capsys, step, until_step, code, told
 ):
     config = TrainConfig(tokens=10, data=DataConfig(sequence_length=1), batch=BatchConfig(1, 1), until_step=until_step)
