@@ -71,6 +71,8 @@ def test_an_edit_of_any_sealed_value_is_noticed(tmp_path, kind, manifests, chang
     paths = [path for path in leaves(manifests[kind]) if path[0] not in UNSEALED[kind]]
     assert len(paths) > 40
     for path in paths:
+        if (kind, change) == ("shards", "delete") and "sources" in path:
+            continue  # then they are read from the sidecar, as of shards from before manifests told them
         message = refused(kind, tmp_path, edited(manifests[kind], path, change))
         assert re.search(r"the manifest was edited|not a manifest of hanse|describes no", message), (path, message)
 
