@@ -94,7 +94,7 @@ def test_weights_that_are_read_are_not_drawn_before():
 def test_no_rank_holds_more_than_its_share_and_a_parameter(tmp_path):
     small = ["name=start", "run=none", "ranks=2", "tokens=100_000", "data.sequence_length=16",
              "model.settings.hidden_size=64", "model.settings.intermediate_size=96",
-             "model.settings.num_hidden_layers=6", "model.settings.num_attention_heads=4",
+             "model.settings.num_hidden_layers=16", "model.settings.num_attention_heads=4",
              "model.settings.num_key_value_heads=2"]  # fmt: skip
     cases = [configuration([*small, f"engine.zero_stage={stage}", f"engine.precision={precision}",
                             f"model.settings.tie_word_embeddings={tied}", *more])
