@@ -12,6 +12,7 @@ from common.errors import ConfigError, HanseError
 from data_pipelines.shards import ShardsManifest
 from launch.site import Queue
 from launch.verb import configuration_of
+from train.agreement import with_model_of_weights
 from train.attention_config import PLAIN
 from train.config import TrainConfig
 from train.hardware import GPUS, Gpu, find_gpu
@@ -77,7 +78,12 @@ def describe(config: PlanConfig) -> Subject:
 
 
 def subject_of(train: TrainConfig) -> Subject:
-    """A run and its model, whose shapes are looked at on the meta device."""
+    """A run and its model, whose shapes are looked at on the meta device.
+
+    Raises:
+        HanseError: the model is to be that of weights that are not there, or cannot be made.
+    """
+    train = with_model_of_weights(train)
     shards = Path(train.data.shards)
     there = (shards / "manifest.json").is_file()
     manifest = ShardsManifest.read(shards) if there else None

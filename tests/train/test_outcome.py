@@ -102,9 +102,7 @@ def test_the_opening_says_how_the_precision_came_about(tiny_config, asked, how):
     [(5, None, None, ""), (5, 6, None, ""), (6, 6, EXIT_DONE, "6 of 10 steps are done, and until_step=6 asks for no"),
      (7, 6, EXIT_DONE, "7 of 10"), (10, None, EXIT_DONE, "all 10 steps"), (10, 10, EXIT_DONE, "all 10 steps")],
 )  # fmt: skip
-def test_a_run_that_is_as_far_as_asked_trains_nothing_and_is_done(
-    tmp_path, capsys, step, until_step, code, told
-):
+def test_a_run_that_is_as_far_as_asked_trains_nothing_and_is_done(tmp_path, capsys, step, until_step, code, told):
     config = TrainConfig(tokens=10, data=DataConfig(sequence_length=1), batch=BatchConfig(1, 1), until_step=until_step)
     assert outcome.nothing_to_do(config, RunFolder(tmp_path), step, speaks=True) == code
     assert told in capsys.readouterr().out

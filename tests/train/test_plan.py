@@ -167,6 +167,15 @@ def planned(*overrides, nodes, **more):
     return subject, fits, [timing(config, subject, machine, 0.4, nodes=one, choice=fits[one]) for one in nodes]
 
 
+def test_a_model_that_is_that_of_weights_is_planned(tmp_path):
+    shape = model_config(ModelConfig("qwen3", {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3,
+                                               "num_attention_heads": 4, "head_dim": 8}), 99, 64)  # fmt: skip
+    (tmp_path / "config.json").write_text(json.dumps(shape.to_dict()))
+    subject = subject_of(configured("model=from_checkpoint", f"init_from={tmp_path}"))
+    assert (subject.config.model.architecture, subject.layers) == ("qwen3", 3)
+    assert subject.parameters > 3 * 3 * 32 * 48
+
+
 def test_gpus_that_do_not_divide_a_step_are_told_apart_from_those_it_does_not_fit_on():
     subject, fits, _ = planned("batch.global_batch_size=1024", "tokens=100000000", nodes=(3, 4, 512))
     assert [fits[nodes] is None for nodes in (3, 4, 512)] == [True, False, True]
