@@ -24,7 +24,7 @@ import torch.distributed as dist
 from benchmarks.on_ranks import start, tell
 from train.engine import Engine
 from train.init_config import InitConfig
-from train.materialise import begin
+from train.materialise import Landing, begin
 from train.memory import Layout, states
 from train.model import build_model, model_config
 from train.ranks import find_place
@@ -54,23 +54,33 @@ def measure(way: str, model: str, stage: int, precision: str) -> dict[str, Any]:
     with initialize_config_module("configs", version_base="1.3"):
         config = instantiate(compose("train", overrides=settings))
     shape = model_config(config.model, VOCABULARY, LENGTH)
-    imports, began = peak_bytes(), time.perf_counter()
+    imports, began, landed = peak_bytes(), time.perf_counter(), list[int]()
     if way == "whole":
-        engine = Engine(config, build_model(shape, 0), place.ranks, precision)
+        whole = build_model(shape, 0)
+        landed.append(peak_bytes() - imports)
+        engine = Engine(config, whole, place.ranks, precision)
     else:
         beginning = begin(shape, 0, "sdpa", InitConfig())
-        engine = Engine(config, beginning.model, place.ranks, precision, beginning.land)
+
+        def land(landing: Landing) -> None:
+            beginning.land(landing)
+            landed.append(peak_bytes() - imports)
+
+        engine = Engine(config, beginning.model, place.ranks, precision, land)
     ready, ready_peak = time.perf_counter() - began, peak_bytes() - imports
     ids, positions = torch.randint(0, VOCABULARY, (1, LENGTH)), torch.arange(LENGTH)[None]
     total, _losses = engine.engine(ids, positions, ids, None)
     engine.backward(total, place.ranks * LENGTH)
     engine.update(1e-3)
-    found = torch.tensor([ready, time.perf_counter() - began, ready_peak, peak_bytes() - imports], dtype=torch.float64)
+    found = torch.tensor([ready, time.perf_counter() - began, *landed, ready_peak, peak_bytes() - imports],
+                         dtype=torch.float64)  # fmt: skip
+    last = found.clone()
     dist.all_reduce(found, dist.ReduceOp.MAX)
+    dist.broadcast(last, place.ranks - 1)
     parameters = sum(torch.Size(one).numel() for one in engine.shapes.values())
     summed, _ = config.engine.sums(precision, config.determinism)
     kept = sum(states(parameters, Layout(place.ranks, stage, precision, accumulated=summed)))
-    return {"parameters": parameters, "kept": kept, "found": found.tolist()}
+    return {"parameters": parameters, "kept": kept, "found": found.tolist(), "last": last.tolist()}
 
 
 def main() -> None:
@@ -90,10 +100,11 @@ def main() -> None:
         for way in WAYS:
             one = start("start", options.ranks, "--model", options.model, "--precision", options.precision, "--stages",
                         stage, "--way", way)  # fmt: skip
-            count, (ready, stepped, first, last) = one["parameters"], one["found"]
-            print(f"ZeRO-{stage} {way:9s} {count:,} parameters: kept {one['kept'] / count:5.2f}, peak until the engine "
-                  f"stands {first / count:5.2f} ({ready:.1f} s), until the first step is done {last / count:5.2f} "
-                  f"({stepped:.1f} s)", flush=True)  # fmt: skip
+            count, (ready, stepped, *peaks) = one["parameters"], one["found"]
+            landed, stands, done = (f"{peak / count:.2f}" for peak in peaks)
+            print(f"ZeRO-{stage} {way:9s} {count:,} parameters: kept {one['kept'] / count:.2f}; peak until the weights "
+                  f"lie there {landed} (the last rank {one['last'][2] / count:.2f}), until the engine stands {stands} "
+                  f"({ready:.1f} s), until the first step is done {done} ({stepped:.1f} s)", flush=True)  # fmt: skip
 
 
 if __name__ == "__main__":

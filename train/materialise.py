@@ -13,6 +13,7 @@ about module by module (GPT-2 draws some a second time), the first rank builds t
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -195,12 +196,20 @@ class Landing:
             deepspeed.zero.Init.param_id = self._numbers[id(parameter)]
             self.zero._convert_to_zero_parameters([parameter])
             deepspeed.zero.Init.param_id = max(self._numbers.values()) + 1
+        del values, landed
+        give_back()
 
     def agree_on_random_numbers(self) -> None:
         """Let all ranks go on in the first one's stream: a model with dropout draws from it."""
         state = torch.get_rng_state().to(self.device)
         dist.broadcast(state, 0)
         torch.set_rng_state(state.cpu())
+
+
+def give_back() -> None:
+    """Let the C library return what was freed: between shares that stay it would keep room for half a model."""
+    if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):  # glibc's
+        trim(0)
 
 
 @dataclass(frozen=True)
