@@ -6,7 +6,6 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch.distributed as dist
 from transformers import PretrainedConfig
 
 from common.errors import HanseError
@@ -14,7 +13,7 @@ from train.agreement import disagreements
 from train.checkpoint import Checkpoint
 from train.config import TrainConfig
 from train.model import shape_of_model
-from train.ranks import Place, together
+from train.ranks import Place, gathered, together
 from train.vocabulary import adapted
 from train.weights import Weights, open_weights
 
@@ -45,10 +44,7 @@ def open_initial(
         if resumed is None:
             check(weights, model, tokenizer_sha256, config.init_changes)
         hashes = weights.verify(place.rank, place.ranks)
-    shares = [hashes]
-    if place.ranks > 1:
-        shares = [{}] * place.ranks
-        dist.all_gather_object(shares, hashes)
+    shares = gathered(place, hashes)
     with together(place):
         sha256 = weights.identity({name: digest for share in shares for name, digest in share.items()})
         parents = [{"manifest_sha256": sha256, **origin}]

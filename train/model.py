@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
+from functools import cache, partial
 from typing import Any, cast
 
 import torch
@@ -143,6 +144,7 @@ class PackedLanguageModel(nn.Module):
         super().__init__()
         self.model, self.z_weight = model, z_weight
         self.attention = model.config._attn_implementation
+        self.kernel_options = cache(partial(kernel_options, self.attention, model.config))  # by device
         self.slices = 1  # that sequences come in (train/sequence_parallel.py)
         self.fused = model.config.model_type in PLAIN_HEADS
         if self.fused:
@@ -183,7 +185,7 @@ class PackedLanguageModel(nn.Module):
     def _inputs(self, input_ids: Tensor, positions: Tensor, documents: Tensor | None) -> dict[str, Any]:
         whole = input_ids if self.slices == 1 else input_ids.repeat(1, self.slices)  # for its shape
         told = borders(documents, whole, self.attention, next(self.model.parameters()).dtype)
-        told |= kernel_options(self.attention, self.model.config, input_ids.device)
+        told |= self.kernel_options(input_ids.device)
         return {"input_ids": input_ids, "position_ids": positions, "use_cache": False, **told}
 
 

@@ -27,7 +27,7 @@ from torch import Tensor
 from common.files import merkle_root, room_for
 from train.checkpoint import PARTS, Checkpoint
 from train.engine import Engine
-from train.ranks import Place
+from train.ranks import Place, gathered
 from train.shares import Fragment
 
 BLOCK = 1 << 16  # elements, 256 KiB: a rank sends at most that much a tensor, and SHA-256 runs at full speed
@@ -91,10 +91,7 @@ class StateHasher:
     def __init__(self, engine: Engine, place: Place):
         self.engine, self.place = engine, place
         mine = {part.name: (part.start, part.stop) for part in engine.fragments()}
-        shares: list[Shares] = [mine]
-        if place.ranks > 1:
-            shares = [{}] * place.ranks
-            dist.all_gather_object(shares, mine)
+        shares: list[Shares] = gathered(place, mine)
         self._out: dict[int, list[Piece]] = {}
         self._in: dict[int, list[Piece]] = {}
         for piece in pieces(shares, engine.shapes):

@@ -32,10 +32,11 @@ OTHERS = {
     "mk": "Macedonian", "nb": "Norwegian Bokmål", "nn": "Norwegian Nynorsk", "no": "Norwegian", "oc": "Occitan",
     "ru": "Russian", "sq": "Albanian", "sr": "Serbian", "tr": "Turkish", "uk": "Ukrainian", "zh": "Chinese",
 }  # fmt: skip
+BY_LANGUAGE = ("training.tokens_by_language", "training.epochs_by_language")
+BY_SOURCE = ("training.tokens_by_source", "training.epochs_by_source")
 SHARDS = ("data.text_size_band", "data.counting", "data.languages", "corpus.tokens", "corpus.tokens_by_language",
           "corpus.documents_by_language", "corpus.bytes_by_language", "corpus.data_points",
-          "corpus.data_points_rounded", "corpus.validation", "training.tokens_by_language",
-          "training.epochs_by_language", "training.tokens_by_source", "training.epochs_by_source")  # fmt: skip
+          "corpus.data_points_rounded", "corpus.validation", *BY_LANGUAGE, *BY_SOURCE)  # fmt: skip
 CORPORA = ("corpus.provenance", "corpus.obtained", "corpus.curation", "corpus.removed_text", "corpus.scope",
            "corpus.personal_data", "corpus.licences", "corpus.licence_filter", "corpus.duplicates",
            "corpus.merkle_root", "corpus.name", "corpus.sources", "corpus.removed",
@@ -212,7 +213,7 @@ def _consumed(evidence: Evidence, lineage: Lineage, corpora: Corpora) -> None:
     for segment in lineage.trained:
         if segment.config is None or segment.configuration is None:
             reason = f"the configuration of {segment.name} is not here"
-            return evidence.miss(SHARDS[-4:], reason)
+            return evidence.miss((*BY_LANGUAGE, *BY_SOURCE), reason)
         corpus, length = corpora.by_run[segment.identity], segment.config.data.sequence_length
         windows_at = windows_of(corpus.shards, segment.config.data.packing, parts_of_languages(segment.config))
         for name, drawn in drawn_in(segment.config, windows_at, segment.step, segment.skipped).items():
@@ -233,7 +234,7 @@ def _consumed(evidence: Evidence, lineage: Lineage, corpora: Corpora) -> None:
         evidence.know("training.tokens_by_source", dict(sorted(sources.items())), *citations)
         evidence.know("training.epochs_by_source", dict(sorted(source_epochs.items())), *citations)
     else:
-        evidence.miss(SHARDS[-2:], "the shards do not tell their sources apart")
+        evidence.miss(BY_SOURCE, "the shards do not tell their sources apart")
 
 
 def _sources(evidence: Evidence, corpora: Corpora) -> None:

@@ -13,7 +13,6 @@ last seen; the next one writes it.
 from __future__ import annotations
 
 import os
-import socket
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -27,7 +26,7 @@ from train.energy import grid
 from train.energy.config import EnergyConfig
 from train.energy.counters import Meter, find_source, gpu_watts
 from train.ledger import Ledger, lines
-from train.ranks import Place, gathered, together
+from train.ranks import Place, gathered, node_name, together
 from train.run_folder import RunFolder, read_metrics
 
 if TYPE_CHECKING:
@@ -160,7 +159,7 @@ def open_ledger(folder: RunFolder) -> Ledger:
 
 
 def _who(device: torch.device) -> dict[str, str | None]:
-    node = os.environ.get("SLURMD_NODENAME") or socket.gethostname()
+    node = node_name()
     if device.type != "cuda":
         return {"node": node, "gpu": None, "name": None}
     import torch
