@@ -107,12 +107,12 @@ def results_by_source(evidence: Evidence) -> Table:
             one, took = scores.get(source), drawn.get(source)
             scored = [f"{one['bits_per_byte']:.3f}", f"{one['loss']:.3f}", _accuracy(one)] if one else [""] * 3
             learnt = [f"{took['tokens']:,}", f"{took['epochs']:.2f}"] if took else [""] * 2
-            rows.append([f"{name}, {source}", *scored, *(learnt if told else [])])
-    head = ["language, source", "bits per byte", "nats per token", "token accuracy"]
-    note = "The same labels, by the source of their document."
+            rows.append([f"{name}, {source}", *(scored if split else []), *(learnt if told else [])])
+    head = ["language, source", *(["bits per byte", "nats per token", "token accuracy"] if split else [])]
+    note = "The same labels, by the source of their document. " if split else ""
     if not told:
-        return Table(head, rows, note)
-    note += f" Trained on until step {told[-1]['step']:,}; sources drawn from together share the tokens as their text."
+        return Table(head, rows, note.rstrip())
+    note += f"Trained on until step {told[-1]['step']:,}; sources drawn from together share the tokens as their text."
     return Table([*head, "tokens trained on", "epochs"], rows, note)
 
 
