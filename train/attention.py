@@ -19,6 +19,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from common.errors import ConfigError
 from train.attention_config import FLASH, PLAIN, VARLEN, flash_problems, head_size
+from train.compiling import compiled
 from train.config import TrainConfig
 from train.ops import can_compile
 from train.precision import AMPERE
@@ -144,7 +145,7 @@ def block_mask(documents: Tensor) -> BlockMask:
 @cache
 def _compiled_block_mask() -> Callable[..., BlockMask]:
     """Not compiled, (B, L, L) booleans lie in memory for a moment. Once: asking for it takes the host 5 ms."""
-    return torch.compile(create_block_mask, dynamic=False)
+    return compiled(create_block_mask)
 
 
 def sequences(documents: Tensor) -> dict[str, Any]:

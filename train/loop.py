@@ -15,6 +15,7 @@ import torch.distributed as dist
 from common.errors import EXIT_DONE, EXIT_GO_ON, FlakyError
 from train import outcome
 from train.checkpoint_writer import Written
+from train.compiling import Compilations
 from train.config import TrainConfig
 from train.determinism import enforce
 from train.energy.recorder import EnergyRecorder
@@ -32,6 +33,8 @@ from train.run_folder import RunFolder
 from train.schedule import learning_rate
 from train.setup import Run, set_up
 from train.step import Batch, accumulate, agree, note_step
+
+Batches = Generator[tuple[Batch, float], None, None]
 
 
 def train(config: TrainConfig, place: Place) -> int:
@@ -77,7 +80,7 @@ def _loop(run: Run, energy: EnergyRecorder, started: float) -> int:
     config, metrics, engine, writer, watchdog = run.config, run.metrics, run.engine, run.writer, run.watchdog
     requests, clock = Requests(run.folder, config.checkpoint.every_minutes), StepClock()
     watch, times, tracer = run.watch, Times(run.place, config.guards.times_every_steps, run.watch), Tracer(run)
-    losses: dict[str, LanguageScore] = {}
+    losses, compilations = dict[str, LanguageScore](), Compilations(metrics)
     step, batches, stop = run.first_step, prefetched(run, run.first_step), False
     energy.begin(run)
     while step < config.steps and not stop:
@@ -106,13 +109,13 @@ def _loop(run: Run, energy: EnergyRecorder, started: float) -> int:
         })  # fmt: skip
         if run.spikes.rewind_due:
             batches.close()
-            step = go_back(run, requests, step, started)
-            batches = prefetched(run, step)
+            step, batches = go_back(run, requests, step, started)
             continue
 
         last, stop = step == config.steps, told.stop or step == config.until_step
         measured = evaluated(run, step, last=last)
         losses = measured or losses
+        compilations.step(step)
         if told.written:
             note_checkpoint(run, requests, writer.advance())
         if last or stop or told.save or step % config.checkpoint.every_steps == 0:
@@ -156,15 +159,15 @@ def enter_stage(run: Run, step: int) -> None:
         run.metrics.say(f"step {step + 1}: {stage.told}")
 
 
-def go_back(run: Run, requests: Requests, step: int, started: float) -> int:
-    """Rewind (train/guards/rewind.py) and save the checkpoint gone back to with what to go past; its step."""
+def go_back(run: Run, requests: Requests, step: int, started: float) -> tuple[int, Batches]:
+    """Rewind (train/guards/rewind.py), save the checkpoint gone back to with what to go past; its step and batches."""
     with run.watchdog.slowly("going back to an earlier checkpoint"):
         note_checkpoint(run, requests, run.writer.wait())
         before = rewind(run, step)
         state = checkpoint_state(run, before["step"], run.seconds_before + time.monotonic() - started)
         run.writer.begin(run.engine, {key: before[key] for key in ("bits_per_byte",) if key in before} | state)
         note_checkpoint(run, requests, run.writer.wait())
-    return int(before["step"])
+    return int(before["step"]), prefetched(run, int(before["step"]))
 
 
 def checkpoint_state(run: Run, step: int, wall_seconds: float) -> dict[str, Any]:
@@ -234,7 +237,7 @@ def finish_writing(run: Run, requests: Requests) -> None:
         note_checkpoint(run, requests, run.writer.wait())
 
 
-def prefetched(run: Run, done: int) -> Generator[tuple[Batch, float], None, None]:
+def prefetched(run: Run, done: int) -> Batches:
     """Step after step, from the one after ``done``: its batch, and the seconds that were spent waiting for it.
 
     A thread builds a step's batch while the step before is computed.

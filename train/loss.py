@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from train.compiling import compiled
 from train.ops import can_compile
 from train.stream import IGNORED
 
@@ -90,7 +91,7 @@ def _blocks(hidden: Tensor, weight: Tensor, labels: Tensor) -> Iterator[tuple[sl
 @cache
 def _of_block(device: torch.device) -> OfBlock:
     """What makes losses and their gradient of a block of logits here: compiled for GPUs, where that can be done."""
-    return torch.compile(_in_one_pass, dynamic=False) if can_compile(device) else _step_by_step
+    return compiled(_in_one_pass) if can_compile(device) else _step_by_step
 
 
 def _step_by_step(logits: Tensor, labels: Tensor, z_weight: float) -> tuple[Tensor, Tensor]:

@@ -15,6 +15,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, Pre
 from common.errors import HanseError
 from train.attention import borders, kernel_options, transformers_name
 from train.attention_config import FLASH
+from train.compiling import many_variants
 from train.config import ModelConfig, TrainConfig
 from train.loss import PLAIN_HEADS, FusedHead, losses_of_logits, scores_of_logits
 from train.ops import can_compile
@@ -120,6 +121,7 @@ def compile_layers(model: PreTrainedModel) -> None:
     layers = _layers(model)
     if layers is None:
         raise HanseError(f"engine.compile=true: {type(model).__name__} has no layers that could be compiled alone")
+    many_variants()
     for layer in layers:
         layer.compile(dynamic=False)
 

@@ -246,15 +246,20 @@ class MicroBatch:
 
 
 def pack(windows: Sequence[tuple[np.ndarray, np.ndarray]], sources: Sequence[int]) -> MicroBatch:
-    """Windows of ``length + 1`` ids -> a micro-batch."""
+    """Windows of ``length + 1`` ids -> a micro-batch.
+
+    Arrays are contiguous: a compiled layer is compiled anew for other strides, and a GPU fetches only whole blocks of
+    page-locked memory while the host goes on.
+    """
     ids, documents = (np.stack(part) for part in zip(*windows, strict=True))
-    inside = documents[:, :-1]
+    inside = np.ascontiguousarray(documents[:, :-1])
     labels = np.where((inside == documents[:, 1:]) & (inside >= 0), ids[:, 1:], IGNORED)
     places = np.broadcast_to(np.arange(inside.shape[1]), inside.shape)
     starts = np.where(np.diff(inside, axis=1, prepend=-1) != 0, places, 0)
     positions = places - np.maximum.accumulate(starts, axis=1)
     packed = bool((inside[:, 0] != inside[:, -1]).any())
-    return MicroBatch(ids[:, :-1], labels, positions, inside, np.asarray(sources, dtype=np.int64), packed)
+    before, drawn = np.ascontiguousarray(ids[:, :-1]), np.asarray(sources, dtype=np.int64)
+    return MicroBatch(before, labels, positions, inside, drawn, packed)
 
 
 class Stream:

@@ -175,6 +175,8 @@ def test_compiled_layers_learn_the_same_and_a_run_of_them_goes_on_to_the_last_bi
     assert (code, runs["compiled-cut"][1], runs["compiled-cut on"][1]) == (EXIT_DONE, EXIT_GO_ON, EXIT_DONE)
     begun = next(one for one in read_metrics(compiled / "metrics.jsonl") if one.get("event") == "start")
     assert begun["compiled"] is True
+    made = [one["step"] for one in read_metrics(compiled / "metrics.jsonl") if one.get("event") == "compiled"]
+    assert made == [1, SWAPPED], "for the first step and the evaluation, and never again"
     expected, found = losses(plain), losses(compiled)
     assert max(abs(found[step] / expected[step] - 1) for step in expected) < 1e-5
     assert losses(runs["compiled-cut"][0]) == found

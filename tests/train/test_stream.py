@@ -139,6 +139,8 @@ def test_positions_and_labels_stay_inside_documents(stream, first):
                 assert batch.labels[row, t] == (batch.input_ids[row, t + 1] if same else IGNORED)
     assert stream.targets(range(first, first + 3)) == (batch.labels != IGNORED).sum()
     assert batch.packed == any(len(set(row)) > 1 for row in batch.documents)
+    layouts = {part.strides for part in (batch.input_ids, batch.labels, batch.positions, batch.documents)}
+    assert layouts == {(8 * stream.length, 8)}, "another layout would be compiled anew"
 
 
 def test_mixture_of_unknown_language_is_refused(tmp_path):
