@@ -23,8 +23,9 @@ export PATH := $(abspath $(VENV))/bin:$(PATH)
 # Python keeps what it compiles, even where the machine says otherwise: thousands of modules at each start would be slow.
 export PYTHONDONTWRITEBYTECODE :=
 # Tests side by side, a worker a processor, slow files first; more than four workers want more memory than time.
-PYTEST := python -m pytest --numprocesses=logical --maxprocesses=4 --dist=loadgroup --no-loadscope-reorder
-CLUSTER := python -m pytest -m cluster -o cache_dir=.pytest_cache/cluster
+PYTEST := python -m pytest --numprocesses=logical --maxprocesses=4 --dist=loadfile --no-loadscope-reorder
+# Two workers, each with nodes of its own: half of the time these tests wait for a limit, or for silence to be noticed.
+CLUSTER := python -m pytest tests/cluster -o cache_dir=.pytest_cache/cluster --numprocesses=2 --dist=loadfile --no-loadscope-reorder
 INSTALL := python -m pip install -qq --no-compile --constraint constraints.txt
 
 .PHONY: demo test quick cluster cluster-again lint docs clean

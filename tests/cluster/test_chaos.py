@@ -10,13 +10,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 from launch.life import KINDS, VIOLENT
-from tests.cluster.conftest import Cluster
+from tests.cluster.conftest import Cluster, assert_equal_runs
 from tests.cluster.run import Run
-from tests.cluster.test_life import assert_equal_runs
 from tests.disk import fill
 
 Hanse = Callable[..., int]
-EVERY, STEPS = 10, 25  # steps between checkpoints, and before something happens
+EVERY, STEPS = 10, 15  # steps between checkpoints, and before something happens
 # In every process of the job: the rank that finds the file 'poison' of its node computes one activation as NaN.
 POISON = """
 import os, sys, threading, time
