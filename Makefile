@@ -2,7 +2,7 @@
 #
 #   make demo    text in four languages -> a trained model, its export and its report (runs/demo/)
 #   make test    all tests but those of a cluster;  make quick  without the slow ones
-#   make cluster jobs on a real Slurm of four simulated nodes: root, Debian's Slurm packages, half an hour;
+#   make cluster jobs on a real Slurm of simulated nodes: root, Debian's Slurm packages, a quarter of an hour;
 #                make cluster-again  those that failed
 #   make lint    ruff and mypy;  make docs  the site (site/);  make clean  what the tools left behind
 #
@@ -23,8 +23,10 @@ export PATH := $(abspath $(VENV))/bin:$(PATH)
 # Python keeps what it compiles, even where the machine says otherwise: thousands of modules at each start would be slow.
 export PYTHONDONTWRITEBYTECODE :=
 # Tests side by side, a worker a processor, slow files first; more than four workers want more memory than time.
-PYTEST := python -m pytest --numprocesses=logical --maxprocesses=4 --dist=loadgroup --no-loadscope-reorder
-CLUSTER := python -m pytest -m cluster -o cache_dir=.pytest_cache/cluster
+WHOLE_FILES := --dist=loadfile --no-loadscope-reorder
+PYTEST := python -m pytest --numprocesses=logical --maxprocesses=4 $(WHOLE_FILES)
+# Two workers, each with nodes of its own: half of the time these tests wait for a limit, or for silence to be noticed.
+CLUSTER := python -m pytest tests/cluster -o cache_dir=.pytest_cache/cluster --numprocesses=2 $(WHOLE_FILES)
 INSTALL := python -m pip install -qq --no-compile --constraint constraints.txt
 
 .PHONY: demo test quick cluster cluster-again lint docs clean

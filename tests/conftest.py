@@ -20,6 +20,7 @@ from hanse import VERBS
 from launch import local
 from tests import warm
 from tests.demo.makefile import demo_commands
+from tests.shared import once
 
 TEXTS = Path(__file__).parent / "data"
 LANGUAGES = ("fr", "de", "es", "it")
@@ -27,19 +28,15 @@ Hanse = Callable[..., int]
 
 settings.register_profile("hanse", deadline=None)  # machines are slow at times; no test asserts a duration
 settings.load_profile("hanse")
-SHARED = ("demo_folder",)  # fixtures of a session that take minutes
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """For several workers (pytest-xdist): files whole, so that what a module shares is made once, and slow files first,
-    so that none is left alone with one at the end. First of its kind: pytest-xdist's own hook reads the groups.
+    """Files with slow tests first: of several workers (pytest-xdist, ``--dist=loadfile --no-loadscope-reorder``: files
+    whole, so that what a module shares is made once) none is left alone with one at the end.
     """
-    for item in items:
-        shared = [name for name in SHARED if name in getattr(item, "fixturenames", ())]
-        item.add_marker(pytest.mark.xdist_group(shared[0] if shared else item.nodeid.partition("::")[0]))
-    slow = {item.get_closest_marker("xdist_group").args[0] for item in items if item.get_closest_marker("slow")}
-    items.sort(key=lambda item: item.get_closest_marker("xdist_group").args[0] not in slow)
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
 
 
 gc.disable()  # until all is imported
@@ -82,7 +79,11 @@ def tiny_data(tmp_path_factory: pytest.TempPathFactory, hanse: Hanse) -> Path:
 
     Shared: copy it (``shutil.copytree``) to change it.
     """
-    folder = tmp_path_factory.mktemp("tiny")
+    return once(tmp_path_factory, "tiny", lambda folder: make_tiny_data(folder, hanse))
+
+
+def make_tiny_data(folder: Path, hanse: Hanse) -> None:
+    """Fill a folder as ``tiny_data`` has it."""
     (folder / "configs/source").mkdir(parents=True)
     for language in LANGUAGES:
         (folder / f"configs/source/text_{language}.yaml").write_text(
@@ -97,7 +98,6 @@ def tiny_data(tmp_path_factory: pytest.TempPathFactory, hanse: Hanse) -> Path:
     assert hanse("tokenizer", "name=tiny", f"corpus={places['corpus']}", f"output={places['tokenizer']}",
                  "vocabulary_size=1024") == 0  # fmt: skip
     assert hanse("tokenize", "name=tiny", *(f"{key}={path}" for key, path in places.items())) == 0
-    return folder
 
 
 @pytest.fixture(scope="session")
@@ -120,9 +120,11 @@ def tiny_settings(tiny_data: Path) -> list[str]:
 @pytest.fixture(scope="session")
 def tiny_run(tmp_path_factory: pytest.TempPathFactory, tiny_settings: list[str], hanse: Hanse) -> Path:
     """The folder of a finished run with ``tiny_settings``. Shared: copy it (``shutil.copytree``) to change it."""
-    run = tmp_path_factory.mktemp("runs") / "tiny"
-    assert hanse("train", f"run={run}", *tiny_settings) == 0
-    return run
+
+    def make(folder: Path) -> None:
+        assert hanse("train", f"run={folder / 'tiny'}", *tiny_settings) == 0
+
+    return once(tmp_path_factory, "runs", make) / "tiny"
 
 
 @pytest.fixture(scope="session")
@@ -149,12 +151,14 @@ def demo_downloads() -> Path:
 @pytest.fixture(scope="session")
 def demo_folder(tmp_path_factory: pytest.TempPathFactory, hanse: Hanse, demo_downloads: Path) -> Path:
     """A folder in which ``make demo`` has come as far as its token shards; shared. For tests marked slow."""
-    folder = tmp_path_factory.mktemp("demo")
-    shutil.copytree(demo_downloads, folder / "data/downloads")
-    with contextlib.chdir(folder):
-        for command in demo_commands()[:3]:
-            assert hanse(*command) == 0, command
-    return folder
+
+    def make(folder: Path) -> None:
+        shutil.copytree(demo_downloads, folder / "data/downloads")
+        with contextlib.chdir(folder):
+            for command in demo_commands()[:3]:
+                assert hanse(*command) == 0, command
+
+    return once(tmp_path_factory, "demo", make)
 
 
 @pytest.fixture(scope="session")

@@ -1,7 +1,12 @@
-"""A real Slurm of four simulated nodes, each with its own network and host name, on this machine."""
+"""A real Slurm on this machine, of simulated nodes, each with its own network and host name.
+
+Workers (pytest-xdist) share it, and each has a partition of four nodes for itself: tests that wait, for a time limit or
+for silence to be noticed, run beside tests that compute.
+"""
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 import signal
@@ -11,18 +16,23 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import pytest
 
 from tests.cluster.run import Run
+from tests.conftest import Hanse
+from tests.shared import WORKER, WORKERS, alone, once, root
 
 HERE = Path(__file__).parent
 PATH = f"{os.environ['PATH']}:/usr/sbin:/sbin"
 PACKAGES = {"slurmctld": "slurmctld", "slurmd": "slurmd", "sbatch": "slurm-client", "munged": "munge", "ip": "iproute2",
             "slurmdbd": "slurmdbd", "mariadbd": "mariadb-server", "unshare": "util-linux"}  # fmt: skip
 # DeepSpeed's CPU ranks compile for a minute when there is nothing here: torch's usual place, shared with other tests.
-EXTENSIONS = Path.home() / ".cache/torch_extensions" / f"py{sys.version_info[0]}{sys.version_info[1]}_cpu"
+USUAL = Path.home() / ".cache/torch_extensions" / f"py{sys.version_info[0]}{sys.version_info[1]}_cpu"
+EXTENSIONS = os.environ.get("TORCH_EXTENSIONS_DIR", str(USUAL))
+NODES = 4  # of each worker
+STEPS = 160  # of a run: room for all that happens to one
 PATIENCE_SECONDS = float(os.environ.get("HANSE_TEST_PATIENCE", "600"))  # of a machine that does much else
 
 
@@ -71,27 +81,31 @@ class Cluster:
     slurm = staticmethod(slurm)
     wait_until = staticmethod(wait_until)
 
-    def __init__(self, folder: Path, disk: Path):
+    def __init__(self, folder: Path):
         self.folder = folder
-        self.disk = disk  # of its own, seen by all nodes, small enough to be filled
+        self.disk = folder / "disk"  # of its own, seen by all nodes, small enough to be filled
+        self.partition = f"part{WORKER}"
+        self.nodes = [f"node{NODES * WORKER + number + 1}" for number in range(NODES)]
+        self.place = f'sbatch=["--partition={self.partition}"]'  # a setting of hanse launch
         self._ask_again = 0.0
 
     def run(self, folder: Path) -> Run:
         return Run(folder)
 
     def reset(self) -> None:
-        """No jobs, all nodes in service."""
-        subprocess.run(["scancel", "--me"], check=False, timeout=60)
+        """No jobs, all nodes in service; those of this worker."""
+        subprocess.run(["scancel", "--me", f"--partition={self.partition}"], check=False, timeout=60)
         wait_until("an empty queue", lambda: not self.queue())
-        for node in ("node1", "node2", "node3", "node4"):
+        for node in self.nodes:
             back = ["scontrol", "update", f"nodename={node}", "state=resume"]
             subprocess.run(back, check=False, capture_output=True, timeout=60)
-        wait_until("four idle nodes", lambda: slurm("sinfo", "-h", "-p", "normal", "-t", "idle", "-o", "%D") == "4")
+        idle = ["sinfo", "-h", "-p", self.partition, "-t", "idle", "-o", "%D"]
+        wait_until("four idle nodes", lambda: slurm(*idle) == str(NODES))
 
     def queue(self) -> dict[str, str]:
         """{job: state}, as squeue says it; an element of an array by its own number, and as ARRAY_INDEX."""
         for _ in range(30):  # the controller of a busy machine does not always answer in time
-            command = ["squeue", "-h", "-r", "-o", "%A %i %T"]
+            command = ["squeue", "-h", "-r", "-p", self.partition, "-o", "%A %i %T"]
             answer = subprocess.run(command, check=False, capture_output=True, text=True, timeout=60)
             if answer.returncode == 0:
                 rows = [line.split() for line in answer.stdout.splitlines()]
@@ -158,31 +172,84 @@ class Cluster:
                 os.kill(pid, signal.SIGCONT)
 
 
+@contextmanager
+def first_in_last_out(lock: Path, up: Callable[[], None], down: Callable[[], None]) -> Iterator[None]:
+    """``up`` before the first worker, ``down`` after the last one. One that died counts no more."""
+    with lock.with_suffix(".users").open("w") as users:
+        with alone(lock):
+            first = held_by_nobody(users)
+            fcntl.flock(users, fcntl.LOCK_SH)
+            if first:
+                up()
+        try:
+            yield
+        finally:
+            with alone(lock):
+                fcntl.flock(users, fcntl.LOCK_UN)
+                if held_by_nobody(users):
+                    down()
+
+
+def held_by_nobody(file: TextIO) -> bool:
+    """Whether nobody holds a lock on a file; if so, we do."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def end_what_a_killed_session_left() -> None:
+    """There is one simulated Slurm a machine; workers of an interrupted session have no time to end theirs."""
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            words = path.read_text().rstrip("\0").split("\0")
+            if words[0] == "slurmd" and words[-2] == "-f":
+                folder = Path(words[-1]).parent
+                with folder.with_suffix(".users").open() as users:
+                    if held_by_nobody(users):
+                        take_down(folder)
+                        return
+        except (OSError, UnicodeDecodeError, IndexError):
+            continue  # it ended while we looked, or is not ours
+
+
+def take_down(folder: Path) -> None:
+    """End the simulated Slurm of a folder."""
+    subprocess.run(["umount", "--lazy", folder / "disk"], check=False)
+    down, environment = ["bash", HERE / "slurm-down.sh"], {**os.environ, "PATH": PATH, "SIM_DIR": str(folder)}
+    subprocess.run(down, env=environment, check=False, stdout=subprocess.DEVNULL, timeout=120)
+
+
 @pytest.fixture(scope="session")
 def slurm_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    folder = tmp_path_factory.mktemp("slurm")
-    shape = {"SIM_DIR": str(folder), "SIM_NODES": "4", "SIM_CPUS": "8", "SIM_GPUS": "0", "SIM_KILLWAIT": "60",
-             "SIM_ACCT": "1"}  # fmt: skip
+    folder = root(tmp_path_factory) / "slurm"
+    parts = [f"part{worker}:node[{NODES * worker + 1}-{NODES * (worker + 1)}]" for worker in range(WORKERS)]
+    shape = {"SIM_DIR": str(folder), "SIM_NODES": str(NODES * WORKERS), "SIM_CPUS": "8", "SIM_GPUS": "0",
+             "SIM_KILLWAIT": "60", "SIM_ACCT": "1", "SIM_PARTS": " ".join(["normal", *parts])}  # fmt: skip
     environment = {**os.environ, **shape, "PATH": PATH}
-    before = dict(os.environ)
     log, disk = folder / "up.log", folder / "disk"
-    disk.mkdir()
-    # Before the nodes begin: they see what is mounted then, each in a namespace of its own.
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", disk], check=True)
-    try:
+
+    def up() -> None:
+        end_what_a_killed_session_left()
+        disk.mkdir(parents=True, exist_ok=True)
+        # Before the nodes begin: they see what is mounted then, each in a namespace of its own.
+        subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", disk], check=True)
         with log.open("w") as file:
-            up = subprocess.run(["bash", HERE / "slurm-up.sh"], env=environment, check=False, stdout=file,
-                                stderr=subprocess.STDOUT, timeout=600)  # fmt: skip
-        assert up.returncode == 0, log.read_text()
-        os.environ |= {"SLURM_CONF": str(folder / "slurm.conf"), "TORCH_EXTENSIONS_DIR": str(EXTENSIONS),
-                       "USER": "root"}  # fmt: skip
-        yield Cluster(folder, disk)
-    finally:
-        os.environ.clear()
-        os.environ |= before
-        subprocess.run(["bash", HERE / "slurm-down.sh"], env=environment, check=False, stdout=subprocess.DEVNULL,
-                       timeout=120)  # fmt: skip
-        subprocess.run(["umount", "--lazy", disk], check=False)
+            begun = subprocess.run(["bash", HERE / "slurm-up.sh"], env=environment, check=False, stdout=file,
+                                   stderr=subprocess.STDOUT, timeout=600)  # fmt: skip
+        if begun.returncode:
+            take_down(folder)
+            pytest.fail(log.read_text())
+
+    with (
+        first_in_last_out(folder.with_suffix(".lock"), up, lambda: take_down(folder)),
+        pytest.MonkeyPatch.context() as patch,
+    ):
+        patch.setenv("SLURM_CONF", str(folder / "slurm.conf"))
+        patch.setenv("TORCH_EXTENSIONS_DIR", EXTENSIONS)
+        patch.setenv("USER", "root")
+        yield Cluster(folder)
 
 
 @pytest.fixture
@@ -193,10 +260,10 @@ def cluster(slurm_cluster: Cluster) -> Iterator[Cluster]:
 
 
 @pytest.fixture(scope="session")
-def settings(tiny_data: Path) -> list[str]:
-    """What ``hanse launch`` needs for two nodes with two ranks each; add ``train.run=FOLDER``."""
-    tiny = {
-        "tokens": 300 * 8 * 64, "engine.precision": "fp32", "data.shards": tiny_data / "shards",
+def tiny(tiny_data: Path) -> dict[str, object]:
+    """What a run of ``STEPS`` steps is trained with, on two ranks or four."""
+    return {
+        "name": "tiny", "tokens": STEPS * 8 * 64, "engine.precision": "fp32", "data.shards": tiny_data / "shards",
         "data.tokenizer": tiny_data / "tokenizer", "data.sequence_length": 64, "batch.global_batch_size": 8,
         "batch.micro_batch_size": 2, "schedule.warmup_steps": 2, "checkpoint.every_steps": 10,
         "evaluate.every_steps": 1000, "evaluate.tokens_per_language": 512, "track.wandb": "disabled",
@@ -204,20 +271,48 @@ def settings(tiny_data: Path) -> list[str]:
         "model.settings.num_hidden_layers": 2, "model.settings.num_attention_heads": 4,
         "model.settings.num_key_value_heads": 2,
     }  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def settings(slurm_cluster: Cluster, tiny: dict[str, object]) -> list[str]:
+    """What ``hanse launch`` needs for two nodes with two ranks each; add ``train.run=FOLDER``."""
     return [
         "site=slurm", "site.node.gpus=0", "nodes=2", "ranks_per_node=2", "threads_per_rank=1", "hours=0.5",
-        "life.signal_seconds=60", "life.node_checks=false", "life.backoff_seconds=0", "train.name=tiny",
+        "life.signal_seconds=60", "life.node_checks=false", "life.backoff_seconds=0", slurm_cluster.place,
         *(f"train.{key}={value}" for key, value in tiny.items()),
     ]  # fmt: skip
 
 
 @pytest.fixture(scope="session")
 def undisturbed(
-    slurm_cluster: Cluster, hanse: Callable[..., int], settings: list[str], tmp_path_factory: pytest.TempPathFactory
+    slurm_cluster: Cluster, hanse: Hanse, settings: list[str], tmp_path_factory: pytest.TempPathFactory
 ) -> Run:
-    """The run that nothing happens to."""
-    slurm_cluster.reset()
-    run = Run(tmp_path_factory.mktemp("runs") / "undisturbed")
-    assert hanse("launch", *settings, f"train.run={run.folder}") == 0
-    assert slurm_cluster.wait_for_end(run, 0) == "done", run.log
-    return run
+    """The run that nothing happens to, on two nodes with two ranks each."""
+
+    def make(folder: Path) -> None:
+        slurm_cluster.reset()
+        run = Run(folder / "run")
+        assert hanse("launch", *settings, f"train.run={run.folder}") == 0
+        assert slurm_cluster.wait_for_end(run, 0) == "done", run.log
+
+    return Run(once(tmp_path_factory, "undisturbed", make) / "run")
+
+
+@pytest.fixture(scope="session")
+def at_home(hanse: Hanse, tiny: dict[str, object], tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """The run that nothing happens to, on two ranks of this machine: two numbers have one sum, over whatever network.
+
+    Half as many ranks start in half the time; what does not want several on a node is held against this one.
+    """
+
+    def make(folder: Path) -> None:
+        settings = [f"{key}={value}" for key, value in tiny.items()]
+        assert hanse("train", "ranks=2", "threads_per_rank=1", *settings, f"run={folder / 'run'}") == 0
+
+    return Run(once(tmp_path_factory, "at_home", make) / "run")
+
+
+def assert_equal_runs(run: Run, other: Run) -> None:
+    """The same loss at every step, each step once."""
+    assert run.losses() == other.losses()
+    assert [step for step, _ in run.losses()] == list(range(1, STEPS + 1))

@@ -10,13 +10,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 from launch.life import KINDS, VIOLENT
-from tests.cluster.conftest import Cluster
+from tests.cluster.conftest import Cluster, assert_equal_runs
 from tests.cluster.run import Run
-from tests.cluster.test_life import assert_equal_runs
 from tests.disk import fill
 
 Hanse = Callable[..., int]
-EVERY, STEPS = 10, 25  # steps between checkpoints, and before something happens
+EVERY, STEPS = 10, 15  # steps between checkpoints, and before something happens
 # In every process of the job: the rank that finds the file 'poison' of its node computes one activation as NaN.
 POISON = """
 import os, sys, threading, time
@@ -45,6 +44,12 @@ def cable(node: str, state: str) -> None:
     """Pull (``down``) or plug (``up``) the network cable of a node."""
     namespace = f"slsim-{node.removeprefix('node')}"
     subprocess.run(["ip", "-n", namespace, "link", "set", "ib0", state], check=True)
+
+
+def begin_a_page(file: Path) -> None:
+    """A full disk gives a file no page more, so what is to be read in it must find room on its last one."""
+    with file.open("a") as log:
+        log.write("\n" * (os.sysconf("SC_PAGESIZE") - file.stat().st_size % os.sysconf("SC_PAGESIZE") + 1))
 
 
 def assert_little_is_lost(run: Run, start: int) -> None:
@@ -113,6 +118,7 @@ def test_a_run_outlives_a_kill_a_cut_cable_a_stopped_rank_a_wrong_result_and_a_f
 
     with cluster.in_the_middle(run, 4, STEPS):
         assert wrong not in run.nodes(4), "the next start does without the machine that computed wrongly"
+        begin_a_page(next(run.job.glob("slurm-*.log")))
         filler = fill(cluster.disk)
     cluster.wait_until("no successor where starting again does not help", lambda: cluster.state(job) == "GONE")
     assert "No space left on device; make room and run the same command again" in run.log

@@ -45,7 +45,8 @@ def test_killed_and_cancelled_elements_lose_and_double_nothing(
     assert hanse("corpus", "--config-dir", "mine", "name=quiet", f"source=[{names}]") == 0
 
     assert hanse("launch", "--config-dir", "mine", "task=corpus", "site=slurm", "site.node.gpus=0", "hours=0.5",
-                 "life.signal_seconds=60", "nodes=3", "corpus.name=loud", f"corpus.source=[{names}]") == 0  # fmt: skip
+                 "life.signal_seconds=60", cluster.place, "nodes=3", "corpus.name=loud",
+                 f"corpus.source=[{names}]") == 0  # fmt: skip
     folder = tmp_path / "data/loud/jobs/0001"
     array, last = json.loads((folder / "job.json").read_text())["job_ids"]
     for share, number in (("0/3", signal.SIGKILL), ("1/3", signal.SIGSTOP)):

@@ -46,8 +46,8 @@ def test_duplicates_found_by_ray_on_three_nodes(
     assert hanse("corpus", "--config-dir", "mine", "name=quiet", f"source=[{names}]") == 0
 
     assert hanse("launch", "--config-dir", "mine", "task=corpus", "site=slurm", "site.node.gpus=0", "hours=0.5",
-                 "threads_per_rank=1", "life.signal_seconds=60", "nodes=1", "ray_nodes=3", "corpus.name=loud",
-                 "corpus.dedup.engine=ray", f"corpus.source=[{names}]") == 0  # fmt: skip
+                 "threads_per_rank=1", "life.signal_seconds=60", cluster.place, "nodes=1", "ray_nodes=3",
+                 "corpus.name=loud", "corpus.dedup.engine=ray", f"corpus.source=[{names}]") == 0  # fmt: skip
     folder = tmp_path / "data/loud/jobs/0001"
     (job,) = json.loads((folder / "job.json").read_text())["job_ids"]
     cluster.wait_until("the end", lambda: cluster.state(job) == "GONE", 1500)

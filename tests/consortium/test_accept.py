@@ -45,6 +45,7 @@ def test_two_reviewers_make_the_index_grow(hanse, registry, contribution, people
     assert not list((registry / "quarantine").iterdir())
 
 
+@pytest.mark.slow
 def test_a_file_changed_after_acceptance_is_found(hanse, registry, contribution, people, capfd):
     for name in ("bob", "carol"):
         assert accept(hanse, registry, contribution, f"key={people.file(name)}") == 0
@@ -105,6 +106,7 @@ def test_a_review_of_another_contribution_registry_or_verdict_does_not_count(
     assert len(Registry(registry).register.models) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["quarantine", "reviews", "models"])
 def test_a_link_planted_in_the_registry_is_not_followed(hanse, registry, contribution, people, tmp_path, name):
     (tmp_path / "outside").mkdir()

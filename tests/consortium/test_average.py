@@ -245,6 +245,7 @@ def peak_and_base(work) -> tuple[int, int]:
     return before, field("VmHWM")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not os.access("/proc/self/clear_refs", os.W_OK), reason="Linux tells a peak of memory")
 def test_memory_stays_under_two_tensors(hanse, tmp_path):
     shapes = {"large": (12 << 20,), "other": (6 << 20,)}  # 48 and 24 MB

@@ -76,6 +76,7 @@ def test_a_run_that_went_back_and_did_steps_again_is_whole():
             check_ledger([start, step(1), {**step(2), **odd}])
 
 
+@pytest.mark.slow
 def test_who_and_what_may_not_be_contributed(hanse, begun, people, run_of, waiting, tmp_path, capfd):
     run = run_of(step=2)
     settings = ["name=tiny", "license=MIT", f"output={tmp_path / 'out'}"]
@@ -101,6 +102,7 @@ def test_who_and_what_may_not_be_contributed(hanse, begun, people, run_of, waiti
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_a_merged_checkpoint_without_a_run_is_accepted_with_its_parents(
     hanse, registry, people, contribution, tiny_data, tmp_path
 ):

@@ -78,6 +78,7 @@ def test_the_demos_dossier_has_no_findings():
     assert findings(json.loads((DOSSIERS / "demo.json").read_text(encoding="utf-8"))) == ()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["complete", "wrong", "demo"])
 def test_all_are_of_the_published_schema(name):
     jsonschema = pytest.importorskip("jsonschema")
@@ -103,6 +104,7 @@ def test_a_fault_alone_is_found_where_it_is(fault):
     assert {key for _, key in found(plant(COMPLETE, fault["set"]))} & same
 
 
+@pytest.mark.slow
 def test_of_thirty_faults_together_at_least_28_are_found():
     together = found(json.loads((DOSSIERS / "wrong.json").read_text(encoding="utf-8")))
     missed = [fault["fault"] for fault in PLANTED if not found(plant(COMPLETE, fault["set"])) & together]

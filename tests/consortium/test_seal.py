@@ -185,6 +185,7 @@ def refused(folder: Path, seal: Path, reason: str = "") -> None:
     assert type(error.value).__module__.partition(".")[0] in ("common", "consortium", "train")
 
 
+@pytest.mark.slow
 def test_any_flipped_bit_of_any_file_is_refused_by_name(sealed):
     folder, seal = sealed
     for path in [path for path in folder.rglob("*") if path.is_file()]:
@@ -196,6 +197,7 @@ def test_any_flipped_bit_of_any_file_is_refused_by_name(sealed):
     check(folder, seal, TRUSTED)
 
 
+@pytest.mark.slow
 def test_any_flipped_bit_of_the_seal_is_refused(sealed):
     _, seal = sealed
     before = seal.read_bytes()

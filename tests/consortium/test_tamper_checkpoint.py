@@ -269,6 +269,7 @@ def test_settings_that_change_the_model_change_its_golden_logits(hands, case):
     hands.refused("golden logits", "other logits than its contributor recorded")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", range(16))
 def test_weights_that_were_changed_after_they_were_measured_are_found_by_the_golden_logits(hands, case):
     chance = random.Random(case)

@@ -27,6 +27,7 @@ MODEL, OPTIMIZER = "checkpoint/model/rank-00000.safetensors", "checkpoint/optimi
 # --- strangers ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_any_flipped_bit_of_any_file_is_refused_by_name(hands):
     folder = hands.take()
     names = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
@@ -138,6 +139,7 @@ def test_what_was_changed_under_the_seal_is_refused_by_name(hands, case):
     hands.refused("seal", reason)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", STRANGE)
 def test_strange_content_of_any_paper_is_refused(hands, case):
     for name in (*(one for one in form_of.NEEDED if one.endswith("json")), "config.json", "run.lock.json"):

@@ -33,6 +33,7 @@ def drawn(stream, below):
     return seen
 
 
+@pytest.mark.slow
 def test_every_document_was_seen_in_exactly_the_steps_that_drew_its_tokens(tiny_data):
     manifest = ShardsManifest.read(tiny_data / "shards")
     stream = open_stream(manifest, config(mixture={"fr": 3, "de": 1, "es": 1}))

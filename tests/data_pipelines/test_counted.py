@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
 
 from data_pipelines.corpus import KEPT
 
@@ -23,6 +24,7 @@ print(kept.documents, kept.bytes, *(one.size for one in kept.largest), before, p
 """
 
 
+@pytest.mark.slow
 def test_counting_holds_a_row_group(tmp_path):
     """40 row groups of 1 MB of text in few rows: counted in the memory of a few, not of the file."""
     rows = [{"id": f"web:{number}:0", "text": chr(97 + number % 26) * 10**5, "language": "fr", "license": "CC0-1.0",

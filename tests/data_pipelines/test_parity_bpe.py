@@ -3,6 +3,7 @@
 from collections import Counter
 from itertools import pairwise
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
@@ -63,6 +64,7 @@ def test_the_tokens_it_counts_are_those_that_the_merges_give(languages):
         assert language.tokens == sum(count * len(cut(word, merges)) for word, count in counts.items())
 
 
+@pytest.mark.slow
 @given(st.lists(words, min_size=2, max_size=3), st.data())
 def test_each_merge_is_the_best_one_of_the_language_served_worst(languages, data):
     units = [data.draw(st.integers(1, 5)) for _ in languages]

@@ -72,6 +72,7 @@ def test_shellcheck_finds_a_fault_in_a_script(rendered, tmp_path):
     assert subprocess.run(["shellcheck", path], check=False, capture_output=True).returncode != 0
 
 
+@pytest.mark.slow
 def test_every_site_keeps_its_job_across_failures(rendered):
     for site in SITES:
         text = rendered(site)["job.sbatch"]

@@ -169,6 +169,7 @@ def test_lists_arrays_slices_and_missing_texts_are_taken():
     assert redact([]).texts.to_pylist() == []
 
 
+@pytest.mark.slow
 def test_a_text_of_nothing_but_personal_data_is_taken():
     """Quadratic work anywhere would make this one take minutes."""
     text, counts = one("anne@example.org, 4111111111111111 " * 20_000)
