@@ -21,7 +21,6 @@ from train.config import BatchConfig, TrainConfig
 from train.fp16 import LossScale, allowed_everywhere
 from train.gloo import use_messages
 from train.gradients import at_once, look_once
-from train.imports import import_deepspeeds_muon
 from train.invariant import ExactSum, Owned, isolate
 from train.materialise import Landing
 from train.model import PackedLanguageModel, model_inputs, set_rope
@@ -41,8 +40,6 @@ from deepspeed.runtime.constants import BFLOAT16  # noqa: E402
 from deepspeed.runtime.engine import DeepSpeedEngine  # noqa: E402
 from deepspeed.runtime.utils import combine_grad_norm_groups  # noqa: E402
 from deepspeed.runtime.zero.config import ZERO_OPTIMIZATION  # noqa: E402
-
-import_deepspeeds_muon()
 
 
 def initialise_ranks(place: Place) -> torch.device:

@@ -10,7 +10,6 @@ from common.errors import ConfigError
 from data_pipelines.shards import ShardsManifest
 from train.config import TrainConfig
 from train.determinism import set_variables
-from train.imports import import_transformers
 from train.init_config import FROM_CHECKPOINT
 from train.local_start import rank_of_local_start, start_ranks
 from train.ranks import ToldElsewhere, find_place, torchrun_variables
@@ -46,7 +45,6 @@ def _be_a_rank(config: TrainConfig) -> int:
     torchrun_variables(place, os.environ)
     set_variables(config.determinism, os.environ)
     os.environ.setdefault("OMP_NUM_THREADS", str(config.threads_per_rank or 1))
-    import_transformers()
     from train.loop import train
 
     try:
