@@ -21,7 +21,7 @@ import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -30,8 +30,10 @@ from torch import Tensor
 from common.errors import HanseError
 from common.files import inside, merkle_root, read_json, sha256_file
 from data_pipelines.manifest import COUNTS, fingerprint
-from train.engine import Engine
 from train.optimizers import ALL_MOMENTS, MOMENTS
+
+if TYPE_CHECKING:  # a checkpoint is read without DeepSpeed and transformers
+    from train.engine import Engine
 
 PARTS = ("model", "optimizer", "ema")
 FORMAT = "hanse.checkpoint/1"

@@ -20,7 +20,6 @@ from common.terminal import count, next_step, say, table
 from train import universal
 from train.checkpoint import DAMAGED, KEY, Checkpoint
 from train.checkpoint_config import CheckpointVerbConfig
-from train.convert import from_universal
 from train.run_folder import RunFolder
 from train.universal import Universal, universal_folder, write_universal
 from train.weights import HubWeights, Weights, open_weights
@@ -292,6 +291,8 @@ def convert(config: CheckpointVerbConfig, folder: Path) -> None:
     output = Path(str(config.output))
     restore(output)
     if universal_folder(folder):
+        from train.convert import from_universal  # which brings transformers
+
         step = from_universal(Universal(folder), output, config)
         say(f"wrote {output} (step {step:,}): every number is the one in {folder}")
         next_step(f"hanse checkpoint folder={output} action=check")

@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
@@ -30,11 +30,13 @@ from common.errors import HanseError
 from common.files import PARTIAL, fsync_folder, sha256_file, write_json
 from train.checkpoint import FORMAT, root_of
 from train.config import CheckpointConfig
-from train.engine import Engine
 from train.ranks import Place, gathered, together
 from train.retention import prune
 from train.run_folder import folder_of
-from train.shares import Fragment
+
+if TYPE_CHECKING:  # papers are written without DeepSpeed
+    from train.engine import Engine
+    from train.shares import Fragment
 
 Parts = Mapping[str, Mapping[str, Tensor]]  # {part of the checkpoint: {key: values}}
 

@@ -118,7 +118,8 @@ def installed() -> dict[str, str]:
     found = {}
     for one in distributions():
         record = hashlib.sha256((one.read_text("RECORD") or "").encode()).hexdigest()[:16]
-        found[str(one.metadata["Name"]).lower()] = f"{one.version} sha256:{record}"
+        facts = one.metadata  # parsed anew each time
+        found[str(facts["Name"]).lower()] = f"{facts['Version']} sha256:{record}"
     return dict(sorted(found.items()))
 
 

@@ -17,15 +17,17 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
 from train.config import TrainConfig
 from train.engine_config import OptimizerConfig
 from train.parametrisation import rate_factors, split_by_rate
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 MOMENTS = ("exp_avg", "exp_avg_sq")  # of AdamW
 SLOW = "exp_avg_slow"

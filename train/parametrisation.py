@@ -27,15 +27,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel
 
 from common.errors import HanseError
 from train.init_config import InitConfig
 from train.loss import PLAIN_HEADS
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 INTO_RESIDUAL = ("o_proj.weight", "down_proj.weight")  # names in transformers, of the families in PLAIN_HEADS
 

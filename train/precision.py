@@ -10,13 +10,15 @@ import torch.distributed as dist
 
 SIZES = {"cpu": (256, 1024), "cuda": (2048, 8192)}  # of square matrices: a quick look, then large enough for the peak
 LOOKS = 4  # products at least: the first pays for loading the kernels, and on a busy machine one alone says nothing
+BETTER, SETTLED = 1.01, 0.2  # a best that was not beaten by so much for this share of the time is the peak
 WORTH_IT = 1.15  # half precision is taken when it is at least this much faster: it rounds, so a draw goes to fp32
 
 
 def matmul_flops_per_second(dtype: torch.dtype, device: torch.device, seconds: float = 1.0) -> float:
     """Measured peak of one rank: best rate of square matrix products during ``seconds``, in FLOP/s.
 
-    A processor without bf16 instructions is some hundred times slower in it: the quick look is then all there is.
+    It ends earlier where the best has not become better for a while, as on a machine that does nothing else. A
+    processor without bf16 instructions is some hundred times slower in it: the quick look is then all there is.
     """
     best, end = 0.0, time.perf_counter() + seconds
     for size in SIZES[device.type]:
@@ -24,14 +26,16 @@ def matmul_flops_per_second(dtype: torch.dtype, device: torch.device, seconds: f
             return best
         a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
         until = end if size == SIZES[device.type][-1] else time.perf_counter() + seconds / 10
-        done = 0
-        while time.perf_counter() < until or done < LOOKS:
+        done, known, settled = 0, best, time.perf_counter()
+        while (now := time.perf_counter()) < min(until, settled + SETTLED * seconds) or done < LOOKS:
             done += 1
-            start = time.perf_counter()
             a @ b
             if device.type == "cuda":
                 torch.cuda.synchronize()
-            best = max(best, 2 * size**3 / (time.perf_counter() - start))
+            rate = 2 * size**3 / (time.perf_counter() - now)
+            best = max(best, rate)
+            if best > BETTER * known:
+                known, settled = best, time.perf_counter()
     return best
 
 

@@ -62,8 +62,12 @@ def total(scores: Iterable[Score]) -> Score:
 
 def _sources_of(sidecar: Path) -> pa.ChunkedArray:
     try:
-        column = pq.read_table(sidecar, columns=["source"]).column(0)
-        return column.cast(pa.string()).fill_null("")
+        # Not by read_table(), which imports pyarrow's data sets, and these pandas: 0.6 s of every start. So would a
+        # null here, pa.array() and to_numpy() below.
+        with pq.ParquetFile(sidecar) as file:
+            column = file.read(columns=["source"]).column(0)
+        column = column.cast(pa.string())
+        return column.fill_null("") if column.null_count else column
     except (OSError, pa.ArrowException, IndexError) as error:
         raise HanseError(f"{sidecar}: not a readable sidecar ({error}); write the shards again with "
                          "'hanse tokenize'") from None  # fmt: skip
@@ -90,9 +94,10 @@ class Origins:
             HanseError: one of them is missing or not readable.
         """
         columns = [_sources_of(beside(shard.prefix, SIDECAR)) for shard in source.shards]
-        names = sorted({name for column in columns for name in column.unique().to_pylist()})
-        known = pa.array(names, type=pa.string())
-        return cls(source, names, [pc.index_in(column, value_set=known).to_numpy() for column in columns])
+        known = pa.chunked_array([chunk for column in columns for chunk in column.chunks], pa.string()).unique()
+        known = known.take(pc.sort_indices(known))
+        numbers = [np.from_dlpack(pc.index_in(column, value_set=known).combine_chunks()) for column in columns]
+        return cls(source, known.to_pylist(), numbers)
 
     @staticmethod
     def are_known(source: Source) -> bool:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from train.config import TrainConfig
+from train.imports import standing_in
 
 FOLDER = re.compile(r"(?:offline-)?run-(\d{8}_\d{6})-(.+)")  # of one start, as wandb names it: when, and the run's id
 BACK = re.compile(r"-back-(\d+)$")  # ending of an id: how often the run went back
@@ -86,9 +87,17 @@ def _start_wandb(path: Path, config: TrainConfig, name: str) -> Any:
     settings = wandb.Settings(silent=True, disable_git=True, disable_code=True, x_disable_stats=True)
     mode: Any = config.track.wandb
     shown = f"{path.name}, back {times}" if (times := _times_back(name)) else path.name
-    return wandb.init(mode=mode, project=config.track.wandb_project, name=shown, group=config.name, dir=str(path),
-                      resume="allow", id=name, settings=settings,
-                      config=OmegaConf.to_container(OmegaConf.structured(config)))  # type: ignore[arg-type]  # fmt: skip
+    with standing_in("wandb.sdk.launch.inputs.internal", StagedLaunchInputs=_NoInputs):
+        return wandb.init(mode=mode, project=config.track.wandb_project, name=shown, group=config.name, dir=str(path),
+                          resume="allow", id=name, settings=settings,
+                          config=OmegaConf.to_container(OmegaConf.structured(config)))  # type: ignore[arg-type]  # fmt: skip
+
+
+class _NoInputs:
+    """What a job of wandb's own launcher was given: nothing, for nothing of ours gives it any."""
+
+    def apply(self, run: Any) -> None:
+        """Nothing to be done."""
 
 
 def _start_tensorboard(path: Path, config: TrainConfig, first_step: int) -> Any:

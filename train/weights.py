@@ -10,17 +10,20 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from common.errors import HanseError
 from common.files import inside, is_plain, merkle_root, read_json, sha256_file
 from train.checkpoint import Checkpoint, Damaged
-from train.engine import Engine
+
+if TYPE_CHECKING:  # which whoever reads weights from a file needs not
+    from transformers import PreTrainedModel
+
+    from train.engine import Engine
 
 DTYPES = ("F32", "BF16", "F16")
 EXPORT = "hanse.json"
