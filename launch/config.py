@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -96,7 +98,18 @@ class LaunchConfig:
             found.append(f"task={self.task}: one of {', '.join(TASKS)}")
         if self.launcher not in LAUNCHERS:
             found.append(f"launcher={self.launcher}: one of {', '.join(LAUNCHERS)}")
-        return found
+        return [*found, *self._words()]
+
+    def _words(self) -> Iterator[str]:
+        """What would not be one word in a ``#SBATCH`` line: Slurm drops the rest of such a line, or means another."""
+        named = {"account": self.account, "reservation": self.reservation}
+        words = [*named.items(), *(("exclude", node) for node in self.exclude)]
+        for key, value in words:
+            if value is not None and not re.fullmatch(r"[^\s'\"#]+", value):
+                yield f"{key}={value!r}: one word, without spaces or quotes"
+        for option in self.sbatch:
+            if not re.fullmatch(r"-.+", option):  # one line
+                yield f"sbatch={option!r}: an option of sbatch begins with a hyphen, e.g. --constraint=thp_never"
 
 
 @dataclass

@@ -114,3 +114,12 @@ def test_values_that_no_site_allows_are_refused():
                       start_minutes=1, hang_minutes=0, slow_node=0.5)  # fmt: skip
     found = LaunchConfig(nodes=0, launcher="mpirun", hours=-1, ranks_per_node=0, life=life).problems()
     assert len(found) == 7
+
+
+def test_what_would_break_a_line_of_the_batch_script_is_refused():
+    """Slurm reads '#SBATCH --exclude=a b' as another script's argument, and says so an hour later or never."""
+    ours = {"signal_seconds": 1, "max_starts": 1, "max_failures": 1, "backoff_seconds": 1, "exclude_after": 1}
+    life = LifeConfig(**ours, start_minutes=1, hang_minutes=1, slow_node=0.5)
+    config = LaunchConfig(account="a b", exclude=["n1", "n2 n3"], sbatch=["--mail-type=END", "-Cgpu", "qos"], life=life)
+    found = [line.partition(":")[0] for line in config.problems()]
+    assert found == ["account='a b'", "exclude='n2 n3'", "sbatch='qos'"]

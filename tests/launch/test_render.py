@@ -105,3 +105,20 @@ def test_a_submitted_folder_is_never_written_again(job, tmp_path):
     write_folder(made, second)
     assert job_folders(made.run) == [first, second]
     assert {*SCRIPTS, "train.yaml", "launch.yaml"} == {path.name for path in second.iterdir()}
+
+
+def test_folders_with_a_space_in_their_name_stay_one_word(job):
+    folder = Path("/scratch/my voyage")
+    made = job("leonardo", nodes=4, folder=folder)
+    lines = scripts(made, folder / "jobs/0001")["job.sbatch"].splitlines()
+    assert "#SBATCH --output='/scratch/my voyage/jobs/0001/slurm-%j.log'" in lines
+    assert "#SBATCH --chdir='/scratch/my voyage'" in lines
+
+
+def test_no_site_binds_the_jobs_own_folder_below_another_folder_that_takes_its_place(job):
+    """A container finds no place for a folder inside one that comes from elsewhere (/dev/shm as $TMPDIR)."""
+    for site in SITES:
+        made = job(site, nodes=1 if site == "discoverer_plus" else 4, hours=1, ranks_per_node=4)
+        local = made.site.node_local or ""
+        moved = [bind.partition(":")[2] for bind in made.site.container.binds if ":" in bind]
+        assert not any(local.startswith(inside) for inside in moved), site
