@@ -178,7 +178,11 @@ def told(tasks: TaskEvaluation, names: Sequence[str], languages: Sequence[str], 
         if missing:
             lines.append(f"note: {name}: not asked in {', '.join(missing)}: too little validation text for it{why}")
         if any(counts.values()):
-            each = ", ".join(f"{language} {count}" for language, count in counts.items() if count)
-            lines.append(f"{name}: {sum(counts.values()):,} questions ({each})")
+            asked = {language: count for language, count in counts.items() if count}
+            alike = f"{next(iter(asked.values()))} in each of {len(asked)} languages"
+            each = ", ".join(f"{language} {count}" for language, count in asked.items())
+            lines.append(
+                f"{name}: {sum(asked.values()):,} questions ({alike if len({*asked.values()}) == 1 else each})"
+            )
     size = f"{len(tasks.windows):,} sequences an evaluation" if tasks.rows else "nothing to ask"
     return "\n".join([*lines, f"tasks: {size}, made in {seconds:.1f} s"])

@@ -89,11 +89,11 @@ def test_answers_are_the_likeliest_choice_a_byte_and_a_cloze_that_would_have_bee
 def test_nothing_asked_is_no_sequence_and_is_told_of():
     empty = TaskEvaluation([], 16, 2)
     assert (empty.batches, empty.rows, empty.windows) == (0, [], [])
-    some = TaskEvaluation([question([([1, 2], 1)] * 4, "next_sentence", "de")], 16, 2)
-    said = told(some, ["next_sentence", "description"], ["de", "fr"], 0.31)
+    some = TaskEvaluation([question([([1, 2], 1)] * 4, "next_sentence", name) for name in ("de", "de", "it")], 16, 2)
+    said = told(some, ["next_sentence", "description"], ["de", "fr", "it"], 0.31)
     assert "next_sentence: not asked in fr" in said
-    assert "next_sentence: 1 questions (de 1)" in said
-    assert "description: not asked in de, fr: too little validation text for it (titles" in said
+    assert "next_sentence: 3 questions (de 2, it 1)" in said
+    assert "description: not asked in de, fr, it: too little validation text for it (titles" in said
 
 
 def test_rows_are_cut_from_the_left_and_never_ask_for_their_first_id():
