@@ -17,6 +17,7 @@ from train.attention_config import attention_problems
 from train.config_rules import at_least, one_of
 from train.energy.config import EnergyConfig
 from train.engine_config import AverageConfig, EngineConfig, LossConfig, OptimizerConfig
+from train.evaluate_config import EvaluateConfig
 from train.init_config import InitConfig, beginning_problems
 from train.pools import mixture_problems
 from train.ranks import find_place
@@ -101,14 +102,6 @@ class CheckpointConfig:
     keep_every_steps: int = 0
     keep_best: int = 0
     asynchronous: bool = True
-
-
-@dataclass
-class EvaluateConfig:
-    """Validation loss a language."""
-
-    every_steps: int = MISSING
-    tokens_per_language: int = MISSING
 
 
 @dataclass
@@ -201,7 +194,7 @@ class TrainConfig:
         found = [
             *at_least(self, 1, "tokens", "ranks", "data.sequence_length", "batch.global_batch_size",
                        "batch.micro_batch_size", "checkpoint.every_steps", "checkpoint.keep_last",
-                       "evaluate.every_steps", "evaluate.tokens_per_language",
+                       "evaluate.every_steps", "evaluate.tokens_per_language", "evaluate.items_per_language",
                        "model.vocabulary_size", "model.vocabulary_multiple"),
             *at_least(self, 0, "seed", "threads_per_rank", "state_hash_every_steps",
                        "schedule.warmup_steps", "schedule.final_fraction", "schedule.fall",
@@ -219,6 +212,7 @@ class TrainConfig:
             *one_of(self, "data.packing", PACKINGS),
             *self.data.problems(),
             *self.track.problems(),
+            *self.evaluate.problems(),
             *self.energy.problems(),
             *beginning_problems(self),
             *self.optimizer.problems(),

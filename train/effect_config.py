@@ -36,6 +36,8 @@ def without_effect(config: TrainConfig) -> list[str]:
                       *(f"engine.fp16.{one.name}" for one in fields(config.engine.fp16)))  # fmt: skip
     if not config.ema.decay:
         found += _set(config, "no average is kept; set ema.decay, e.g. 0.999", "ema.every_steps", "ema.warmup")
+    if not config.evaluate.tasks:
+        found += _set(config, "evaluate.tasks names none", "evaluate.items_per_language")
     return [*found, *_data_without_effect(config), *_best_without_choice(config)]
 
 

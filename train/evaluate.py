@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, astuple, dataclass, field
 
 import numpy as np
@@ -74,14 +74,9 @@ class Evaluation:
         """
         most = max((len(one.names) for one in self.origins.values()), default=0)
         rows = torch.zeros(len(self.batches), 1 + most, 4, dtype=torch.float64)
-        reader = place.data_parallel(engine.group.size)
-        with engine.evaluating():
-            for turn in range(-(-len(self.batches) // reader.ranks)):
-                index = turn * reader.ranks + reader.rank
-                nll, first = engine.scores(self.batches[min(index, len(self.batches) - 1)][1])
-                if index < len(self.batches) and engine.group.index == 0:  # at ZeRO 3 all must run as often as others
-                    for column, score in self._of_batch(index, nll, first).items():
-                        rows[index, column] = torch.tensor(astuple(score), dtype=torch.float64)
+        for index, nll, first in scored_in_turn(engine, place, len(self.batches), lambda one: self.batches[one][1]):
+            for column, score in self._of_batch(index, nll, first).items():
+                rows[index, column] = torch.tensor(astuple(score), dtype=torch.float64)
         return self._added(all_reduce_sum(rows, engine).numpy())
 
     def _of_batch(self, index: int, nll: torch.Tensor, first: torch.Tensor) -> dict[int, Score]:
@@ -127,6 +122,22 @@ class Evaluation:
             right = int((labels == counts.argmax()).sum())
             found[name] = LanguageScore(nll, len(labels), right, int(self.token_bytes[labels].sum()))
         return found
+
+
+def scored_in_turn(
+    engine: Engine, place: Place, batches: int, batch: Callable[[int], MicroBatch]
+) -> Iterator[tuple[int, torch.Tensor, torch.Tensor]]:
+    """(number of a batch, its scores) of those that are this rank's to count (:meth:`Engine.scores`). Collective.
+
+    Ranks take every n-th batch. At ZeRO 3 all must run as often as others: who has none left runs the last once more.
+    """
+    reader = place.data_parallel(engine.group.size)
+    with engine.evaluating():
+        for turn in range(-(-batches // reader.ranks)):
+            index = turn * reader.ranks + reader.rank
+            nll, first = engine.scores(batch(min(index, batches - 1)))
+            if index < batches and engine.group.index == 0:
+                yield index, nll, first
 
 
 def all_reduce_sum(values: torch.Tensor, engine: Engine) -> torch.Tensor:

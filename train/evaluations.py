@@ -19,6 +19,7 @@ from train.run_folder import RunFolder, folder_of
 FORMAT = "hanse.evaluation/1"
 MEASURED = ("bits_per_byte", "loss", "token_accuracy", "bytes")
 ANSWERED = ("accuracy", "standard_error", "items", "chance")
+DONE = "evaluated already"
 Numbers = dict[str, dict[str, float]]
 
 
@@ -97,18 +98,53 @@ def read_evaluation(path: Path, folder: RunFolder) -> Saved:
         raise HanseError(f"{path}: not an evaluation of {FORMAT} ({error!r})") from None
 
 
+def to_evaluate(folder: RunFolder, settings: Mapping[str, Any], weights: str) -> dict[int, str]:
+    """{step: :data:`DONE` if its evaluation is there, of these settings, else why an older one does not count or ""}.
+
+    Of the complete checkpoints, ascending.
+    """
+    found = {}
+    for step in folder.find_checkpoints():
+        path, why = folder.path / "evaluations" / name_of(step, weights), ""
+        if path.is_file():
+            try:
+                read_evaluation(path, folder)
+                same = read_json(path, "evaluation").get("settings") == dict(settings)
+                why = DONE if same else "evaluated before with other settings"
+            except HanseError as error:
+                why = str(error)
+        found[step] = why
+    return found
+
+
 def _numbers(value: Mapping[str, Mapping[str, Any]]) -> Numbers:
     return {str(name): {str(key): float(number) for key, number in row.items() if math.isfinite(number)}
             for name, row in value.items()}  # fmt: skip
 
 
+def task_scores(records: Iterable[Mapping[str, Any]], saved: Iterable[Saved]) -> dict[int, dict[str, Numbers]]:
+    """{step: {task: {language: accuracy ...}}}, ascending, that a run asked on its way and ``hanse evaluate`` after it.
+
+    Where both asked a task in a language after the same step, that counts which asked more.
+    """
+    found: dict[int, dict[str, Numbers]] = {}
+    told = [(record["step"], record["evaluation_tasks"]) for record in records if "evaluation_tasks" in record]
+    for step, tasks in [*told, *((one.step, one.tasks) for one in saved)]:
+        for task, languages in tasks.items():
+            for language, row in languages.items():
+                held = found.setdefault(step, {}).setdefault(task, {})
+                if language not in held or row["items"] >= held[language]["items"]:
+                    held[language] = row
+    return dict(sorted(found.items()))
+
+
 def with_task_scores(records: Sequence[Mapping[str, Any]], saved: Iterable[Saved]) -> list[Mapping[str, Any]]:
     """A run's records, the accuracies of tasks added to the evaluation after the same step."""
     scores: dict[int, dict[str, dict[str, float]]] = {}
-    for one in saved:
-        for task, languages in one.tasks.items():
+    for step, tasks in task_scores(records, saved).items():
+        for task, languages in tasks.items():
             for language, row in languages.items():
-                scores.setdefault(one.step, {}).setdefault(language, {})[task] = row["accuracy"]
+                scores.setdefault(step, {}).setdefault(language, {})[task] = row["accuracy"]
     made: list[Mapping[str, Any]] = []
     for record in records:
         more = scores.pop(record["step"], {}) if "evaluation" in record else {}

@@ -33,6 +33,7 @@ from train.run_folder import RunFolder
 from train.schedule import learning_rate
 from train.setup import Run, set_up
 from train.step import Batch, accumulate, agree, note_step
+from train.validate import KEPT, evaluated
 
 Batches = Generator[tuple[Batch, float], None, None]
 
@@ -78,9 +79,9 @@ def train_as_rank(config: TrainConfig, place: Place, device: torch.device) -> in
 
 def _loop(run: Run, energy: EnergyRecorder, started: float) -> int:
     config, metrics, engine, writer, watchdog = run.config, run.metrics, run.engine, run.writer, run.watchdog
-    requests, clock = Requests(run.folder, config.checkpoint.every_minutes), StepClock()
+    requests = Requests(run.folder, config.checkpoint.every_minutes)
+    clock, compilations, losses = StepClock(), Compilations(metrics), dict[str, LanguageScore]()
     watch, times, tracer = run.watch, Times(run.place, config.guards.times_every_steps, run.watch), Tracer(run)
-    losses, compilations = dict[str, LanguageScore](), Compilations(metrics)
     step, batches, stop = run.first_step, prefetched(run, run.first_step), False
     energy.begin(run)
     while step < config.steps and not stop:
@@ -114,13 +115,13 @@ def _loop(run: Run, energy: EnergyRecorder, started: float) -> int:
 
         last, stop = step == config.steps, told.stop or step == config.until_step
         measured = evaluated(run, step, last=last)
-        losses = measured or losses
+        losses = dict(measured.losses) or losses
         compilations.step(step)
         if told.written:
             note_checkpoint(run, requests, writer.advance())
         if last or stop or told.save or step % config.checkpoint.every_steps == 0:
             state = checkpoint_state(run, step, run.seconds_before + time.monotonic() - started)
-            begin_writing(run, requests, state | _bits_per_byte(measured))
+            begin_writing(run, requests, state | measured.state)
             energy.record("checkpoint", step)
         if last or stop or not config.checkpoint.asynchronous:
             finish_writing(run, requests)
@@ -165,7 +166,7 @@ def go_back(run: Run, requests: Requests, step: int, started: float) -> tuple[in
         note_checkpoint(run, requests, run.writer.wait())
         before = rewind(run, step)
         state = checkpoint_state(run, before["step"], run.seconds_before + time.monotonic() - started)
-        run.writer.begin(run.engine, {key: before[key] for key in ("bits_per_byte",) if key in before} | state)
+        run.writer.begin(run.engine, {key: before[key] for key in KEPT if key in before} | state)
         note_checkpoint(run, requests, run.writer.wait())
     return int(before["step"]), prefetched(run, int(before["step"]))
 
@@ -191,21 +192,6 @@ def checkpoint_state(run: Run, step: int, wall_seconds: float) -> dict[str, Any]
         "model": data.models[config.timeline.at(max(step - 1, 0)).rope_theta].to_dict(),
         "wall_seconds": wall_seconds,
     }
-
-
-def _bits_per_byte(losses: dict[str, LanguageScore]) -> dict[str, Any]:
-    """What tells the best checkpoint, for those that were evaluated."""
-    return {"bits_per_byte": {name: loss.bits_per_byte for name, loss in losses.items()}} if losses else {}
-
-
-def evaluated(run: Run, step: int, *, last: bool) -> dict[str, LanguageScore]:
-    """Where it is due, measure the validation loss of every language, and tell of it; {} where it is not."""
-    if not (last or due(step, run.config.evaluate.every_steps)):
-        return {}
-    with run.watchdog.slowly("evaluating"), run.watch.part("evaluation"):
-        losses = run.evaluation.run(run.engine, run.place)
-    run.metrics.evaluation(step, losses)
-    return losses
 
 
 def note_checkpoint(run: Run, requests: Requests, written: Written | None) -> None:

@@ -78,8 +78,11 @@ class Metrics:
         extra = f"step {record['step']}/{self.config.steps}  loss {record['loss']:.3f}  MFU {record['mfu']:.0%}"
         self.progress.update(record["step"], extra, rate=rate)
 
-    def evaluation(self, step: int, scores: Mapping[str, LanguageScore]) -> None:
-        """Validation: written, and shown on a line of its own."""
+    def evaluation(
+        self, step: int, scores: Mapping[str, LanguageScore],
+        tasks: Mapping[str, Mapping[str, Mapping[str, float]]] | None = None,
+    ) -> None:  # fmt: skip
+        """Validation, and what tasks gave ({task: {language: accuracy ...}}): written, and shown, a line each."""
         if not self.speaks:
             return
         split = {name: {source: one.rates() for source, one in score.sources.items()}
@@ -88,9 +91,15 @@ class Metrics:
             "step": step,
             "evaluation": {name: score.rates() for name, score in scores.items()},
             **({"evaluation_by_source": split} if split else {}),
+            **({"evaluation_tasks": tasks} if tasks else {}),
         })  # fmt: skip
         self.say(f"step {step}: validation bits per byte  "
                  + "  ".join(f"{name} {score.bits_per_byte:.3f}" for name, score in scores.items()))  # fmt: skip
+        for task, rows in (tasks or {}).items():
+            chance = next(iter(rows.values()))["chance"]
+            self.say(f"step {step}: {task.replace('_', ' ')}  "
+                     + "  ".join(f"{name} {row['accuracy']:.0%}" for name, row in rows.items())
+                     + (f"  (guessing {chance:.0%})" if chance else ""))  # fmt: skip
 
     def ranks(self, step: int, report: Mapping[str, Any]) -> None:
         """What the ranks spend by themselves (train/guards/times.py): written."""

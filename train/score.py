@@ -15,23 +15,29 @@ from typing import Any
 import torch
 from torch import nn
 
-from common.errors import EXIT_DONE
+from common.errors import EXIT_DONE, HanseError
 from common.files import sha256_file, write_json
 from common.terminal import Progress, count, next_step, say, table
 from data_pipelines.tokenizer import token_byte_lengths
 from train import harness
-from train.evaluations import FORMAT, name_of
+from train.evaluations import DONE, FORMAT, name_of, to_evaluate
 from train.generate import Prompt, generate
 from train.local_start import rank_of_local_start, start_ranks
 from train.model import PackedLanguageModel, model_inputs
 from train.ranks import find_place, torchrun_variables
+from train.run_folder import RunFolder
 from train.stream import open_sources, pack
 from train.tally import Origins, Score, total
-from train.tasks import Item, answer, questions, summary
+from train.tasks import Item, answer, questions, summaries
 from train.trained import Trained, open_trained
-from train.verb_config import EvaluateVerbConfig, GenerateConfig
+from train.verb_config import ALL, EvaluateVerbConfig, GenerateConfig
 
 SETTINGS = ("tokens_per_language", "tasks", "items_per_language", "lm_eval", "samples", "sample_tokens", "seed")
+
+
+def settings_of(config: EvaluateVerbConfig) -> dict[str, Any]:
+    """What decides the numbers of an evaluation, beside the checkpoint; it is written into it."""
+    return {key: getattr(config, key) for key in SETTINGS}
 
 
 def run(config: EvaluateVerbConfig) -> int:
@@ -50,12 +56,75 @@ def _evaluate(config: EvaluateVerbConfig) -> int:
     from accelerate import PartialState
 
     state = PartialState(cpu=not torch.cuda.is_available())
-    trained = open_trained(config.run, config.step, config.shards, config.tokenizer, corpus=config.corpus,
-                           weights=config.weights)  # fmt: skip
-    model = trained.model()
+    if config.step == ALL:
+        evaluate_all(config, state)
+    else:
+        assert not isinstance(config.step, str)
+        evaluate_one(config, state, config.step, {})
+    if state.is_main_process:
+        next_step(f"hanse report run={config.run}")
+    if state.use_distributed:
+        state.destroy_process_group()
+    return EXIT_DONE
+
+
+def evaluate_all(config: EvaluateVerbConfig, state: Any) -> None:
+    """Evaluate the checkpoints of a run that were not yet, with these settings: the oldest first.
+
+    Each evaluation is written before the next begins, so what is interrupted goes on where it was.
+
+    Raises:
+        HanseError: there is none; or, when all others are done: which ones cannot be evaluated, and why.
+    """
+    folder, first = RunFolder(config.run), state.is_main_process
+    asked, wrong = dict[str, list[Item]](), list[str]()
+    found = agreed(state, to_evaluate(folder, settings_of(config), config.weights) if first else {})
+    if not found:
+        raise HanseError(f"{folder.checkpoints}: no complete checkpoint here; 'hanse train' writes one")
+    done = [step for step, why in found.items() if why == DONE]
+    if done and first:
+        say(f"skipped {len(done)} of {len(found)}, {DONE} with these settings: step {', '.join(map(str, done))}")
+    todo = {step: why for step, why in found.items() if why != DONE}
+    for number, (step, why) in enumerate(todo.items(), 1):
+        if first:
+            say(f"step {step}, {number} of {len(todo)}" + (f" ({why})" if why else ""))
+        try:
+            evaluate_one(config, state, step, asked)
+        except HanseError as error:
+            gone = agreed(state, step not in folder.find_checkpoints())
+            if first:
+                say(f"skipped step {step}: " + ("the run has deleted it meanwhile" if gone else str(error)))
+            wrong += [] if gone else [str(error)]
+    if wrong:
+        raise HanseError(f"{len(wrong)} of {len(todo)} checkpoints could not be evaluated: {'; '.join(wrong)}")
+
+
+def evaluate_one(config: EvaluateVerbConfig, state: Any, step: int | None, asked: dict[str, list[Item]]) -> None:
+    """Evaluate the checkpoint of a step (None: the latest), and write what was found. Collective.
+
+    Args:
+        asked: the questions, if they were made before; else they are put there.
+
+    Raises:
+        HanseError: on all ranks, where one of them cannot read it.
+    """
+    trained, model, error = None, None, None
+    try:
+        trained = open_trained(config.run, step, config.shards, config.tokenizer, corpus=config.corpus,
+                               weights=config.weights)  # fmt: skip
+        model = trained.model()
+    except HanseError as raised:
+        error = raised
+    except OSError as raised:  # a run that trains may delete it at any moment
+        error = HanseError(f"step {step}: {raised}")
+    if told := next((one for one in gathered(state, str(error) if error else None) if one), None):
+        raise error or HanseError(told)
+    assert trained is not None
+    assert model is not None
     nn.Module.to(model, state.device)
     scores = losses(config, trained, model, state)
-    asked = questions(trained, config.tasks, config.items_per_language, config.seed)
+    if not asked:
+        asked.update(questions(trained, config.tasks, config.items_per_language, config.seed))
     found = {
         "tasks": tasks(asked, trained, model, state),
         "lm_eval": in_harness(config, asked, trained, model, state),
@@ -67,23 +136,31 @@ def _evaluate(config: EvaluateVerbConfig) -> int:
         write_json(path, value)
         _show(value)
         say(f"written: {path}")
-        next_step(f"hanse report run={config.run}")
     if state.use_distributed:
         state.wait_for_everyone()
-        state.destroy_process_group()
-    return EXIT_DONE
+
+
+def gathered(state: Any, value: Any) -> list[Any]:
+    """What each rank says, by rank."""
+    from accelerate.utils import gather_object
+
+    return list(gather_object([value]))
+
+
+def agreed(state: Any, value: Any) -> Any:
+    """What rank 0 says, on all."""
+    return gathered(state, value)[0]
 
 
 def shared_out(state: Any, work: Sequence[Any], do: Callable[[Any], Any], what: str) -> list[Any]:
     """``do`` for every piece of work, each by one rank; the results in the order of the work, on every rank."""
-    from accelerate.utils import gather_object
-
     progress = Progress(what, len(work), "pieces", enabled=state.is_main_process)
     mine = []
     for index in range(state.process_index, len(work), state.num_processes):
         mine.append((index, do(work[index])))
         progress.update(min(index + state.num_processes, len(work)))
-    return [result for _, result in sorted(gather_object(mine), key=lambda pair: pair[0])]
+    pieces = [pair for one in gathered(state, mine) for pair in one]
+    return [result for _, result in sorted(pieces, key=lambda pair: pair[0])]
 
 
 def losses(config: EvaluateVerbConfig, trained: Trained, model: nn.Module, state: Any) -> dict[tuple[str, str], Score]:
@@ -125,11 +202,8 @@ def tasks(
             return answer(trained, model, item, state.device) == item.answer
 
         right = shared_out(state, work, do, name)
-        by_language: dict[str, list[bool]] = {}
-        for item, one in zip(work, right, strict=True):
-            by_language.setdefault(item.language, []).append(one)
-        choices = len(work[0].choices) if work else 0
-        found[name] = {language: summary(answers, choices) for language, answers in by_language.items()}
+        languages = (item.language for item in work)
+        found[name] = summaries(zip(languages, right, strict=True), len(work[0].choices) if work else 0)
     return found
 
 
@@ -184,7 +258,7 @@ def as_json(
         "checkpoint_manifest_sha256": sha256_file(trained.checkpoint.folder / "manifest.json"),
         "data_merkle_root": trained.shards.merkle_root,
         "tokenizer_sha256": trained.shards.tokenizer_sha256,
-        "settings": {key: getattr(config, key) for key in SETTINGS},
+        "settings": settings_of(config),
         "languages": {
             language: total(one for (name, _), one in scores.items() if name == language).to_json()
             for language in languages

@@ -53,6 +53,7 @@ from train.stages import Stage
 from train.state_hash import StateHasher
 from train.stopwatch import Stopwatch
 from train.stream import open_sources
+from train.task_evaluation import TaskEvaluation, open_tasks
 from train.weights import Weights
 
 
@@ -63,6 +64,7 @@ class Run:
     Attributes:
         first_step: optimizer steps done before this start; ``seconds_before``: wall-clock seconds spent on them.
         parameters: of the model; ``flops``: model FLOPs of one training token, by the length of the sequences.
+        tasks: asked beside each evaluation; None: none are.
         watch: tells where this rank's time goes.
         hasher: of weights and moments, for the ledger; None: never.
         peak: measured FLOP/s of all ranks together in ``precision``.
@@ -74,6 +76,7 @@ class Run:
     data: Data
     engine: Engine
     evaluation: Evaluation
+    tasks: TaskEvaluation | None
     metrics: Metrics
     ledger: Ledger | None
     hasher: StateHasher | None
@@ -181,6 +184,9 @@ def set_up(config: TrainConfig, place: Place, folder: RunFolder, device: torch.d
                   precision=precision, attention=attention, compiled=compiled, peak_flops_per_second=peaks,
                   peak_of_all_ranks=peak, host=platform.node(),
                   **({"stages_changed": change.told} if change else {}))  # fmt: skip
+    tasks, told = open_tasks(config, data.manifest, place, list(data.validation))
+    if told:
+        metrics.say(told)
     return Run(
         config=config,
         place=place,
@@ -189,6 +195,7 @@ def set_up(config: TrainConfig, place: Place, folder: RunFolder, device: torch.d
         engine=engine,
         evaluation=Evaluation(data.validation, config.evaluate.tokens_per_language, config.batch.micro_batch_size,
                               data.token_bytes, by_source=True),
+        tasks=tasks,
         metrics=metrics,
         ledger=ledger,
         hasher=StateHasher(engine, place) if config.state_hash_every_steps else None,

@@ -3,50 +3,37 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pyarrow.parquet as pq
-from tokenizers import Tokenizer
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 
 from common.errors import HanseError
-from data_pipelines.shards import SIDECAR, ShardsManifest, beside
+from data_pipelines.shards import ShardsManifest
 from data_pipelines.tokenizer import tokenizer_sha256
 from train.attention_config import for_reading
 from train.checkpoint import Checkpoint
 from train.config import TrainConfig
-from train.data_table import corpus_of
 from train.model import build_model
 from train.run_folder import RunFolder
+from train.validation_text import ValidationText
 
 
-@dataclass(frozen=True)
-class Trained:
+@dataclass(frozen=True, kw_only=True)
+class Trained(ValidationText):
     """A checkpoint whose hashes were checked, with the shards and the tokenizer that belong to it.
 
-    ``corpus`` is where the corpus of the shards is, if not beside them. ``weights``: which of its are asked for:
-    ``master``, those that are trained, or ``ema``, their average.
+    ``weights``: which of its are asked for: ``master``, those that are trained, or ``ema``, their average.
     """
 
     folder: RunFolder
     config: TrainConfig
     checkpoint: Checkpoint
-    shards: ShardsManifest
-    tokenizer_folder: Path
-    corpus: str | None = None
     weights: str = "master"
 
     @property
     def step(self) -> int:
         return int(self.checkpoint.state["step"])
-
-    @cached_property
-    def tokenizer(self) -> Tokenizer:
-        """The tokenizer as the shards were written with it."""
-        return Tokenizer.from_file(str(self.tokenizer_folder / "tokenizer.json"))
 
     @property
     def model_config(self) -> PretrainedConfig:
@@ -61,29 +48,6 @@ class Trained:
         """
         part = "model" if self.weights == "master" else self.weights
         return model_of(self.checkpoint, for_reading(self.config.model.attention), part)
-
-    def validation_document(self, language: str, number: int = 0) -> np.ndarray:
-        """The ids of a validation document of a language, 1-D int64, without the one that ends it."""
-        entry = next(entry for entry in self.shards.of("validation") if entry.language == language)
-        shard = self.shards.open(entry)
-        ids = shard.document(number % shard.documents).astype(np.int64)
-        return ids[:-1] if len(ids) and ids[-1] == self.shards.end_of_document_id else ids
-
-    def validation_titles(self, language: str) -> dict[int, str]:
-        """{number of a validation document: its title}; empty where the corpus is not here, or says none."""
-        corpus = corpus_of(self.shards, Path(self.corpus) if self.corpus else None)
-        if corpus is None:
-            return {}
-        entry = next(entry for entry in self.shards.of("validation") if entry.language == language)
-        ids = pq.read_table(beside(self.shards.folder / entry.name, SIDECAR), columns=["id"])["id"].to_pylist()
-        rows = pq.read_table(corpus.documents(language), columns=["id", "title"]).to_pydict()
-        titles = dict(zip(rows["id"], rows["title"], strict=True))
-        return {number: title for number, one in enumerate(ids) if (title := titles.get(one))}
-
-    @property
-    def validation_languages(self) -> list[str]:
-        """Languages with validation documents."""
-        return sorted({entry.language for entry in self.shards.of("validation") if entry.documents})
 
 
 def configuration_of(checkpoint: Checkpoint) -> PretrainedConfig:
@@ -151,7 +115,8 @@ def open_trained(
     if tokenizer_sha256(tokenizer_folder / "tokenizer.json") != checkpoint.state["tokenizer_sha256"]:
         raise HanseError(f"{tokenizer_folder}: not the tokenizer of {checkpoint.folder} (its sha256 differs); set "
                          "tokenizer=... to that one")  # fmt: skip
-    return Trained(folder, config, checkpoint, manifest, tokenizer_folder, corpus, weights)
+    return Trained(manifest, tokenizer_folder, corpus, folder=folder, config=config, checkpoint=checkpoint,
+                   weights=weights)  # fmt: skip
 
 
 def _there(folder: str, key: str) -> Path:

@@ -13,11 +13,12 @@ from common.configuration import open_dictionary
 from launch.site import Site
 from launch.sweep_record import is_sweep
 from train.config import at_least, one_of, run_problems
+from train.evaluate_config import task_problems
 from train.hardware import GPUS, find_gpu
 
 EXPORT_DTYPES = ("fp32", "bf16")
-TASKS = ("next_sentence", "description", "last_word")
 WEIGHTS = ("master", "ema")
+ALL = "all"  # steps that 'hanse evaluate' is asked for
 
 
 @dataclass
@@ -75,7 +76,7 @@ class EvaluateVerbConfig:
     """What ``hanse evaluate`` takes."""
 
     run: str = MISSING
-    step: int | None = None
+    step: int | str | None = None
     weights: str = "master"
     ranks: int = 1
     tokens_per_language: int = 0
@@ -97,7 +98,7 @@ class EvaluateVerbConfig:
         """Everything wrong with the values, one line each."""
         found = [
             *run_problems(self.run),
-            *_step_problems(self.step),
+            *_evaluated_step_problems(self),
             *one_of(self, "weights", WEIGHTS),
             *at_least(self, 1, "ranks", "micro_batch_size", "items_per_language", "sample_tokens"),
             *at_least(self, 0, "tokens_per_language", "samples", "seed"),
@@ -106,8 +107,7 @@ class EvaluateVerbConfig:
             found.append(f"lm_eval_folder={self.lm_eval_folder}: no such folder; null: lm-eval's own tasks alone")
         if self.lm_eval and importlib.util.find_spec("lm_eval") is None:
             found.append("lm_eval: lm-eval is not installed (pip install 'hanse[eval]'); [] leaves it out")
-        unknown = [name for name in self.tasks if name not in TASKS]
-        return found + [f"tasks: no task '{name}'; there is {', '.join(TASKS)}" for name in unknown]
+        return found + task_problems("tasks", self.tasks)
 
 
 @dataclass
@@ -171,3 +171,15 @@ class ReportConfig:
 
 def _step_problems(step: int | None) -> list[str]:
     return [] if step is None or step >= 1 else [f"step={step}: a checkpoint has a step of 1 or more; null: the latest"]
+
+
+def _evaluated_step_problems(config: EvaluateVerbConfig) -> list[str]:
+    if config.step == ALL:
+        return (
+            []
+            if config.output is None
+            else ["output: names one file, and step=all writes one a checkpoint; leave it out"]
+        )
+    if isinstance(config.step, str):
+        return [f"step={config.step}: a number of steps, null (the latest) or all"]
+    return _step_problems(config.step)

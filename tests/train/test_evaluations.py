@@ -7,7 +7,7 @@ import json
 import pytest
 
 from tests.train.test_report import HOSTILE, START, config, evaluation, step, text_of, write_run
-from train.evaluations import card_section, read_evaluations, with_task_scores
+from train.evaluations import DONE, card_section, read_evaluations, task_scores, to_evaluate, with_task_scores
 from train.fairness import fairness_of
 from train.run_folder import RunFolder, folder_of
 
@@ -112,3 +112,42 @@ def test_scores_of_a_step_without_a_validation_stand_alone_and_change_no_other_r
     merged = with_task_scores(records, read_evaluations(RunFolder(folder))[0])
     assert [one for one in merged if one["step"] != 15] == records
     assert merged[2] == {"step": 15, "evaluation": {"de": {"next_sentence": 0.3}, "fr": {"next_sentence": 0.6}}}
+
+
+def test_tasks_that_a_run_asked_itself_are_drawn_too_and_of_two_who_asked_more_counts(run, hanse):
+    folder, write = run
+    few = {"accuracy": 0.5, "standard_error": 0.2, "items": 5, "chance": 0.25}
+    own = [{**evaluation(number), "evaluation_tasks": {"next_sentence": {"de": few}}} for number in (10, 20)]
+    records = [START, *(step(number) for number in range(1, 21)), *own]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    assert hanse("report", f"run={folder}") == 0
+    text = text_of((folder / "report.html").read_text(encoding="utf-8"))
+    assert "Asked after step 20. Share of right answers" in text
+    assert "de 50.0% ± 20.0%" in text
+    assert "hanse evaluate, step" not in text
+    write(saved(20))  # 20 questions
+    found = task_scores(records, read_evaluations(RunFolder(folder))[0])
+    assert {number: row["next_sentence"]["de"]["items"] for number, row in found.items()} == {10: 5, 20: 20}
+    assert {one.language: one.scores for one in fairness_of(folder).languages}["de"] == {"next_sentence": 0.3}
+
+
+def test_all_checkpoints_are_evaluated_but_those_that_were_with_these_settings(run):
+    from common.files import sha256_file
+
+    folder, write = run
+    settings = {"tasks": ["last_word"], "seed": 0}
+    for number in (5, 10, 15, 20):
+        manifest = folder_of(RunFolder(folder).checkpoints, number) / "manifest.json"
+        manifest.parent.mkdir(parents=True)
+        manifest.write_text(str(number))
+        write(saved(number, sha256_file(manifest), settings=settings), number)
+    (folder / "evaluations/step-00000005.json").unlink()
+    write(saved(10, settings=settings), 10)
+    found = to_evaluate(RunFolder(folder), settings, "master")
+    assert list(found) == [5, 10, 15, 20]
+    assert (found[5], found[15], found[20]) == ("", DONE, DONE)
+    assert "of another checkpoint" in found[10]
+    assert (
+        to_evaluate(RunFolder(folder), {**settings, "seed": 1}, "master")[20] == "evaluated before with other settings"
+    )
+    assert set(to_evaluate(RunFolder(folder), settings, "ema").values()) == {""}

@@ -100,6 +100,8 @@ def test_scores_add_up_without_rounding_on_the_way():
         (["tasks=[mmlu]"], "tasks: no task 'mmlu'; there is next_sentence"),
         (["step=7"], "step=7: no checkpoint of that step"),
         (["ranks=0"], "ranks=0: must be 1 or more"),
+        (["step=al"], "step=al: a number of steps, null (the latest) or all"),
+        (["step=all", "output=x.json"], "output: names one file, and step=all writes one a checkpoint"),
     ],
 )
 def test_nonsense_is_refused(tiny_run, hanse, capfd, wrong, message):

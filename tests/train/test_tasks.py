@@ -10,7 +10,7 @@ import pytest
 from data_pipelines.shards import ShardsManifest
 from tests.data_pipelines.rich_corpus import LANGUAGES, make
 from train.tasks import CHOICES, description, last_word
-from train.trained import Trained
+from train.validation_text import ValidationText
 
 
 @pytest.fixture(scope="module")
@@ -21,7 +21,7 @@ def folder(tmp_path_factory, hanse):
 @pytest.fixture(scope="module")
 def trained(folder):
     """Shards, tokenizer and corpus; no question needs the model."""
-    return Trained(None, None, None, ShardsManifest.read(folder / "shards"), folder / "tokenizer")
+    return ValidationText(ShardsManifest.read(folder / "shards"), folder / "tokenizer")
 
 
 def texts(trained, language):
@@ -34,7 +34,7 @@ def texts(trained, language):
 def test_a_title_is_asked_with_one_sentence_of_its_text_and_three_of_others(trained):
     asked = 0
     for language in LANGUAGES:
-        titles = trained.validation_titles(language)
+        titles = trained.validation_titles(language, range(len(texts(trained, language))))
         items = description(trained, language, 20, seed=1)
         assert items == description(trained, language, 20, seed=1)
         for item in items:
@@ -52,11 +52,11 @@ def test_a_title_is_asked_with_one_sentence_of_its_text_and_three_of_others(trai
 @pytest.mark.slow
 def test_without_the_corpus_or_with_another_there_are_no_titles(folder, trained, tiny_data, tmp_path):
     shutil.copytree(folder / "shards", tmp_path / "shards")
-    alone = Trained(None, None, None, ShardsManifest.read(tmp_path / "shards"), folder / "tokenizer")
+    alone = ValidationText(ShardsManifest.read(tmp_path / "shards"), folder / "tokenizer")
     assert description(alone, "de", 20, seed=1) == []
-    other = Trained(None, None, None, alone.shards, folder / "tokenizer", str(tiny_data / "corpus"))
-    assert other.validation_titles("de") == {}
-    named = Trained(None, None, None, alone.shards, folder / "tokenizer", str(folder / "corpus"))
+    other = ValidationText(alone.shards, folder / "tokenizer", str(tiny_data / "corpus"))
+    assert other.validation_titles("de", [0, 1]) == {}
+    named = ValidationText(alone.shards, folder / "tokenizer", str(folder / "corpus"))
     assert description(named, "de", 20, seed=1) == description(trained, "de", 20, seed=1) != []
 
 

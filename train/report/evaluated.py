@@ -1,12 +1,13 @@
-"""What ``hanse evaluate`` found, as a section of the report: tasks over the checkpoints, text by source, samples."""
+"""What ``hanse evaluate`` found, as a section of the report: text by source, samples; tasks, also the run's own."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from common.charts import Chart, Series, Table, draw, fitted
 from common.page import shown_count
-from train.evaluations import Saved
+from train.evaluations import Numbers, Saved, task_scores
 from train.report.evidence import Evidence
 
 
@@ -15,6 +16,7 @@ class Section:
     """What ``report.html.j2`` shows; all but ``tasks`` is of the latest evaluation.
 
     Attributes:
+        step: of ``hanse evaluate``; 0 where it was not run, and all there is are tasks that the run asked on its way.
         tasks: accuracy over the steps that were evaluated, a chart a task.
         answers, text, harness: tables of tasks, of validation text by source, of lm-eval.
         samples: (language, prompt, what the model wrote).
@@ -29,20 +31,28 @@ class Section:
 
 
 def evaluated(evidence: Evidence) -> Section | None:
-    """The section; None where nothing was evaluated."""
-    if not evidence.saved:
+    """The section; None where nothing was evaluated and no task was asked."""
+    scores = task_scores(evidence.records, evidence.saved)
+    if not evidence.saved and not scores:
         return None
-    latest = evidence.saved[-1]
+    latest = evidence.saved[-1] if evidence.saved else None
+    if latest is None or max(scores, default=0) > latest.step:  # tasks that the run asked on its way
+        answers = _answers(scores[max(scores)], f"Asked after step {max(scores):,}. ")
+    else:
+        answers = _answers(latest.tasks)
+    charts = _charts(evidence, scores)
+    if latest is None:
+        return Section(0, charts, answers, Table([], []), Table([], []), [])
     samples = [(language, prompt, _printable(text))
                for language, texts in latest.samples.items() for prompt, text in texts]  # fmt: skip
-    return Section(latest.step, _charts(evidence), _answers(latest), _text(latest), _harness(latest), samples)
+    return Section(latest.step, charts, answers, _text(latest), _harness(latest), samples)
 
 
-def _charts(evidence: Evidence) -> list[Chart]:
-    drawn, steps = [], [one.step for one in evidence.saved]
-    last = max(evidence.last_step, *steps)
-    for task in dict.fromkeys(task for one in evidence.saved for task in one.tasks):
-        rows = [one.tasks.get(task, {}) for one in evidence.saved]
+def _charts(evidence: Evidence, scores: Mapping[int, Mapping[str, Numbers]]) -> list[Chart]:
+    drawn, steps = [], list(scores)
+    last = max([evidence.last_step, *steps])
+    for task in dict.fromkeys(task for tasks in scores.values() for task in tasks):
+        rows = [tasks.get(task, {}) for tasks in scores.values()]
         languages = sorted({name for row in rows for name in row})
         series = [Series(name, steps, [row[name]["accuracy"] if name in row else None for row in rows],
                          evidence.colour(name) if name in evidence.languages else 1) for name in languages]  # fmt: skip
@@ -55,13 +65,13 @@ def _charts(evidence: Evidence) -> list[Chart]:
     return drawn
 
 
-def _answers(latest: Saved) -> Table:
-    names = sorted({language for languages in latest.tasks.values() for language in languages})
-    rows = [[name, *(_answer(languages.get(name)) for languages in latest.tasks.values())] for name in names]
-    items = sorted({f"{row['items']:,.0f}" for one in latest.tasks.values() for row in one.values()})
-    note = ("Share of right answers, with its standard error. Questions are made of the validation text: "
+def _answers(tasks: Mapping[str, Numbers], when: str = "") -> Table:
+    names = sorted({language for languages in tasks.values() for language in languages})
+    rows = [[name, *(_answer(languages.get(name)) for languages in tasks.values())] for name in names]
+    items = sorted({f"{row['items']:,.0f}" for one in tasks.values() for row in one.values()})
+    note = (f"{when}Share of right answers, with its standard error. Questions are made of the validation text: "
             f"{' or '.join(items)} of each language.") if rows else ""  # fmt: skip
-    return Table(["language", *(task.replace("_", " ") for task in latest.tasks)], rows, note)
+    return Table(["language", *(task.replace("_", " ") for task in tasks)], rows, note)
 
 
 def _answer(row: dict[str, float] | None) -> str:
