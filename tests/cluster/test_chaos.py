@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from launch.life import KINDS, VIOLENT
-from tests.cluster.conftest import Cluster, assert_equal_runs
+from tests.cluster.conftest import Cluster, assert_equal_runs, wait_until
 from tests.cluster.run import Run
 from tests.disk import fill
 
@@ -52,6 +52,12 @@ def begin_a_page(file: Path) -> None:
         log.write("\n" * (os.sysconf("SC_PAGESIZE") - file.stat().st_size % os.sysconf("SC_PAGESIZE") + 1))
 
 
+def wait_for_words(run: Run, *words: str) -> None:
+    """Until they stand in the log, which is told of a decision after it was noted."""
+    for each in words:
+        wait_until(f"'{each}' in the log", lambda each=each: re.search(rf"{re.escape(each)}\b", run.log), 60)  # type: ignore[misc]
+
+
 def assert_little_is_lost(run: Run, start: int) -> None:
     """A start began with the last checkpoint, and left another, not long before its end."""
     starts = run.starts()
@@ -80,7 +86,7 @@ def test_a_run_outlives_a_kill_a_cut_cable_a_stopped_rank_a_wrong_result_and_a_f
     assert_little_is_lost(run, 0)
     assert run.starts()[0]["blamed"] == unlucky
     assert re.search(rf"srun: error: {unlucky}: tasks? [\d,\- ]+: ({VIOLENT.pattern})", run.log)
-    assert re.search(rf"{KINDS['crash']}: once more, suspect {unlucky}\b", run.log)
+    wait_for_words(run, f"{KINDS['crash']}: once more, suspect {unlucky}")
     cluster.start_now(job)
 
     cluster.wait_for_progress(run, 1, STEPS)
@@ -91,7 +97,7 @@ def test_a_run_outlives_a_kill_a_cut_cable_a_stopped_rank_a_wrong_result_and_a_f
     finally:
         cable(cut_off, "up")
     assert cluster.wait_for_end(run, 1) == "hung", run.log
-    assert f"{KINDS['hung']}: once more" in run.log
+    wait_for_words(run, f"{KINDS['hung']}: once more")
     assert_little_is_lost(run, 1)
     cluster.start_now(job)
 
@@ -101,8 +107,7 @@ def test_a_run_outlives_a_kill_a_cut_cable_a_stopped_rank_a_wrong_result_and_a_f
     assert cluster.wait_for_end(run, 2) == "hung", run.log
     assert_little_is_lost(run, 2)
     assert run.starts()[2]["blamed"] == stuck
-    assert "start 2: no sign of life" in run.log
-    assert re.search(rf"{KINDS['hung']}: once more, suspect {stuck}\b", run.log)
+    wait_for_words(run, "start 2: no sign of life", f"{KINDS['hung']}: once more, suspect {stuck}")
     cluster.start_now(job)
 
     with cluster.in_the_middle(run, 3, STEPS):
@@ -113,7 +118,7 @@ def test_a_run_outlives_a_kill_a_cut_cable_a_stopped_rank_a_wrong_result_and_a_f
     assert run.starts()[3]["bad_nodes"] == [wrong]
     assert "suspect a machine" in run.log
     assert f" on {wrong}" in run.log
-    assert f"{KINDS['flaky']}: once more, suspect {wrong}, without {wrong}" in run.log
+    wait_for_words(run, f"{KINDS['flaky']}: once more, suspect {wrong}, without {wrong}")
     cluster.start_now(job)
 
     with cluster.in_the_middle(run, 4, STEPS):

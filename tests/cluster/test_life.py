@@ -65,7 +65,7 @@ def test_a_bad_node_is_named_excluded_and_replaced(
     assert hanse("launch", *settings, *check, f"train.run={run.folder}", "train.tokens=5120") == 0
     assert cluster.wait_for_end(run, 0) == "bad-node", run.log
     assert run.starts()[0]["bad_nodes"] == [bad]
-    assert f"bad node {bad}" in run.log
+    cluster.wait_until("the bad node is named", lambda: f"bad node {bad}" in run.log)
     cluster.start_now(run.number)
     assert cluster.wait_for_end(run, 1) == "done", run.log
     assert bad not in run.nodes(1)
