@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import math
 import re
 from dataclasses import dataclass, field
@@ -18,6 +19,14 @@ SEAL_KINDS = ("files", "checkpoint", "corpus", "run", "evaluation", "review", "r
 ROLES = ("maintainer", "contributor", "reviewer")
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 DAY = re.compile(r"\d{4}-\d\d-\d\d")
+
+
+def is_day(text: str) -> bool:
+    """Whether this is a day of the calendar, written YYYY-MM-DD."""
+    try:
+        return datetime.date.fromisoformat(text).isoformat() == text
+    except ValueError:
+        return False
 
 
 @dataclass
@@ -203,7 +212,7 @@ class Policy:
     def problems(self) -> list[str]:
         """What is wrong with it, one line each."""
         found = [] if 0 <= self.reviews <= 100 else [f"policy.reviews={self.reviews}: 0 to 100"]
-        if self.opt_out_since and not DAY.fullmatch(self.opt_out_since):
+        if self.opt_out_since and not is_day(self.opt_out_since):
             found.append(f"policy.opt_out_since={self.opt_out_since}: a day, YYYY-MM-DD")
         for name in ("worse_bits_per_byte", "logit_tolerance"):
             if not 0 <= getattr(self, name) < math.inf:
@@ -241,7 +250,7 @@ class RegistryConfig:
         if bool(actions) != (self.key is not None):
             found.append("key: a private key belongs to create, enrol, revoke and change_policy, and to nothing else")
         found += [f"{name}={value}: a day, YYYY-MM-DD" for name in ("valid_from", "valid_until", "since")
-                  if (value := getattr(self, name)) and not DAY.fullmatch(value)]  # fmt: skip
+                  if (value := getattr(self, name)) and not is_day(value)]  # fmt: skip
         if (self.create or self.enrol) and not self.holder:
             found.append("holder: say whose key it is (a person or an organisation)")
         if self.enrol and (not self.roles or set(self.roles) - set(ROLES)):
@@ -283,7 +292,7 @@ class ContributeConfig:
             found.append("tokenizer: a checkpoint without its run does not say where its tokenizer is")
         if not NAME.fullmatch(self.name):
             found.append(f"name={self.name}: letters, digits, '.', '_' and '-', 64 at most")
-        if self.opt_out_date is not None and not DAY.fullmatch(self.opt_out_date):
+        if self.opt_out_date is not None and not is_day(self.opt_out_date):
             found.append(f"opt_out_date={self.opt_out_date}: a day, YYYY-MM-DD")
         if self.tokens_per_language < 1:
             found.append(f"tokens_per_language={self.tokens_per_language}: must be 1 or more")

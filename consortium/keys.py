@@ -108,6 +108,8 @@ def load_private(path: Path) -> ec.EllipticCurvePrivateKey:
         HanseError: no P-256 key is there, others may read the file, or the passphrase is wrong.
     """
     text = _read(path)
+    if b"PUBLIC KEY" in text:  # before its mode is complained of, as if it were worth hiding
+        raise HanseError(f"{path}: is a public key, and this takes the private one, e.g. {path.stem}.key")
     mode = stat.S_IMODE(path.stat().st_mode)
     if mode & 0o077:
         raise HanseError(f"{path}: others may read this private key (mode {mode:04o}); run chmod 600 {path}")

@@ -96,7 +96,7 @@ def make(
 
     Raises:
         HanseError: the folder holds a link or something else that is no file, has no files, is not of the kind, or is
-            not what its own manifest says.
+            not what its own manifest says; a checkpoint holds more than its manifest names.
     """
     files = files or hash_files(folder)
     predicate: dict[str, Any] = {
@@ -107,6 +107,8 @@ def make(
         form, root = identity(folder, files)
         if form not in MUST_BE.get(kind, (form,)):
             raise HanseError(f"{folder}: is {form}, and kind={kind} seals {' or '.join(MUST_BE[kind])}")
+        if kind == "checkpoint":
+            _nothing_beside(folder, files)
         predicate |= {"format": form, "merkle_root": root, "facts": facts or {}}
     subject = {"name": name or folder.name, "digest": {"sha256": _together(files.values())}}
     statement = {"_type": STATEMENT, "subject": [subject], "predicateType": TYPES[kind], "predicate": predicate}
@@ -236,6 +238,16 @@ def identity(folder: Path, files: dict[str, str]) -> tuple[str, str]:
                     raise HanseError(f"{folder}: not what its {name} describes: {wrong}")
                 return form, root
     return PLAIN_FOLDER, merkle_root(files)
+
+
+def _nothing_beside(folder: Path, files: dict[str, str]) -> None:
+    """Refuse files that a checkpoint's manifest does not name: nobody reads them, and a seal would vouch for them."""
+    described = set(_read_checkpoint(folder, None)[1])
+    others = sorted(set(files) - described - {MANIFESTS[0]})
+    if others:
+        names = ", ".join(others[:SHOWN])
+        raise HanseError(f"{folder}: holds what its manifest does not name, {names}; move that away, "
+                         "or seal all of it with kind=files")  # fmt: skip
 
 
 def _read_checkpoint(folder: Path, value: Any) -> tuple[str, dict[str, str]]:

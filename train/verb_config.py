@@ -120,7 +120,7 @@ class PlanConfig:
     gpu_memory_gb: float | None = None
     gpus_per_node: int | None = None
     network_gbit: float | None = None
-    nodes: list[int] = field(default_factory=lambda: [1])
+    nodes: Any = field(default_factory=lambda: [1])  # one number or several
     mfu: float = 0.4
     measured_in: str | None = None
     spare_memory: float = 0.1
@@ -130,13 +130,17 @@ class PlanConfig:
     output: str | None = None
     experiment: Any = None
 
+    def __post_init__(self) -> None:
+        if not isinstance(self.nodes, list):  # nodes=4, as to 'hanse launch'
+            self.nodes = [self.nodes]
+
     def problems(self) -> list[str]:
         """Everything wrong with the values, one line each."""
         found = run_problems(self.measured_in, "measured_in") if self.measured_in else []
         if self.gpu is not None and find_gpu(self.gpu) is None:
             found.append(f"gpu={self.gpu}: one of {', '.join(GPUS)}")
-        if not self.nodes or min(self.nodes) < 1:
-            found.append(f"nodes={self.nodes}: numbers of 1 or more, e.g. [1,2,4]")
+        if not self.nodes or not all(isinstance(one, int) and one >= 1 for one in self.nodes):
+            found.append(f"nodes={self.nodes}: whole numbers of 1 or more, e.g. [1,2,4]")
         if not 0 < self.mfu <= 1:
             found.append(f"mfu={self.mfu}: a share of the GPU's peak, above 0 and 1 at most")
         if not 0 <= self.spare_memory < 1:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import datetime
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from omegaconf import MISSING
 
+from consortium.config import is_day
 from train.config import run_problems
 from train.verb_config import EXPORT_DTYPES
 
@@ -101,11 +101,4 @@ class ReleaseConfig:
 def _papers_problems(registry: str | None, date: str | None) -> list[str]:
     """What is wrong with where a lineage is looked for, and with the date of its papers."""
     found = [f"registry={registry}: no such folder"] if registry and not Path(registry).is_dir() else []
-    return found + ([f"date={date}: no day; write YYYY-MM-DD"] if date is not None and not _is_day(date) else [])
-
-
-def _is_day(text: str) -> bool:
-    try:
-        return datetime.date.fromisoformat(text).isoformat() == text
-    except ValueError:
-        return False
+    return found + ([f"date={date}: no day; write YYYY-MM-DD"] if date is not None and not is_day(date) else [])

@@ -63,6 +63,11 @@ def test_a_private_key_that_others_may_read_is_refused(key, mode):
         load_private(key)
 
 
+def test_a_public_key_in_the_place_of_the_private_one_is_called_that(key):
+    with pytest.raises(HanseError, match="is a public key"):
+        load_private(key.with_suffix(".pub"))
+
+
 def test_a_link_to_a_private_key_is_refused(key):
     link = key.with_name("link.key")
     link.symlink_to(key)

@@ -10,6 +10,7 @@ import pytest
 
 from common.errors import HanseError
 from consortium import index
+from consortium.config import Policy, RegistryConfig
 from consortium.index import Registry
 from consortium.keys import load_public
 from consortium.register import Model, Register
@@ -79,6 +80,15 @@ def test_keys_have_days_and_can_be_enrolled_anew_but_not_after_they_were_revoked
         Registry(registry).register.standing(bob, ("contributor",), "2026-02-01", "here")
     assert lead(hanse, registry, people, *enrol) == 2
     assert "was revoked, which is for good" in capfd.readouterr().err
+
+
+def test_a_day_that_no_calendar_has_is_none():
+    """A key 'until 2026-09-31' would be valid for one day more than anybody meant, one 'from 2026-13-01' never."""
+    config = RegistryConfig(
+        registry="r", key="k", enrol="b.pub", holder="B", roles=["reviewer"], valid_from="2026-13-01",
+        valid_until="2026-09-31", policy=Policy(opt_out_since="2026-02-30"),
+    )  # fmt: skip
+    assert [one.partition("=")[0] for one in config.problems()] == ["policy.opt_out_since", "valid_from", "valid_until"]
 
 
 def test_somebody_always_maintains_it(hanse, registry, people, capfd):

@@ -384,6 +384,13 @@ def test_a_folder_that_is_not_what_its_manifest_says_is_not_sealed(checkpoint):
         make(checkpoint, KEY, "checkpoint")
 
 
+def test_what_a_checkpoints_manifest_does_not_name_is_not_sealed_as_a_checkpoint(checkpoint):
+    (checkpoint / "model" / "weights.pkl").write_bytes(b"\x80\x04.")
+    with pytest.raises(HanseError, match=r"does not name, model/weights\.pkl"):
+        make(checkpoint, KEY, "checkpoint")
+    make(checkpoint, KEY, "files")
+
+
 def test_a_checkpoint_with_an_edited_manifest_is_not_sealed(checkpoint):
     manifest = json.loads((checkpoint / "manifest.json").read_text())
     manifest["tensors"]["w"] = [4, 16]

@@ -295,3 +295,13 @@ def test_a_plan_knows_what_the_optimizer_and_the_average_keep(hanse, tmp_path):
         found[name] = plan["checkpoint_bytes"] / plan["parameters"]
     assert (found["adamw"], found["ademamix"], found["averaged"]) == (12, 16, 16)
     assert 8 < found["muon"] < 12  # no second moment of the matrices between the embeddings
+
+
+@pytest.mark.parametrize(("said", "meant", "wrong"), [
+    (4, [4], False), ([1, 16], [1, 16], False), (0, [0], True), ([], [], True), ("many", ["many"], True),
+    ([1.5], [1.5], True),
+])  # fmt: skip
+def test_nodes_are_one_number_or_several(said, meant, wrong):
+    config = PlanConfig(nodes=said)
+    assert config.nodes == meant
+    assert [line.partition("=")[0] for line in config.problems()] == ["nodes"] * wrong

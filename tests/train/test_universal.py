@@ -111,6 +111,15 @@ def test_inspect_and_check_tell_what_is_in_it(trained, converted, hanse, capfd):
     assert "hashes are those of hanse.json" in capfd.readouterr().out
 
 
+def test_check_names_what_lies_in_a_checkpoint_and_is_not_of_it(trained, hanse, tmp_path, capfd):
+    stray = shutil.copytree(trained, tmp_path / "step-00000012")
+    (stray / "model/weights.pkl").write_bytes(b"")
+    (stray / "link").symlink_to("/etc/passwd")
+    assert hanse("checkpoint", f"folder={stray}", "action=check") == 0
+    said = capfd.readouterr().out
+    assert [name in said for name in ("not name link,", "not name model/weights.pkl,", "state.json,")] == [1, 1, 0]
+
+
 def test_check_finds_a_flipped_bit_and_a_number_that_is_none(trained, copy, hanse, tmp_path, capfd):
     run = tmp_path / "run"
     shutil.copytree(trained, run / "checkpoints/step-00000012")
