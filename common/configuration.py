@@ -16,6 +16,7 @@ from common.errors import ConfigError, HanseError
 OF_ANOTHER_VERB = ("train.", "corpus.")  # dictionaries of what another verb is given
 CHOICE = "__choice__"  # key of a group's choice in these, where there are keys of the group beside it
 CONFIGS = Path(__file__).parents[1] / "configs"
+FIRST_LINE = "its first line must be '# @package _global_', or none of its values count"  # of an experiment's file
 HELP = """hanse {name} [group=choice] [key=value]: {line}
 
 {groups}
@@ -153,17 +154,23 @@ def instantiate(composed: Any) -> Any:
     plain = OmegaConf.to_container(composed, resolve=False)
     missing = [f"{key}: must be set ({key}=...)" for key, value in _items(plain) if value == "???"]
     if missing:
-        raise ConfigError(missing)
+        raise ConfigError([*_misplaced(plain), *missing])
     try:
         config: Any = OmegaConf.to_object(composed)
     except OmegaConfBaseException as error:
         raise ConfigError([_one_line(error)]) from None
-    problems = config.problems()
+    problems = [*_misplaced(plain), *config.problems()]
     if hasattr(config, "without_effect"):
         problems += config.without_effect()
     if problems:
         raise ConfigError(problems)
     return config
+
+
+def _misplaced(plain: Any) -> list[str]:
+    """Values of an experiment's file that Hydra put below ``experiment``, where nothing reads them."""
+    keys = [key for key, value in _items(plain.get("experiment")) if not isinstance(value, dict)]
+    return [f"experiment: {', '.join(keys[:3])} would not be read; {FIRST_LINE}"] if keys else []
 
 
 def check(name: str, overrides: list[str], folders: list[Path]) -> None:
@@ -273,12 +280,23 @@ def _explain(override: str, error: Exception, name: str, known: list[str], folde
             word.removesuffix(f"/{name}") if key == "experiment" else word for word in re.split(r"[\[\], ]+", value)
         ]
         unknown = [word for word in asked if word and word not in there]
-        return "; ".join(f"{key}={word}: no such choice; {_nearest(word, there)}" for word in unknown) or str(error)
+        said = [f"{key}={word}: no such choice; {_elsewhere(key, word, name, folders) or _nearest(word, there)}"
+                for word in unknown]  # fmt: skip
+        return "; ".join(said) or str(error)
     if type(cause).__name__ in ("ConfigAttributeError", "ConfigKeyError") or "not in struct" in str(error):
         last = [dotted for dotted in known if dotted.rpartition(".")[2] == key.rpartition(".")[2]]
         close = last or difflib.get_close_matches(key, known, 1, 0.5)
         return f"{key}: no such key; " + (f"did you mean '{close[0]}'?" if close else "--help lists the keys")
-    return f"{override}: {_one_line(cause)}"
+    told = _one_line(cause)
+    return f"{override}: {FIRST_LINE if 'Key ' + repr('experiment') + ' not in' in told else told}"
+
+
+def _elsewhere(group: str, word: str, name: str, folders: list[Path]) -> str:
+    """For which other verbs there is such an experiment, and how those are named that give ``train.`` its keys."""
+    files = [file for root in (CONFIGS, *folders) for file in root.glob(f"experiment/{word}/*.yaml")]
+    verbs = sorted({file.stem for file in files}) if group == "experiment" else []
+    through = f"; say train.experiment={word}" if "train" in verbs and name in ("launch", "plan") else ""
+    return f"it has files for {', '.join(verbs)} only{through}" if verbs else ""
 
 
 def _nearest(word: str, there: list[str]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import errno
 import importlib
 import os
 import sys
@@ -27,6 +28,9 @@ QUIET_ENVIRONMENT = {
     "TOKENIZERS_PARALLELISM": "true",
     "KINETO_LOG_LEVEL": "99",  # torch.profiler's
 }
+# A folder that cannot be written is no bug: full, over quota, read-only, somebody else's, or no folder at all.
+OF_A_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR)
+HEAVY = ("torch", "transformers", "deepspeed", "safetensors", "pyarrow", "numpy", "tokenizers", "cryptography")
 HELP = {"-h", "--help"}
 # The folder of a run, its logs and its configuration are ours: Hydra writes nothing.
 MANNERS = ("hydra.run.dir=.", "hydra.output_subdir=null", "hydra/job_logging=none", "hydra/hydra_logging=none")
@@ -54,7 +58,7 @@ class Verb:
         return getattr(importlib.import_module(module), attribute)
 
 
-def main(verbs: Mapping[str, Verb], arguments: list[str]) -> int:  # noqa: PLR0911 (an exit code each)
+def main(verbs: Mapping[str, Verb], arguments: list[str]) -> int:
     """Run ``hanse ARGUMENTS``; the exit code (see :mod:`common.errors`)."""
     for key, value in QUIET_ENVIRONMENT.items():
         os.environ.setdefault(key, value)
@@ -67,7 +71,16 @@ def main(verbs: Mapping[str, Verb], arguments: list[str]) -> int:  # noqa: PLR09
         print(f"hanse: no verb '{arguments[0]}'{hint} (hanse --help lists them)", file=sys.stderr)
         return EXIT_USER_ERROR
     try:
-        return run(verb, arguments[1:])
+        return _told(verb, arguments[1:])
+    except Exception:
+        traceback.print_exc()
+        return EXIT_CRASH
+
+
+def _told(verb: Verb, arguments: list[str]) -> int:  # noqa: PLR0911 (an exit code each)
+    """Run a verb; what a person can cause is one message on stderr."""
+    try:
+        return run(verb, arguments)
     except HanseError as error:
         print(f"hanse {verb.name}: {error}", file=sys.stderr)
         return error.exit_code
@@ -79,9 +92,19 @@ def main(verbs: Mapping[str, Verb], arguments: list[str]) -> int:  # noqa: PLR09
         return EXIT_CRASH
     except SystemExit as stop:  # Hydra's argument parser
         return stop.code if isinstance(stop.code, int) else EXIT_CRASH
-    except Exception:
-        traceback.print_exc()
-        return EXIT_CRASH
+    except OSError as error:
+        if error.errno not in OF_A_DISK or not error.filename:
+            raise
+        print(f"hanse {verb.name}: {error.filename}: {error.strerror}; make room, or name another folder",
+              file=sys.stderr)  # fmt: skip
+        return EXIT_USER_ERROR
+    except ModuleNotFoundError as error:
+        if error.name not in HEAVY:
+            raise
+        print(f"hanse {verb.name}: {sys.prefix} has no {error.name}: this verb needs hanse with all it depends on, "
+              "where 'hanse launch' and 'hanse status' do without; pip install -c constraints.txt .",
+              file=sys.stderr)  # fmt: skip
+        return EXIT_USER_ERROR
 
 
 def _overview(verbs: Mapping[str, Verb]) -> int:

@@ -1,6 +1,7 @@
 """A typo costs one line, not a traceback; all problems come at once; the help tells everything."""
 
 import dataclasses
+import errno
 import importlib
 import os
 import subprocess
@@ -108,6 +109,45 @@ def test_all_problems_of_the_values_come_at_once(fails):
     assert [line.split(":")[0].strip() for line in lines[1:]] == [
         "name", "sources.bible_fr.language", "sources.bible_de.license", "select.min_characters", "validation_fraction",
     ]  # fmt: skip
+
+
+def test_an_experiment_of_other_verbs_says_which(fails):
+    (line,) = fails("launch", "site=lumi", "experiment=demo")
+    assert line.startswith("hanse launch: experiment=demo: no such choice; it has files for corpus, ")
+    assert line.endswith("only; say train.experiment=demo")
+
+
+def test_an_experiment_whose_values_nothing_would_read_is_refused(fails, tmp_path):
+    """Without its first line Hydra puts them below ``experiment``, and the run is that of the defaults."""
+    for verb in ("train", "tokenize"):
+        path = tmp_path / f"experiment/mine/{verb}.yaml"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("name: mine\nnam: x\n")
+        (line,) = fails(verb, "--config-dir", str(tmp_path), "experiment=mine", "name=x")
+        assert line.startswith(f"hanse {verb}: experiment")
+        assert line.endswith("its first line must be '# @package _global_', or none of its values count")
+
+
+def test_what_a_person_can_cause_below_a_verb_is_one_line(capfd):
+    """A folder that takes no files, and a login node's environment without torch."""
+
+    def ended(error: Exception) -> tuple[int, str]:
+        def load(reference: str) -> object:
+            raise error
+
+        verb = Verb("tokenize", "data_pipelines.config:TokenizeConfig", "", "")
+        object.__setattr__(verb, "load", load)
+        return main({"tokenize": verb}, ["tokenize", "name=x"]), capfd.readouterr().err
+
+    code, said = ended(OSError(errno.EROFS, "Read-only file system", "/data/x"))
+    assert (code, said) == (2, "hanse tokenize: /data/x: Read-only file system; make room, or name another folder\n")
+    code, said = ended(ModuleNotFoundError("No module named 'torch'", name="torch"))
+    assert code == 2
+    assert "has no torch: this verb needs hanse with all it depends on" in said
+    for bug in (ModuleNotFoundError("No module named 'x'", name="x"), OSError(errno.EIO, "I/O error", "/data/x")):
+        code, said = ended(bug)
+        assert code == EXIT_CRASH
+        assert said.startswith("Traceback")
 
 
 def test_keys_that_must_be_set_are_all_named(fails):
