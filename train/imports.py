@@ -9,6 +9,7 @@ it.
 from __future__ import annotations
 
 import importlib
+import logging
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -20,9 +21,13 @@ from typing import Any
 
 
 def install() -> None:
-    """Watch for the modules of :data:`SPARED`, which may be imported from anywhere (train/__init__.py)."""
+    """Watch for the modules of :data:`SPARED`, which may be imported from anywhere (train/__init__.py).
+
+    And let DeepSpeed not warn that a machine has no GPU, as it does where accelerate looks whether it is there.
+    """
     if not any(isinstance(finder, _Finder) for finder in sys.meta_path):
         sys.meta_path.insert(0, _Finder())
+        logging.getLogger("DeepSpeed").addFilter(lambda record: "Setting accelerator to CPU" not in str(record.msg))
 
 
 @contextmanager
