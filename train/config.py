@@ -220,6 +220,8 @@ class TrainConfig:
             *self.ema.problems(),
             *self.engine.problems(self),
         ]  # fmt: skip
+        if Path(self.name).is_absolute() or ".." in Path(self.name).parts:
+            found.append(f"name={self.name}: folders are named by it; leave out '..' and a leading '/'")
         if not 0 <= self.schedule.decay_fraction <= 1:
             found.append(f"schedule.decay_fraction={self.schedule.decay_fraction}: a share of the steps, in [0, 1]")
         if self.until_step is not None and self.until_step < 1:

@@ -38,6 +38,7 @@ def test_all_problems_of_the_values_are_told_at_once(hanse, capsys, tiny_setting
         (["batch.globl_batch_size=8"], "did you mean 'batch.global_batch_size'?"),
         (["batch.micro_batch_size=many"], "batch.micro_batch_size"),
         (["model=llama-9b"], "model"),
+        (["name=../elsewhere"], "name=../elsewhere: folders are named by it"),
         (["profile=true", "profiling.steps=0"], "profiling.steps=0: must be 1 or more"),
         (["profile=true", "profiling.ranks=[2]"], "profiling.ranks=[2]: some of the ranks 0 to 1"),
     ],
