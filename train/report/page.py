@@ -44,14 +44,14 @@ def write(config: ReportConfig) -> None:
     say_losses({name: (found["bits_per_byte"], evidence.unigram.get(name)) for name, found in validated.items()})
     say(energy_line(evidence.energy.to_json()))
     say(f"wrote {output} ({count(output.stat().st_size, 'B')}, {evidence.status}): open it in a browser")
+    experiment = same_again(evidence.config.name)
+    known = experiment.startswith("experiment=")  # else the command is its author's alone
     if evidence.last_step >= evidence.config.steps:
-        experiment = same_again(evidence.config.name)
-        next_step(
-            f"hanse generate run={config.run} 'prompts=[\"...\"]' temperature=0.5",
-            f"hanse train {experiment} run={config.run}-longer tokens={4 * evidence.config.tokens:_}",
-        )
+        longer = f"hanse train {experiment} run={config.run}-longer tokens={4 * evidence.config.tokens:_}"
+        next_step(f"hanse generate run={config.run} 'prompts=[\"...\"]' temperature=0.5", *[longer] * known)
     else:
-        next_step(f"hanse train {same_again(evidence.config.name)}: the same command goes on where it stopped")
+        again = f"hanse train {experiment}: " if known else ""
+        next_step(f"{again}the same command goes on where it stopped")
 
 
 def page(evidence: Evidence) -> str:
