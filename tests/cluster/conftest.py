@@ -32,7 +32,7 @@ PACKAGES = {"slurmctld": "slurmctld", "slurmd": "slurmd", "sbatch": "slurm-clien
 USUAL = Path.home() / ".cache/torch_extensions" / f"py{sys.version_info[0]}{sys.version_info[1]}_cpu"
 EXTENSIONS = os.environ.get("TORCH_EXTENSIONS_DIR", str(USUAL))
 NODES = 4  # of each worker
-STEPS = 160  # of a run: room for all that happens to one
+STEPS = 200  # of a run: room for all that happens to one
 PATIENCE_SECONDS = float(os.environ.get("HANSE_TEST_PATIENCE", "600"))  # of a machine that does much else
 
 
