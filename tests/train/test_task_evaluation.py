@@ -158,7 +158,8 @@ def test_tasks_on_the_way_are_those_of_hanse_evaluate_at_any_stage_and_number_of
     changed["settings"]["seed"] = 7
     (evaluations / "step-00000002.json").write_text(json.dumps(changed))
     weights = next((tmp_path / "stage-1/checkpoints/step-00000003/model").glob("*.safetensors"))
-    weights.write_bytes(weights.read_bytes()[:-1] + b"?")
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
     capfd.readouterr()
     assert hanse("evaluate", f"run={tmp_path / 'stage-1'}", "step=all", *evaluate) == 2
     out, error = capfd.readouterr()
