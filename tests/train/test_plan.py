@@ -249,7 +249,7 @@ def test_what_does_not_fit_is_said_with_what_would_help(hanse, capsys):
     ("wrong", "messages"),
     [
         (["gpu=B300", "nodes=[0]", "mfu=1.5", "measured_in=nowhere"],
-         ["gpu=B300: one of A100, H100", "nodes=[0]: numbers of 1 or more", "mfu=1.5: a share",
+         ["gpu=B300: one of A100, H100", "nodes=[0]: whole numbers of 1 or more", "mfu=1.5: a share",
           "measured_in=nowhere: no run folder"]),
         (["train.batch.micro_batch_size=0"], ["train.batch.micro_batch_size=0: must be 1 or more"]),
         (["site=local"], ["site=local: the peak of its GPU (none) is not known"]),
