@@ -2,7 +2,7 @@
 #
 #   make demo    text in four languages -> a trained model, its export and its report (runs/demo/)
 #   make test    all tests but those of a cluster;  make quick  without the slow ones
-#   make cluster jobs on a real Slurm of simulated nodes: root, Debian's Slurm packages, a quarter of an hour;
+#   make cluster jobs on a real Slurm of simulated nodes: root, Debian's Slurm packages, ten minutes;
 #                make cluster-again  those that failed
 #   make lint    ruff and mypy;  make docs  the site (site/);  make clean  what the tools left behind
 #
