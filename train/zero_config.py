@@ -51,7 +51,7 @@ def deepspeed_config(config: TrainConfig, ranks: int, precision: str, parameters
         "data_types": {"grad_accum_dtype": accumulated},
         "communication_data_type": travelling,
         "zero_allow_untested_optimizer": True,
-        "zero_force_ds_cpu_optimizer": False,  # torch's fused AdamW is as fast on a host (benchmarks/host_adam.py), with no compiler
+        "zero_force_ds_cpu_optimizer": False,  # torch's fused AdamW is as fast there (benchmarks/host_adam.py)
         "steps_per_print": 10**12,
         "timers": {"throughput": {"enabled": False}},  # it waits for the GPU twice a micro-batch
         "wall_clock_breakdown": False,
