@@ -115,7 +115,7 @@ def _loop(run: Run, energy: EnergyRecorder, started: float) -> int:
 
         last, stop = step == config.steps, told.stop or step == config.until_step
         measured = evaluated(run, step, last=last)
-        losses = dict(measured.losses) or losses
+        losses = measured.losses or losses
         compilations.step(step)
         if told.written:
             note_checkpoint(run, requests, writer.advance())

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -91,8 +91,7 @@ class TaskEvaluation:
                 end += len(ids)
                 asked.append(Asked(row, window, end - 1 - counted, end - 1))
                 counts[window, end - 1 - counted : end - 1] = True
-        labels = np.where(counts, batch.labels, IGNORED)
-        return MicroBatch(batch.input_ids, labels, batch.positions, batch.documents, batch.sources, batch.packed), asked
+        return replace(batch, labels=np.where(counts, batch.labels, IGNORED)), asked
 
     def _window(self, rows: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
         """(ids, documents), int64 arrays of ``length + 1``: a document a row, then padding."""

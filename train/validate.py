@@ -24,7 +24,7 @@ class Measured:
         tasks: {task: {language: accuracy, standard error ...}} (:func:`train.tasks.summary`).
     """
 
-    losses: Mapping[str, LanguageScore] = field(default_factory=dict)
+    losses: dict[str, LanguageScore] = field(default_factory=dict)
     tasks: Mapping[str, Mapping[str, Mapping[str, float]]] = field(default_factory=dict)
 
     @property
