@@ -166,7 +166,7 @@ class ExactSum:
             whole = squares.floor()
             rest = squares.sub_(whole).mul_(2.0**SQUARE_BITS).floor_()
             halves += torch.stack((whole.to(torch.int64).sum(), rest.to(torch.int64).sum()))
-        dist.all_reduce(halves)
+        dist.all_reduce(halves, group=self.engine.optimizer.dp_process_group)  # those who share the flat tensors
         whole_sum, rest_sum = halves.tolist()
         return unit * math.sqrt((whole_sum + rest_sum * 2.0**-SQUARE_BITS) * 2.0**-SQUARE_BITS)
 
