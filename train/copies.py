@@ -1,8 +1,8 @@
 """ZeRO 0: every rank holds all states, and gradients are summed over all ranks (plain data parallel).
 
-DeepSpeed's own stage 0 has no place where a step can be refused, and refuses bf16 with sums in fp32. So each rank is a
-world of its own to it, at stage 1, which has both; the sum over the ranks is taken where that stage would have taken it:
-a bucket at a time, beside what is left of the backward pass.
+DeepSpeed's own stage 0 has no place where a step can be refused, and refuses bf16 with sums in fp32. So to DeepSpeed
+each rank is a world of its own at stage 1, which has both; the sum over the ranks is taken where that stage would have
+taken it: a bucket at a time, beside what is left of the backward pass.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def alone(stage: int, module: nn.Module) -> Alone | None:
 
 
 def sum_over_ranks(zero: Any, stage: int) -> None:
-    """At stage 0, average gradients over all ranks, in the type in which they travel; DeepSpeed's optimizer calls it."""
+    """At stage 0, let DeepSpeed's optimizer average gradients over all ranks, in the type in which they travel."""
     if stage > 0:
         return
     ranks = dist.get_world_size()

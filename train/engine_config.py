@@ -154,21 +154,15 @@ class EngineConfig:
     def _offload_problems(self, config: TrainConfig) -> list[str]:
         found = []
         if self.offload_optimizer != "none":
-            here = f"engine.offload_optimizer={self.offload_optimizer}"
-            if config.determinism == "D2":
-                found.append(
-                    f"{here}: not with determinism=D2, which hands its sums to an optimizer beside the weights"
-                )
-            if self.zero_stage == 0:
-                found.append(f"{here}: is to save memory, as sharing states out does; set engine.zero_stage=1 or more")
-            if config.optimizer.kind == "muon":
-                found.append(
-                    f"{here}: not with optimizer.kind=muon, whose products want the GPU; take adamw or ademamix"
-                )
-            if config.guards.layer_norms_every_steps:
-                found.append(
-                    f"{here}: not with guards.layer_norms_every_steps, which reads gradients beside the weights"
-                )
+            here, exact = f"engine.offload_optimizer={self.offload_optimizer}", config.determinism == "D2"
+            found += [f"{here}: {why}" for wrong, why in (
+                (self.zero_stage == 0, "saves memory, as sharing states out does; set engine.zero_stage=1 or more"),
+                (exact, "not with determinism=D2, which hands its sums to an optimizer beside the weights"),
+                (config.optimizer.kind == "muon",
+                 "not with optimizer.kind=muon, whose products want the GPU; take adamw or ademamix"),
+                (config.guards.layer_norms_every_steps,
+                 "not with guards.layer_norms_every_steps, which reads gradients beside the weights"),
+            ) if wrong]  # fmt: skip
         if self.offload_optimizer == "nvme":
             here = "engine.offload_optimizer=nvme"
             if self.zero_stage != 3:

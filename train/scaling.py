@@ -69,7 +69,7 @@ class Work:
         compute: seconds of a micro-batch's forward and backward pass where nothing is waited for.
         recompute: whether the backward pass computes the forward pass again.
         value_bytes: of a weight and of a gradient on the way.
-        bucket_bytes: what stages 1 and 2 send at once, at most.
+        bucket_bytes: what stages 0 to 2 send at once, at most.
         sharing: ranks that share a sequence; ``exchanged``: bytes that one gives them in a micro-batch, all-to-all.
     """
 
@@ -91,7 +91,8 @@ def step_seconds(work: Work, ranks: int, network: Network) -> float:
     The backward pass takes twice as long as the forward pass, and what it recomputes. Stage 3 gathers the weights in
     both and reduces gradients in every backward pass; stage 2 reduces them in every one, stage 1 in a step's last; both
     gather the new weights when the optimizer is done, with nothing to hide it behind. Nor is there for what ranks that
-    share sequences exchange in each layer, twice in every pass.
+    share sequences exchange in each layer, twice in every pass. Stage 0 sums gradients in a step's last pass: that is a
+    reduction and a gathering.
     """
     passes = 3 if work.recompute else 2
     exchange = network.all_to_all(work.exchanged, work.sharing, 2 * passes * work.layers) if work.sharing > 1 else 0.0
@@ -106,7 +107,9 @@ def _without_exchange(work: Work, ranks: int, network: Network) -> float:
     if work.stage == 3:
         return work.accumulation * (max(forward, one) + max(backward, 2 * one))
     reduced = work.accumulation if work.stage == 2 else 1
-    return work.accumulation * forward + reduced * max(backward, one) + (work.accumulation - reduced) * backward + one
+    beside, after = (2 * one, 0.0) if work.stage == 0 else (one, one)
+    passes = reduced * max(backward, beside) + (work.accumulation - reduced) * backward
+    return work.accumulation * forward + passes + after
 
 
 def efficiency(work: Work, ranks: int, network: Network) -> float:

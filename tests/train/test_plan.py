@@ -79,13 +79,14 @@ def test_recomputed_activations_change_no_bit_of_the_gradient(architecture):
 def test_states_follow_the_zero_paper(parameters, ranks, precision):
     """All stages agree on one rank; each shares out what the one before does and more; nothing is lost."""
     value = {"bf16": 2, "fp32": 4}[precision]
-    found = {stage: states(parameters, Layout(ranks, stage, precision)) for stage in (1, 2, 3)}
+    found = {stage: states(parameters, Layout(ranks, stage, precision)) for stage in (0, 1, 2, 3)}
     assert found[1][0] == found[2][0] == value * parameters == pytest.approx(found[3][0] * ranks)
     assert found[1][1] == value * parameters == pytest.approx(found[2][1] * ranks) == pytest.approx(found[3][1] * ranks)
-    assert len({part[2] for part in found.values()}) == 1
-    assert sum(found[1]) >= sum(found[2]) >= sum(found[3])
+    assert len({found[stage][2] for stage in (1, 2, 3)}) == 1
+    assert (*found[0][:2], found[0][2]) == (*found[1][:2], pytest.approx(found[1][2] * ranks))
+    assert sum(found[0]) >= sum(found[1]) >= sum(found[2]) >= sum(found[3])
     if ranks == 1:
-        assert found[1] == found[2] == found[3]
+        assert found[0] == found[1] == found[2] == found[3]
 
 
 def test_exact_sums_take_eight_bytes_and_eight_more_of_the_own_share():
@@ -216,7 +217,7 @@ def test_every_stage_is_planned_with_its_own_batch_and_sequences():
     for time in (one, many):
         assert sum(stage.seconds for stage in time.stages) == pytest.approx(time.seconds)
         shares = [stage.efficiency[0] for stage in time.stages]
-        assert min(shares) <= time.efficiency[0] <= max(shares) <= 1
+        assert min(shares) <= time.efficiency[0] <= max(shares) <= 1 + 1e-9
         assert time.efficiency[1] <= time.efficiency[0] <= time.efficiency[2]
     for number, override in enumerate(("batch.global_batch_size=2048", "batch.global_batch_size=256")):
         length, tokens = (1024, 2_000_000_000) if number == 0 else (4096, 1_000_000_000)
