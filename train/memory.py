@@ -18,6 +18,7 @@ from transformers import AttentionInterface, PretrainedConfig
 from common import zero
 from train.loss import ROWS_ELEMENTS
 from train.model import PackedLanguageModel, recompute_activations, shape_of_model
+from train.muon import ROUND
 from train.zero_config import bucket_elements
 
 VALUE_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
@@ -27,6 +28,8 @@ SUM_BYTES = 8  # of an exact sum
 # What an optimizer's step makes and drops again, a parameter of the own share: operations of ours stand alone
 # (train/optimizers.py); torch's fused AdamW makes nothing. At D2 sums need more than any of them.
 STEP_BYTES = {"adamw": 0, "muon": 8, "ademamix": 12}
+# Of what Muon brings together at once (train/muon.py): matrices, what they become; messages, where others have a part.
+ROUND_BYTES, MESSAGE_BYTES = 8, 8
 
 
 @dataclass(frozen=True)
@@ -130,7 +133,7 @@ def buffers(parameters: int, layout: Layout) -> float:
         return _exact_buffers(parameters, elements, layout)
     reducing = summed * elements * (2 if layout.overlap else 1)  # one is filled while another is sent
     copied, here = layout.precision != "fp32" and not layout.apart, "optimizer" not in layout.offloaded
-    stepping = ((4 if copied else 0) + STEP_BYTES[layout.kind]) * parameters / layout.sharers if here else 0.0
+    stepping = _stepping(parameters, layout, copied=copied) if here else 0.0
     own = min(layout.largest, parameters / layout.sharers) if layout.stage < 3 else layout.largest / layout.sharers
     norm = 8 * own  # which is taken of one gradient after another, in double precision
     if layout.stage == 3:
@@ -139,6 +142,14 @@ def buffers(parameters: int, layout: Layout) -> float:
     if layout.apart and layout.stage <= 1:  # sums travel in fp32, and the own share is put together beside them
         return reducing + 4 * parameters / layout.sharers + max(stepping, norm)
     return max(reducing, norm, stepping + (0 if layout.apart else value * parameters / layout.sharers))
+
+
+def _stepping(parameters: int, layout: Layout, *, copied: bool) -> float:
+    """What the optimizer's step makes and drops again; ``copied``: the gradient in fp32, too."""
+    made = ((4 if copied else 0) + STEP_BYTES[layout.kind]) * parameters
+    if layout.kind == "muon":
+        made += (ROUND_BYTES + (MESSAGE_BYTES if layout.sharers > 1 else 0)) * min(parameters, ROUND)
+    return made / layout.sharers
 
 
 def _exact_buffers(parameters: int, elements: int, layout: Layout) -> float:

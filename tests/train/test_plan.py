@@ -265,7 +265,8 @@ def test_nonsense_is_refused(hanse, capfd, wrong, messages):
 @pytest.mark.slow
 def test_states_are_planned_within_a_tenth_of_what_lies_in_real_ranks():
     """And nothing rises above all that is planned, neither in the passes nor in the update itself."""
-    cases = [(1, "fp32", "D0", "adamw"), (3, "fp32", "D0", "adamw"), (1, "bf16", "D0", "adamw"),
+    cases = [(0, "fp32", "D0", "adamw"), (0, "bf16", "D0", "muon"), (1, "fp32", "D0", "muon"),
+             (1, "fp32", "D0", "adamw"), (3, "fp32", "D0", "adamw"), (1, "bf16", "D0", "adamw"),
              (2, "bf16", "D0", "adamw"), (3, "bf16", "D0", "adamw"), (1, "bf16", "D2", "adamw"),
              (2, "fp32", "D2", "adamw"), (3, "fp32", "D2", "adamw"), (2, "fp32", "D0", "ademamix")]  # fmt: skip
     for case, found in zip(cases, on_ranks(2, "llama-3m", cases), strict=True):
