@@ -234,7 +234,10 @@ def batches(evidence: Evidence) -> str:
 
 
 def checkpoints(evidence: Evidence) -> str:
-    """Every file of every checkpoint has its hash, and the ledger knows the checkpoint's Merkle root."""
+    """Every file of every checkpoint has its hash, and the ledger knows the checkpoint's Merkle root.
+
+    Files that no manifest names belong to no checkpoint: nothing is known that they could be checked against.
+    """
     from train.checkpoint import PARTS, Older
 
     if not evidence.opened:
@@ -258,6 +261,10 @@ def checkpoints(evidence: Evidence) -> str:
     old = [step for step, opened in evidence.opened if isinstance(opened, Older)]
     if old:
         raise Unknown(f"of step {', '.join(map(str, old))}: older format, cannot be checked; of the others: {told}")
+    strays = [str(one.folder / name) for _, one in evidence.checkpoints for name in one.strays()]
+    if strays:
+        raise Unknown(f"in no manifest, so of no checkpoint: {', '.join(strays[:4])}{' ...' * (len(strays) > 4)}; "
+                      f"move that away. The checkpoints: {told}")  # fmt: skip
     return told
 
 
