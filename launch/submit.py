@@ -29,17 +29,11 @@ def run(config: LaunchConfig) -> int:
     Raises:
         HanseError: everything that speaks against the job, found before anything is submitted.
     """
-    config.site, why = resolve(config.site)
-    site = config.site
-    problems = site.problems()
-    if problems:
-        raise ConfigError(problems)
-    here = is_here(site)
+    why = at_its_site(config)
+    site, here = config.site, is_here(config.site)
     if config.task == "corpus":
         return data_job.run(config, why, here=here)
-    ranks = config.nodes * (ranks_per_node(config, site) or 1)
-    train, wrong = configuration_of("train", config.train, f"ranks={ranks}", *of_the_site(config))
-    job = work_out(config, site, train, wrong, Path.cwd(), here=here)
+    job = job_of(config, here=here)
     if is_sweep(job.run):
         raise HanseError(f"{job.run}: holds a sweep; launch it with --multirun, or name another folder with train.run=")
     refuse_if_in_use(job.run)
@@ -49,6 +43,43 @@ def run(config: LaunchConfig) -> int:
     if site.scheduler == "none":
         return 0 if config.dry_run else start_here(job, folder)
     return _submit(job, folder, here=here)
+
+
+def check(config: LaunchConfig) -> None:
+    """All that :func:`run` looks for before it writes anything.
+
+    Raises:
+        HanseError: everything that speaks against the job.
+    """
+    at_its_site(config)
+    here = is_here(config.site)
+    if config.task == "corpus":
+        data_job.work_out(config, *configuration_of("corpus", config.corpus), here=here)
+    else:
+        job_of(config, here=here)
+
+
+def at_its_site(config: LaunchConfig) -> str:
+    """Put the facts of the site into the configuration; how it was found.
+
+    Raises:
+        HanseError: nobody knows where this is, or something is wrong with the site's facts.
+    """
+    config.site, why = resolve(config.site)
+    if problems := config.site.problems():
+        raise ConfigError(problems)
+    return why
+
+
+def job_of(config: LaunchConfig, *, here: bool) -> Job:
+    """The job of a training.
+
+    Raises:
+        ConfigError: everything that speaks against it (:func:`launch.job.work_out`).
+    """
+    ranks = config.nodes * (ranks_per_node(config, config.site) or 1)
+    train, wrong = configuration_of("train", config.train, f"ranks={ranks}", *of_the_site(config))
+    return work_out(config, config.site, train, wrong, Path.cwd(), here=here)
 
 
 def is_here(site: Site) -> bool:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, field
 from functools import cached_property
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -243,6 +244,18 @@ class TrainConfig:
         from train.effect_config import without_effect
 
         return [] if (Path(self.run) / "config.yaml").is_file() else without_effect(self)
+
+    def look(self) -> None:
+        """What ``--check`` looks for beside, where the shards are here: that they have what the mixtures name.
+
+        Raises:
+            HanseError: naming what is not there, and what there is.
+        """
+        if (Path(self.data.shards) / "manifest.json").is_file() and find_spec("numpy"):  # a login node may lack it
+            from data_pipelines.shards import ShardsManifest
+            from train.pools import check_mixtures
+
+            check_mixtures(self, ShardsManifest.read(Path(self.data.shards)))
 
 
 def batch_problems(batch: BatchConfig, ranks: int, sequence_parallel: int = 1) -> list[str]:
