@@ -63,6 +63,11 @@ def count(number: float, unit: str = "") -> str:
     return f"{number:.3g} {unit}".strip()
 
 
+def many(number: int, what: str) -> str:
+    """A number of things: ``1 node``, ``1,024 nodes``."""
+    return f"{number:,} {what}{'s' * (number != 1)}"
+
+
 class Progress:
     """Progress of long work: one line rewritten on a terminal, a line every ten seconds in a log file."""
 

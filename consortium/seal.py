@@ -20,7 +20,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from common.errors import HanseError
 from common.files import atomic_file, is_plain, merkle_root, sha256_files
-from common.terminal import count, next_step, say
+from common.terminal import count, many, next_step, say
 from consortium import bundle
 from consortium.config import SEAL_KINDS, SealConfig
 from consortium.keys import fingerprint, load_private, load_public, public_path
@@ -63,7 +63,7 @@ def run(config: SealConfig) -> None:
         trusted = {fingerprint(key): key for key in map(load_public, map(Path, config.trust))}
         held = check(folder, Path(config.check), trusted, kind=config.kind)
         size = sum((folder / name).stat().st_size for name in held.files)
-        say(f"{config.check}: holds: {len(held.files)} files, {count(size, 'B')}, kind {held.kind}")
+        say(f"{config.check}: holds: {many(len(held.files), 'file')}, {count(size, 'B')}, kind {held.kind}")
         if held.root:
             say(f"{held.format}, Merkle root {held.root}")
         say(f"sealed with the key {held.key}")

@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 
 from common.errors import ConfigError, HanseError
 from common.files import read_json, write_json
-from common.terminal import duration, next_step, say, short_path
+from common.terminal import duration, many, next_step, say, short_path
 from launch import data_job, slurm
 from launch.config import LaunchConfig
 from launch.job import Job, ranks_per_node, work_out
@@ -132,16 +132,17 @@ def _show(job: Job, folder: Path, why: str) -> None:
 def summary(job: Job, folder: Path) -> Iterator[tuple[str, str]]:
     """What a person should see before hours are spent, as (what, value)."""
     config, train = job.config, job.train
-    nodes, software = config.nodes + config.spare_nodes, config.software
+    software = config.software
     per_step = train["batch"]["global_batch_size"] * train["data"]["sequence_length"]
     spare = f" + {config.spare_nodes} spare" if config.spare_nodes else ""
+    nodes = f"{config.nodes}{spare} nodes" if spare else many(config.nodes, "node")
     cpus = f", {job.cpus_per_rank} CPUs each" if job.cpus_per_rank else ""
     queue = config.queue or job.site.queue
-    hours = job.seconds / 3600 * nodes * (job.gpus_per_node or 1)
+    hours = job.seconds / 3600 * (config.nodes + config.spare_nodes) * (job.gpus_per_node or 1)
     unit = "GPU-hours" if job.gpus_per_node else "node-hours"
     yield "run", f"{train['name']} in {short_path(job.run, job.work_folder)}"
     where = f"; queue {queue}" if queue else ""
-    yield "asks for", f"{config.nodes}{spare} nodes x {job.ranks_per_node} ranks{cpus}{where}"
+    yield "asks for", f"{nodes} x {many(job.ranks_per_node, 'rank')}{cpus}{where}"
     if job.seconds:
         most = f"{duration(job.seconds)} and at most {hours:,.0f} {unit} a start"
         yield "time", f"{most}, again until its tokens are used up"

@@ -268,9 +268,13 @@ def batch_problems(batch: BatchConfig, ranks: int, sequence_parallel: int = 1) -
         return []
     below, above = batch.global_batch_size // unit * unit, -(-batch.global_batch_size // unit) * unit
     nearest = f"{below} or {above}" if below else str(above)
+    fewer, more = ([other for other in counts if other % sequence_parallel == 0
+                    and batch.global_batch_size % (batch.micro_batch_size * other // sequence_parallel) == 0][:1]
+                   for counts in (range(ranks - 1, 0, -1), range(ranks + 1, 2 * ranks + 1)))  # fmt: skip
+    of_ranks = f"; or {' or '.join(map(str, [*fewer, *more]))} ranks" if fewer or more else ""
     shared, by = (" / engine.sequence_parallel", f" / {sequence_parallel}") if sequence_parallel > 1 else ("", "")
     return [f"batch.global_batch_size={batch.global_batch_size}: not a multiple of batch.micro_batch_size x ranks"
-            f"{shared} = {batch.micro_batch_size} x {ranks}{by} = {unit}; nearest: {nearest}"]  # fmt: skip
+            f"{shared} = {batch.micro_batch_size} x {ranks}{by} = {unit}; nearest: {nearest}{of_ranks}"]  # fmt: skip
 
 
 def run_problems(run: str, key: str = "run") -> list[str]:

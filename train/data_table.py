@@ -72,3 +72,17 @@ def say_losses(losses: Mapping[str, tuple[float | None, float | None]]) -> None:
             for name, (ours, base) in losses.items() if ours is not None and base is not None]  # fmt: skip
     if rows:
         table("validation bits per byte", ["language", "model", "unigram", "difference"], rows)
+
+
+def say_tasks(tasks: Mapping[str, Mapping[str, Mapping[str, float]]]) -> None:
+    """Print the share of right answers: {task: {language: accuracy, standard error, chance ...}}."""
+    languages = sorted({language for rows in tasks.values() for language in rows})
+    rows = [[name, *(_right(rows.get(name)) for rows in tasks.values())] for name in languages]
+    if rows:
+        guessing = [f"{next(iter(one.values()))['chance']:.0%}" if one else "" for one in tasks.values()]
+        head = [name.replace("_", " ") for name in tasks]
+        table("right answers", ["language", *head], [*rows, ["guessing", *guessing]])
+
+
+def _right(row: Mapping[str, float] | None) -> str:
+    return f"{row['accuracy']:.1%} ± {row['standard_error']:.1%}" if row else ""

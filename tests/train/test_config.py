@@ -33,6 +33,7 @@ def test_all_problems_of_the_values_are_told_at_once(hanse, capsys, tiny_setting
             "not a multiple of batch.micro_batch_size x ranks = 2 x 2 = 4; nearest: 4 or 8",
         ),
         (["ranks=3", "batch.micro_batch_size=3"], "3 x 3 = 9; nearest: 9"),
+        (["ranks=3"], "2 x 3 = 6; nearest: 6 or 12; or 2 or 4 ranks"),
         (["tokens=511"], "less than one step, which takes batch.global_batch_size x data.sequence_length = 512 tokens"),
         (["schedule.warmup_steps=11"], "do not fit into the 12 steps"),
         (["batch.globl_batch_size=8"], "did you mean 'batch.global_batch_size'?"),
