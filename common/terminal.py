@@ -63,9 +63,9 @@ def count(number: float, unit: str = "") -> str:
     return f"{number:.3g} {unit}".strip()
 
 
-def many(number: int, what: str) -> str:
+def many(number: int, what: str, plural: str | None = None) -> str:
     """A number of things: ``1 node``, ``1,024 nodes``."""
-    return f"{number:,} {what}{'s' * (number != 1)}"
+    return f"{number:,} {what if number == 1 else plural or what + 's'}"
 
 
 class Progress:

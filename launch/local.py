@@ -18,6 +18,7 @@ from common.terminal import say
 
 ONE_SECONDS = 1.0  # signals so close to the first are the same: timeout(1) and others send it twice, also to our group
 GRACE_SECONDS = 10.0  # between one rank's failure and the end of the others
+ASKED = "asked to stop: a training finishes its step, and saves; a second time ends the ranks at once"
 SPEAKING = (EXIT_USER_ERROR, EXIT_HUNG, EXIT_FLAKY)  # exit codes of a rank that are those of the whole
 PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 
@@ -52,6 +53,8 @@ def run_ranks(command: Sequence[str], ranks: int, threads: int, log_folder: Path
         if time.monotonic() < first_stop + ONE_SECONDS and stops:
             return
         stops, first_stop = stops + 1, min(first_stop, time.monotonic())
+        if stops == 1:
+            say(ASKED)
         for process in processes:
             if process.poll() is None:
                 process.send_signal(signal.SIGTERM if stops == 1 else signal.SIGKILL)
