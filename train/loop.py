@@ -114,7 +114,7 @@ def _loop(run: Run, energy: EnergyRecorder, started: float) -> int:
 
         last, stop = step == config.steps, told.stop or step == config.until_step
         measured = evaluated(run, step, last=last)
-        newest = measured if measured.losses else newest
+        newest = measured if measured.step else newest
         compilations.step(step)
         if told.written:
             note_checkpoint(run, requests, writer.advance())

@@ -85,7 +85,7 @@ def finish(run: Run, step: int, newest: Measured, clock: StepClock, wall_seconds
     """Write ``summary.json`` and say how the run stands; ``newest``: the last evaluation of this start."""
     unigram = run.evaluation.unigram(run.data.training, run.data.manifest.vocabulary_size)
     values = summary(run, step, losses=newest.losses, unigram=unigram, clock=clock, wall_seconds=wall_seconds)
-    values["tasks"] = newest.tasks
+    values |= {"tasks": newest.tasks, "evaluated_after_step": newest.step or None}
     values["energy"] = energy_totals(run.folder.path).to_json()
     run.folder.update_summary(values)
     closing(run.config, values)
@@ -170,8 +170,9 @@ def _processor() -> str:
 
 def closing(config: TrainConfig, values: Mapping[str, Any]) -> None:
     """The lines after the last step."""
+    step = values["evaluated_after_step"]
     say_losses({name: (found["bits_per_byte"], found["unigram_bits_per_byte"])
-                for name, found in values["languages"].items()})  # fmt: skip
+                for name, found in values["languages"].items()}, None if step == values["steps"] else step)  # fmt: skip
     say_tasks(values["tasks"])
     steps = f"{values['steps']} of {many(config.steps, 'step')}, {count(values['consumed_tokens'])} tokens"
     say(f"{steps} in {duration(values['wall_seconds'])}; {count(values['tokens_per_second'], 'tok')}/s, "

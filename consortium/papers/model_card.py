@@ -140,7 +140,7 @@ def _sections(facts: Facts) -> dict[str, str]:
 def _fairness(facts: Facts) -> str:
     rows = [
         f"| {cell(one.measure.replace('_', ' '))} | {written(one.measure, one.best_value)} "
-        f"({cell(one.best)}) | {written(one.measure, one.worst_value)} ({cell(one.worst)}) | {one.ratio:.3f} |"
+        f"({cell(one.best)}) | {written(one.measure, one.worst_value)} ({cell(one.worst)}) | {cell(one.told)} |"
         for one in facts.fairness.gaps
         if one.ratio > 1
     ]

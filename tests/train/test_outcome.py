@@ -27,6 +27,7 @@ def test_the_summary_of_a_finished_run_agrees_with_its_shards_and_its_metrics(ti
         size[0] * (size[1] if len(size) > 1 else 1)
         for size in json.loads((tiny_run / "checkpoints/step-00000012/manifest.json").read_text())["tensors"].values()
     )
+    assert (summary["tasks"], summary["evaluated_after_step"]) == ({}, 12)
     assert summary["tokens_per_second"] > 0
     assert summary["mfu"] > 0
     assert 0 <= summary["data_wait_share"] < 1

@@ -59,7 +59,7 @@ def _charts(evidence: Evidence, scores: Mapping[int, Mapping[str, Numbers]]) -> 
         if languages:
             values = [value for one in series for value in one.finite]
             drawn.append(draw(task.replace("_", " ").capitalize(), "accuracy; dashed: guessing", series,
-                              last_step=last, scale=fitted([0.0, *values])))  # fmt: skip
+                              last_step=last, scale=fitted([0.0, *values] if any(values) else [0.0, 0.1])))  # fmt: skip
     return drawn
 
 
