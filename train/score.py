@@ -46,7 +46,7 @@ def settings_of(config: EvaluateVerbConfig) -> dict[str, Any]:
 def run(config: EvaluateVerbConfig) -> int:
     """Evaluate a checkpoint; with ``ranks`` above 1 on as many processes of this machine."""
     if config.ranks > 1 and find_place(os.environ) is None:
-        logs = Path(config.run) / "logs"
+        logs = RunFolder(config.run).evaluation_logs
         return start_ranks("train.score", config, logs / "evaluate.yaml", logs / "evaluate")
     return _evaluate(config)
 
@@ -68,7 +68,7 @@ def _evaluate(config: EvaluateVerbConfig) -> int:
             evaluate_one(config, place, state.device, config.step, {})
     except ToldElsewhere as told:
         return told.exit_code
-    if place.first:
+    if place.first and not RunFolder(config.run).flat:
         next_step(f"hanse report run={config.run}")
     if state.use_distributed:
         state.destroy_process_group()
@@ -141,7 +141,7 @@ def evaluate_one(
     with together(place):
         if place.first:
             value = as_json(config, trained, scores, found)
-            path = Path(config.output or trained.folder.path / "evaluations" / name_of(trained.step, config.weights))
+            path = Path(config.output or trained.folder.evaluations / name_of(trained.step, config.weights))
             write_json(path, value)
             _show(value)
             say(f"written: {path}")
@@ -211,7 +211,7 @@ def in_harness(
     """What lm-eval makes of the checkpoint; {} where nothing was asked for."""
     if not config.lm_eval:
         return {}
-    folder = trained.folder.path / "evaluations/lm-eval"
+    folder = trained.folder.evaluations / "lm-eval"
     with together(place):
         if place.first:
             harness.write_tasks(folder, asked)
