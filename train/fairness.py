@@ -256,8 +256,8 @@ def _bars(found: Fairness, colours: Mapping[str, int]) -> list[Bars]:
             return None
         rows = [Bar(name, 100 * value / highest, written(measure, value), colours.get(name, 1))
                 for name, value in values.items()]  # fmt: skip
-        factor = f"factor {apart.ratio:.2f}" if math.isfinite(apart.ratio) else apart.told
-        said = f"worst {apart.worst}, best {apart.best}: {factor}"
+        said = f"worst {apart.worst}, best {apart.best}: factor {apart.ratio:.2f}"
+        said = said if math.isfinite(apart.ratio) else f"best {apart.best}; {apart.told}"
         return Bars(_title(measure), "the same in every language" if apart.ratio == 1 else said, rows)
 
     named = {measure: {one.language: value for one in found.languages if (value := getattr(one, measure)) is not None}
