@@ -25,7 +25,7 @@ VERBS = {
         Verb("evaluate", "train.verb_config:EvaluateVerbConfig", "train.score:run",
              "checkpoint -> bits per byte and accuracy a language and source; tasks"),
         Verb("checkpoint", "train.checkpoint_config:CheckpointVerbConfig", "train.checkpoint_verb:run",
-             "checkpoint -> what it holds, whether it is sound; to and from DeepSpeed's universal layout"),
+             "checkpoint -> what it holds, whether it is sound; to and from DeepSpeed's layout and Megatron's"),
         Verb("export", "train.verb_config:ExportConfig", "train.export:run",
              "checkpoint -> Hugging Face folder that transformers loads"),
         Verb("generate", "train.verb_config:GenerateConfig", "train.generate:run",

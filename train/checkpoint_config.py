@@ -10,6 +10,7 @@ from omegaconf import MISSING
 from train.config import one_of
 
 CHECKPOINT_ACTIONS = ("inspect", "check", "convert")
+LAYOUTS = ("universal", "megatron")
 
 
 @dataclass
@@ -19,7 +20,8 @@ class CheckpointVerbConfig:
     folder: str = MISSING
     action: str = "inspect"
     output: str | None = None
-    model: str | None = None
+    layout: str | None = None
+    model_folder: str | None = None
     shards: str | None = None
     sequence_length: int | None = None
 
@@ -31,8 +33,10 @@ class CheckpointVerbConfig:
         if self.action == "convert" and self.output is None:
             found.append("output: must be set to convert (output=...)")
         if self.action != "convert":
-            keys = ("output", "model", "shards", "sequence_length")
+            keys = ("output", "layout", "model_folder", "shards", "sequence_length")
             found += [f"{key}={getattr(self, key)}: is for action=convert" for key in keys if getattr(self, key)]
+        if self.layout is not None:
+            found += one_of(self, "layout", LAYOUTS)
         if self.sequence_length is not None and self.sequence_length < 1:
             found.append(f"sequence_length={self.sequence_length}: must be 1 or more")
         return found

@@ -13,18 +13,20 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from common.errors import HanseError
+from common.errors import ConfigError, HanseError
 from common.files import PARTIAL
 from common.folders import replaced_folder, restore
 from common.terminal import count, next_step, say, table
 from train import universal
 from train.checkpoint import DAMAGED, KEY, Checkpoint
 from train.checkpoint_config import CheckpointVerbConfig
+from train.megatron_files import MegatronFiles, megatron_folder, open_megatron
 from train.run_folder import RunFolder
 from train.universal import Universal, universal_folder, write_universal
 from train.weights import HubWeights, Weights, open_weights
 
 LAYER = re.compile(r"\.\d+\.")
+MEGATRON_SIZES = ("num_layers", "hidden_size", "ffn_hidden_size", "num_attention_heads", "num_query_groups")
 
 
 def run(config: CheckpointVerbConfig) -> None:
@@ -36,6 +38,8 @@ def run(config: CheckpointVerbConfig) -> None:
         every_of_run(RunFolder(folder), check=config.action == "check")
     elif universal_folder(folder):
         show_universal(Universal(folder), check=config.action == "check")
+    elif found := megatron_folder(folder):
+        show_megatron(open_megatron(found), check=config.action == "check")
     elif (folder / "manifest.json").is_file():
         show(Checkpoint(folder), check=config.action == "check")
     else:
@@ -169,6 +173,29 @@ def show_universal(one: Universal, *, check: bool) -> None:
         next_step(f"hanse checkpoint folder={one.folder} action=convert output=...")
 
 
+def show_megatron(one: MegatronFiles, *, check: bool) -> None:
+    """A checkpoint of Megatron."""
+    from train.megatron import told_by_us, verify  # which brings transformers
+
+    if check:
+        verify(one)
+    args, elements = one.args, sum(map(math.prod, one.tensors.values()))
+    sizes = ", ".join(f"{key} {args[key]}" for key in MEGATRON_SIZES if args.get(key))
+    facts = {"format": f"Megatron checkpoint, {one.kind}", "step": f"{one.iteration:,}",
+             "samples": f"{args.get('consumed_train_samples') or 0:,}",
+             "model": f"{count(elements)} parameters in {len(one.tensors)} tensors",
+             "arguments": sizes or "none that tell a model: set model_folder=... to convert it",
+             "left out": f"state of an optimizer, in {one.left_out} places" if one.left_out else "nothing"}  # fmt: skip
+    _tell(one.folder, facts)
+    if check:
+        _table_of_values([Values.of(name, "weights", one.read(name).reshape(-1)) for name in one.tensors])
+        hashes = f"{len(one.files)} hashes are those of {universal.MANIFEST}" if told_by_us(one) else "it has no hashes"
+        say(f"sound: {hashes}, every tensor is whole, every number is finite")
+    else:
+        _table_of_shapes(one.tensors, {})
+        next_step(f"hanse checkpoint folder={one.folder} action=convert output=...")
+
+
 def show_hub(one: HubWeights, *, check: bool) -> None:
     """Weights in a Hugging Face folder."""
     hashes = one.verify() if check else {}
@@ -289,19 +316,59 @@ def _root_mean_square(values: list[Values]) -> str:
 
 
 def convert(config: CheckpointVerbConfig, folder: Path) -> None:
-    """Write a checkpoint of ours as a universal one of DeepSpeed, or the other way round."""
+    """Write a checkpoint of ours as a universal one of DeepSpeed or one of Megatron, or the other way round."""
     output = Path(str(config.output))
     restore(output)
+    theirs = universal_folder(folder) or megatron_folder(folder)
+    if theirs and config.layout:
+        raise ConfigError([f"layout={config.layout}: {folder} is none of ours, and becomes one; leave it out"])
+    if theirs:
+        _to_ours(config, folder, output)
+    elif config.layout == "megatron":
+        _to_megatron(folder, output)
+    else:
+        _to_universal(folder, output)
+    next_step(f"hanse checkpoint folder={output} action=check")
+
+
+def _to_ours(config: CheckpointVerbConfig, folder: Path, output: Path) -> None:
     if universal_folder(folder):
         from train.convert import from_universal  # which brings transformers
 
         step = from_universal(Universal(folder), output, config)
         say(f"wrote {output} (step {step:,}): every number is the one in {folder}")
-        next_step(f"hanse checkpoint folder={output} action=check")
         return
+    from train.megatron import from_megatron
+
+    found = megatron_folder(folder)
+    assert found
+    source = open_megatron(found)
+    state = from_megatron(source, output, config)
+    if source.left_out:
+        say("left out: the state of the optimizer; a run begins with these weights, and cannot go on from them")
+    if not state["tokenizer_sha256"]:
+        say("nothing tells the tokenizer: train with the one these weights know (shards=... writes down which it is)")
+    say(f"wrote {output} (step {state['step']:,}, weights alone): every number is the one in {found}")
+    say(f"  hanse train init_from={output} model=from_checkpoint ...")
+
+
+def _to_megatron(folder: Path, output: Path) -> None:
+    from train import megatron
+
+    weights = open_weights(folder)
+    weights.verify()
+    with replaced_folder(output, megatron.FORMAT, megatron.MANIFEST) as partial:
+        step = megatron.to_megatron(weights, partial)
+    say("left out: all but the weights")
+    say(f"wrote {output} (iteration {step:,}, torch_dist), for any tensor and pipeline parallelism:")
+    say(f"  --load {output} --use-checkpoint-args --ckpt-format torch_dist")
+
+
+def _to_universal(folder: Path, output: Path) -> None:
     if not (folder / "manifest.json").is_file():
-        raise HanseError(f"{folder}: neither a checkpoint of hanse nor a universal one of DeepSpeed; weights alone "
-                         "need no conversion: init_from reads them, 'hanse export' writes them")  # fmt: skip
+        raise HanseError(f"{folder}: neither a checkpoint of hanse nor a universal one of DeepSpeed nor one of "
+                         "Megatron; weights alone need no conversion: init_from reads them, 'hanse export' writes them "
+                         "(layout=megatron takes them, too)")  # fmt: skip
     one = Checkpoint(folder)
     one.verify()
     with replaced_folder(output, universal.FORMAT, universal.MANIFEST) as partial:
@@ -309,6 +376,5 @@ def convert(config: CheckpointVerbConfig, folder: Path) -> None:
     if any(name.startswith("ema/") for name in one.files):
         say("left out: the average of the weights, for which DeepSpeed has no place")
     say(f"wrote {output} (step {one.state['step']:,}), for any number of ranks at ZeRO stage 1, 2 or 3:")
-    say('  deepspeed.initialize(..., config={"checkpoint": {"load_universal": true}, ...}); '
+    say('  deepspeed.initialize(..., config={"checkpoint": {"load_universal": true}}, ...); '
         f"engine.load_checkpoint({str(output)!r})")  # fmt: skip
-    next_step(f"hanse checkpoint folder={output} action=check")

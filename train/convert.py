@@ -41,7 +41,7 @@ def from_universal(source: Universal, output: Path, config: CheckpointVerbConfig
         if shapes.get(name) != there.get(name):
             told, asked = (list(shape) if shape else "absent" for shape in (there.get(name), shapes.get(name)))
             raise HanseError(f"{source.folder}: of another model: {name} is {told} there and {asked} in its "
-                             "configuration; set model=... to the folder of the one it belongs to")  # fmt: skip
+                             "configuration; set model_folder=... to the folder of the one it belongs to")  # fmt: skip
     names = {name: prefix + name for name in shapes}
     with replaced_folder(output, FORMAT) as partial:
         files = {}
@@ -82,13 +82,13 @@ def _theirs(source: Universal, config: CheckpointVerbConfig) -> tuple[dict[str, 
     Raises:
         ConfigError: keys that are needed are not set.
     """
-    unset = [key for key in ("model", "shards", "sequence_length") if getattr(config, key) is None]
+    unset = [key for key in ("model_folder", "shards", "sequence_length") if getattr(config, key) is None]
     if unset:
         raise ConfigError([f"{key}: must be set ({key}=...): a checkpoint of DeepSpeed does not tell" for key in unset])
-    assert config.model is not None
+    assert config.model_folder is not None
     assert config.shards is not None
     assert config.sequence_length is not None
-    file = Path(config.model) / "config.json"
+    file = Path(config.model_folder) / "config.json"
     model = configuration_in(read_json(file, "configuration of a model"), file)
     shards = ShardsManifest.read(Path(config.shards))
     files = {f"{path.parent.name}/{path.name}": sha256_file(path) for path in sorted(source.folder.glob("zero/*/*.pt"))}

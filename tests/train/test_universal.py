@@ -205,7 +205,7 @@ def test_wrong_input_is_told_at_once(trained, converted, tmp_path, hanse, capfd)
         torch.save(values, path)
     assert hanse("checkpoint", f"folder={foreign}", "action=convert", f"output={tmp_path / 'out'}") == 2
     said = capfd.readouterr().err
-    for key in ("model", "shards", "sequence_length"):
+    for key in ("model_folder", "shards", "sequence_length"):
         assert f"{key}: must be set" in said
     weights = Path(shutil.copytree(trained, tmp_path / "weights"))
     shutil.rmtree(weights / "optimizer")

@@ -115,7 +115,7 @@ def main(request: str, folder: Path) -> None:
                 input_folder=str(saved / "one"), output_folder=str(saved / "universal"), num_extract_workers=1,
                 num_merge_workers=1, keep_temp_folder=False, strict=True, inject_missing_state=True))  # fmt: skip
             (saved / "config.json").write_text(json.dumps(theirs.data.model.to_dict()))
-            verb = CheckpointVerbConfig(str(saved), "convert", model=str(saved), shards=config.data.shards,
+            verb = CheckpointVerbConfig(str(saved), "convert", model_folder=str(saved), shards=config.data.shards,
                                         sequence_length=config.data.sequence_length)  # fmt: skip
             (run / "checkpoints").mkdir(parents=True)
             from_universal(Universal(saved), run / f"checkpoints/step-{start:08d}", verb)
