@@ -5,7 +5,6 @@ Each check takes a case and says what it found; it raises HanseError to refuse, 
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator
 from pathlib import Path
@@ -209,7 +208,7 @@ def tokenizer(case: Case) -> str:
         raise HanseError(f"{TOKENIZER}: not a tokenizer") from None
     if size > case.model_config.vocab_size:
         raise HanseError(f"{TOKENIZER}: has {size} ids, the model's vocabulary {case.model_config.vocab_size}")
-    return f"{size} ids, byte-level BPE"
+    return f"{size:,} ids, byte-level BPE"
 
 
 def run_papers(case: Case) -> str:
@@ -341,5 +340,5 @@ def evaluation(case: Case) -> str:
         whole = False
     if not whole:
         raise HanseError(f"{EVALUATION}: golden logits, bits per byte or what they were measured on are not given")
-    said = json.dumps({name: round(score, 3) for name, score in sorted(scores.items())})
-    return f"as the contributor measured: bits per byte {said}"
+    said = ", ".join(f"{name:.20} {score:.3f}" for name, score in sorted(scores.items()))
+    return f"as the contributor measured: {said or 'no'} bits per byte"

@@ -17,7 +17,7 @@ from consortium.keys import load_public
 
 WIDE, HIGH, GAP_X, GAP_Y = 204, 62, 48, 18  # pixels of a box, and between boxes
 SWEEPS = 4
-PLURALS = {"corpus": "corpora", "shards": "shards"}  # of kinds of things
+PLURALS = {"corpus": "corpora", "shards": "shards", UNKNOWN: UNKNOWN}  # of kinds of things
 
 
 def run(config: LineageConfig) -> None:

@@ -12,6 +12,7 @@ import torch
 from transformers import PreTrainedModel
 
 from common.errors import HanseError
+from common.terminal import Progress
 from data_pipelines.shards import ShardsManifest
 from data_pipelines.tokenizer import token_byte_lengths, tokenizer_sha256
 from train.evaluate import Evaluation
@@ -81,9 +82,11 @@ def bits_per_byte(
         raise NoText(f"{shards.folder}: no validation text of {length} tokens in any language")
     module, device = PackedLanguageModel(model), torch.device("cpu")
     nats, count = dict.fromkeys(evaluation.languages, 0.0), dict.fromkeys(evaluation.languages, 0)
+    progress = Progress("validation", len(evaluation.batches), "sequences")
     for number, (language, batch) in enumerate(evaluation.batches):
         name = evaluation.languages[language]
         _, losses = module(**model_inputs(batch, device))
         nats[name] += float(losses.double().sum())
         count[name] += int(sizes[evaluation.labels(number)].sum())
+        progress.update(number + 1)
     return {name: nats[name] / math.log(2) / max(count[name], 1) for name in nats}

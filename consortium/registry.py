@@ -17,6 +17,8 @@ from consortium.keys import fingerprint, load_private, load_public, public_pem
 from consortium.register import Model, Register
 from consortium.seal import check
 
+SHOWN = 12  # digits of a hash that tables show; so many name one, where no other begins so
+
 
 def run(config: RegistryConfig) -> None:
     """Do what was asked for, and show what then is."""
@@ -77,12 +79,14 @@ def _enrol(registry: Registry, config: RegistryConfig) -> None:
 def _revoke(registry: Registry, config: RegistryConfig) -> None:
     assert config.revoke is not None
     register = registry.register
-    what = "key" if config.revoke in register.holders else "checkpoint"
+    begun = [one for one in (*register.holders, *register.models) if one.startswith(config.revoke)]
+    whole = begun[0] if len(begun) == 1 and len(config.revoke) >= SHOWN else config.revoke
+    what = "key" if whole in register.holders else "checkpoint"
     before = {one for one in register.models if register.doubt(one)}
-    registry.append("revoke", {"what": what, "sha256": config.revoke, "reason": config.reason,
+    registry.append("revoke", {"what": what, "sha256": whole, "reason": config.reason,
                                "since": config.since or today()}, _key(config))  # fmt: skip
     register = registry.register
-    say(f"revoked: {what} {config.revoke}")
+    say(f"revoked: {what} {whole}")
     fallen = [one for one in register.models if register.doubt(one) and one not in before]
     if fallen:
         rows = [(register.models[one].folder, register.doubt(one)) for one in fallen]
@@ -97,7 +101,7 @@ def show(registry: Registry) -> None:
     first = next(iter(register.holders))
     said = "as you asked" if registry.root else "not compared with anything: root=NAME.pub would do that"
     say(f"{registry.folder}: registry {register.name}, begun with the key {first} ({said})")
-    rows = [(holder.holder, key[:12], ", ".join(holder.roles), holder.valid_from, holder.valid_until or "-",
+    rows = [(holder.holder, key[:SHOWN], ", ".join(holder.roles), holder.valid_from, holder.valid_until or "-",
              f"revoked: {register.revoked_keys[key].reason}" if key in register.revoked_keys else "")
             for key, holder in register.holders.items()]  # fmt: skip
     table("keys", ("holder", "key", "roles", "from", "until", ""), rows)
@@ -111,7 +115,7 @@ def show(registry: Registry) -> None:
 
 def _row(register: Register, identity: str, model: Model) -> tuple[Any, ...]:
     return (model.folder.removeprefix("models/"), count(model.tokens), f"{model.cumulative_flops:.2e}", model.license,
-            " ".join(parent["manifest_sha256"][:12] for parent in model.parents) or "-", len(model.reviews),
+            " ".join(parent["manifest_sha256"][:SHOWN] for parent in model.parents) or "-", len(model.reviews),
             register.holders[model.contributor].holder, register.doubt(identity) or "")  # fmt: skip
 
 
@@ -132,5 +136,7 @@ def check_files(registry: Registry) -> str:
         found, _ = read_reviews(registry, identity, held)
         missing = model.reviews.items() - found.items()
         if missing:
-            raise HanseError(f"{folder}: the review of {next(iter(missing))[0][:12]} that the index names is not there")
+            raise HanseError(
+                f"{folder}: the review of {next(iter(missing))[0][:SHOWN]} that the index names is not there"
+            )
     return f"every file of {many(len(register.models), 'model')} is what was accepted"

@@ -139,6 +139,8 @@ def _tell(asked: Sequence[str], found: Sequence[Sighting], checkpoints: Sequence
     """Print what was found; the last checkpoint before the first sighting, where there are both."""
     if not found:
         say(f"no training document is {asked[0]}{f' or one of {len(asked) - 1} others' if len(asked) > 1 else ''}")
+        say("asked for is a whole id, the SHA-256 of a text, a URL or a domain; what the corpus removed, or holds back "
+            "for validation, was not trained on")  # fmt: skip
         return None
     rows = [(one.id, one.tokens, len(one.steps), one.steps[0] if one.steps else "-",
              one.steps[-1] if one.steps else "-") for one in found[:SHOWN]]  # fmt: skip
