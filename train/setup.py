@@ -94,7 +94,7 @@ class Run:
     @property
     def reader(self) -> Place:
         """This rank among those that read different samples."""
-        return self.place.data_parallel(self.config.engine.sequence_parallel)
+        return self.place.data_parallel(self.config.engine.sharing)
 
     @property
     def skipped(self) -> list[tuple[int, int]]:
