@@ -133,7 +133,8 @@ class Engine:
         if batch == self.batch:
             return
         self.batch = batch
-        self.accumulation = batch.global_batch_size // (batch.micro_batch_size * self.ranks // self.config.engine.sharing)
+        readers = self.ranks // self.config.engine.sharing
+        self.accumulation = batch.global_batch_size // (batch.micro_batch_size * readers)
         micro_batch, accumulation = batch.micro_batch_size, self.accumulation
         if self.exact:  # DeepSpeed sees one backward a step
             self.exact.micro_batches = batch.global_batch_size // batch.micro_batch_size
@@ -319,7 +320,10 @@ class Engine:
             self.engine.train()
 
     def fragments(self, *, changed: bool = False) -> Iterator[Fragment]:
-        """This rank's share of every parameter (:meth:`train.shares.Shares.each`), as of the whole model. Collective."""
+        """This rank's share of the whole model, in ranges of its tensors (:meth:`train.shares.Shares.each`). Collective.
+
+        All ranks go through all of it: those that share matrices exchange on the way. A tensor may have several.
+        """
         mine = self.shares.each(changed=changed)
         return self.tensor.filled(mine) if changed else self.tensor.told(mine)
 

@@ -101,8 +101,8 @@ def compiles(config: TrainConfig, model: PreTrainedModel, device: torch.device) 
     """Whether the layers of a start are compiled: as asked, else where it is known to pay and does no harm.
 
     On an H100 it made training half as fast again, with ``flex`` for packed documents. ZeRO 3 gathers weights in
-    between, FlashAttention would be cut out, and above D0 bits are promised. Where ranks share sequences or matrices it was
-    not tried on GPUs, nor on AMD's at all.
+    between, FlashAttention would be cut out, and above D0 bits are promised. Where ranks share sequences or matrices
+    it was not tried on GPUs, nor on AMD's at all.
     """
     engine = config.engine
     if engine.compile is not None:

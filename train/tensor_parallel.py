@@ -12,6 +12,7 @@ tells of a tensor, each element told by one rank; :meth:`TensorGroup.filled` tak
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -177,7 +178,7 @@ class TensorGroup:
         yield from _piece(part, part.start, first * width, head * length + mine + part.start - head * width)
         dealt = [first + (end - first) * turn // self.size for turn in range(self.size + 1)]
         if first < end:
-            sizes = [(after - before) * width for before, after in zip(dealt, dealt[1:], strict=False)]
+            sizes = [(after - before) * width for before, after in itertools.pairwise(dealt)]
 
             def exchanged(values: Tensor) -> Tensor:
                 sent = values[first * width - part.start : end * width - part.start]
