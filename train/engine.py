@@ -320,9 +320,9 @@ class Engine:
             self.engine.train()
 
     def fragments(self, *, changed: bool = False) -> Iterator[Fragment]:
-        """This rank's share of the whole model, in ranges of its tensors (:meth:`train.shares.Shares.each`). Collective.
+        """This rank's share of the whole model, in ranges of its tensors (:meth:`train.shares.Shares.each`).
 
-        All ranks go through all of it: those that share matrices exchange on the way. A tensor may have several.
+        Collective, to the last one: ranks that share matrices exchange on the way. A tensor may have several ranges.
         """
         mine = self.shares.each(changed=changed)
         return self.tensor.filled(mine) if changed else self.tensor.told(mine)

@@ -12,9 +12,11 @@ tells of a tensor, each element told by one rank; :meth:`TensorGroup.filled` tak
 
 from __future__ import annotations
 
+import io
 import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import redirect_stdout
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,10 +27,14 @@ from deepspeed.module_inject.auto_tp import AutoTP
 from deepspeed.module_inject.autotp_config import AutoTPConfig, PartitionType, TPLayerSpec
 from deepspeed.utils import groups
 from torch import Tensor, nn
+from transformers import PretrainedConfig
 
+from common.errors import ConfigError
+from train.config import TrainConfig
 from train.guards.replicas import differing
 from train.model import PackedLanguageModel
 from train.shares import Fragment
+from train.tensor_config import model_problems
 
 ROWS = r".*\.(q_proj|k_proj|v_proj|gate_proj|up_proj)\.weight$"
 COLUMNS = r".*\.(o_proj|down_proj)\.weight$"
@@ -107,7 +113,7 @@ class TensorGroup:
         self._auto.set_tensor_parallel_config(self.size, self.group)
         self._auto.update_linear_policies()
         self._auto._replace_module(module.model)
-        module.ds_autotp_parsed = True  # DeepSpeed would do it now, when every rank holds the whole model
+        vars(module)["ds_autotp_parsed"] = True  # or DeepSpeed would cut later, when every rank holds the whole model
         for name, one in module.model.named_parameters():
             if tuple(one.shape) != shapes[name]:
                 dim = next(dim for dim, length in enumerate(one.shape) if length != shapes[name][dim])
@@ -118,7 +124,8 @@ class TensorGroup:
     def landed(self, module: PackedLanguageModel) -> None:
         """To be called when the parameters have their memory."""
         if self._auto:
-            self._auto.register_replicated_grad_hooks(module.model)
+            with redirect_stdout(io.StringIO()):  # it says that it does
+                self._auto.register_replicated_grad_hooks(module.model)
 
     def shape_of(self, parameter: Tensor) -> torch.Size:
         """The shape of the whole of a parameter."""
@@ -135,6 +142,13 @@ class TensorGroup:
         dist.broadcast(values, 0)
         cut = self.by_id.get(id(parameter))
         return cut.part(values) if cut else values
+
+    def total(self, part: Tensor) -> Tensor:
+        """The sum of what the ranks of the group have, on each of them. Collective."""
+        total = part.clone()
+        if self.size > 1:
+            dist.all_reduce(total, group=self.group)
+        return total
 
     def counts(self, name: str) -> bool:
         """Whether a sum over all ranks is to count what this rank has of a parameter: of what is whole, only once."""
@@ -230,6 +244,17 @@ class TensorGroup:
             yield rows
             for (_, _, values), (_, _, found) in zip(part.tensors(), rows.tensors(), strict=True):
                 values[begin - part.start : stop - part.start] = columns(found)
+
+
+def check_model(config: TrainConfig, model: PretrainedConfig) -> None:
+    """Refuse to share the matrices of a model where that is wrong, by all of its settings.
+
+    Raises:
+        ConfigError: everything that speaks against it.
+    """
+    size = config.engine.tensor_parallel
+    if size > 1 and (wrong := model_problems(size, model.model_type, model.to_dict())):
+        raise ConfigError(wrong)
 
 
 def _piece(part: Fragment, first: int, end: int, start: int) -> Iterator[Fragment]:

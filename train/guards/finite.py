@@ -101,7 +101,7 @@ def look_again(run: Run, step: int, batch: Batch) -> str:
     for handle in handles:
         handle.remove()
     in_group = run.engine.group.total(torch.tensor(len(sequences), device=run.engine.engine.device))
-    if in_group and not sequences:
+    if run.engine.tensor.total(in_group) and not sequences:
         return ""  # what is not finite here came from a rank that shares the sequence
     told = []
     if sequences:
