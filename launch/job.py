@@ -80,9 +80,11 @@ class Job:
     def arithmetic(self) -> str:
         """The global batch, factor by factor."""
         batch = self.train["batch"]
-        shared = self.train["engine"]["sequence_parallel"]
+        engine = self.train["engine"]
+        shared = engine["sequence_parallel"] * engine["tensor_parallel"]  # one of them is 1
         accumulation = batch["global_batch_size"] // (batch["micro_batch_size"] * self.ranks // shared)
-        to_each = f" / {shared} to a sequence" if shared > 1 else ""
+        what = "matrix" if engine["tensor_parallel"] > 1 else "sequence"
+        to_each = f" / {shared} to a {what}" if shared > 1 else ""
         return (f"{self.config.nodes} nodes x {self.ranks_per_node} ranks{to_each} x {batch['micro_batch_size']} "
                 f"sequences x {accumulation} accumulated = {batch['global_batch_size']} sequences of "
                 f"{self.train['data']['sequence_length']} tokens a step")  # fmt: skip

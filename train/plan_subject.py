@@ -74,6 +74,9 @@ def describe(config: PlanConfig) -> Subject:
         raise ConfigError(wrong)
     train = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(TrainConfig), found))
     assert isinstance(train, TrainConfig)
+    if train.engine.tensor_parallel > 1:
+        raise ConfigError([f"train.engine.tensor_parallel={train.engine.tensor_parallel}: hanse plan does not count "
+                           "what ranks save that share matrices; plan with 1"])  # fmt: skip
     return subject_of(train)
 
 

@@ -184,7 +184,7 @@ def test_what_leaves_the_run_is_the_whole_model(runs, hanse, capsys):
     assert found.keys() == weights.keys()
     assert all(torch.equal(found[name], weights[name]) for name in weights)
     capsys.readouterr()
-    assert hanse("generate", f"run={run}", "prompt=le", "max_tokens=3") == 0
+    assert hanse("generate", f"run={run}", "prompts=[le]", "max_new_tokens=3") == 0
     starts = [record for _, record in ledger.lines(run / "ledger.jsonl") if record["kind"] == "start"]
     assert (starts[0]["ranks"], starts[0]["tensor_parallel"]) == (2, 2)
 
