@@ -197,7 +197,8 @@ def _memory(config: LaunchConfig, site: Site, queue: Queue, train: dict[str, Any
     parameters = least_parameters(train["model"]["settings"])
     if not available or not parameters:
         return
-    needed = state_bytes(parameters, ranks * config.nodes, train["engine"]["zero_stage"])
+    parts = train["engine"]["tensor_parallel"]
+    needed = state_bytes(parameters // parts, ranks * config.nodes // parts, train["engine"]["zero_stage"])
     if needed > available * GIB:
         yield (f"train.engine.zero_stage={train['engine']['zero_stage']}: {count(parameters)} parameters or more need "
                f"{needed / GIB:.0f} GiB on each of {ranks * config.nodes} GPUs for weights, gradients and optimizer "

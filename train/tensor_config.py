@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
 # transformers' model types whose matrices DeepSpeed's AutoTP cuts rightly by their names; tests hold it for each.
 CUTTABLE = ("llama", "mistral", "qwen2", "qwen3", "smollm3")
+STAGES = (1, 2)  # of ZeRO
 DIVIDED = ("num_attention_heads", "num_key_value_heads", "intermediate_size")  # of a model: cut into equal parts
 
 
@@ -26,7 +27,7 @@ def tensor_problems(config: TrainConfig) -> list[str]:
         return []
     found = ranks_problems(size, config.ranks_of_start)
     untested = {
-        f"engine.zero_stage={engine.zero_stage}": (engine.zero_stage not in (1, 2), "set 1 or 2"),
+        f"engine.zero_stage={engine.zero_stage}": (engine.zero_stage not in STAGES, "set 1 or 2"),
         f"engine.sequence_parallel={engine.sequence_parallel}": (engine.sequence_parallel > 1, "one of them must be 1"),
         f"engine.precision={engine.precision}": (engine.precision == "fp16", "take bf16"),
         f"engine.offload_optimizer={engine.offload_optimizer}": (engine.offload_optimizer != "none", "set none"),

@@ -3,8 +3,9 @@
     python tensor_program.py SIZE CASES.json RESULTS.json
 
 On SIZE ranks of one group: of each architecture the largest relative errors of a sequence's loss, of a gradient, of the
-gradient's norm and of a score; and that ranges of parts, told and filled, are those of the whole, however ZeRO cuts. On
-more ranks: of each case's checkpoint the root of its state, and of the state of an engine that was restored from it.
+gradient's norm and of a score, and the bytes kept for the backward pass, found and planned; and that ranges of parts,
+told and filled, are those of the whole, however ZeRO cuts. On any ranks: of each case's checkpoint the root of its
+state, and of the state of an engine that was restored from it.
 """
 
 import itertools
@@ -26,7 +27,16 @@ from train.config import ModelConfig, TrainConfig
 from train.engine import Engine, initialise_ranks
 from train.init_config import InitConfig
 from train.materialise import begin
-from train.model import PackedLanguageModel, build_model, model_config, model_inputs
+from train.memory import activations, saved_bytes
+from train.model import (
+    PackedLanguageModel,
+    build_model,
+    model_config,
+    model_inputs,
+    parameter_counts,
+    shape_of_model,
+)
+from train.plan_subject import of_rank
 from train.ranks import find_place
 from train.shares import Fragment
 from train.state_hash import StateHasher, state_of_checkpoint
@@ -69,7 +79,10 @@ def compared(kind, settings, size):
     errors["score"] = float((found - expected).abs().max() / expected.abs().max())
     layers = sum(one.numel() for name, one in whole.model.named_parameters() if name in group.cuts)
     assert held == sum(one.numel() for one in whole.parameters()) - layers + layers // size
-    return errors
+    counted = activations(of_rank(config, size), LENGTH, "fp32", 0)
+    assert held == parameter_counts(shape_of_model(of_rank(config, size)))[0]
+    planned = counted.fixed + 2 * counted.a_sequence
+    return {"errors": errors, "kept": saved_bytes(shared, 2, LENGTH, "cpu"), "planned": planned}
 
 
 def ranges_of_parts_are_those_of_the_whole(size):

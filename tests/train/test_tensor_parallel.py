@@ -3,6 +3,7 @@
 import json
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from common.errors import EXIT_DONE, EXIT_GO_ON, ConfigError
+from common.zero import states
 from launch.local import run_ranks
 from tests.train.multirank import configuration, evaluations, losses, train_cases
 from tests.train.test_engine_config import configured, problems_of
@@ -17,7 +19,10 @@ from train import ledger
 from train.checkpoint import Checkpoint
 from train.config import ModelConfig
 from train.model import model_config
+from train.plan_fit import layout_of, micro_batches, needs, stages_of, uneven
+from train.plan_subject import subject_of
 from train.run_folder import folder_of, read_metrics
+from train.scaling import Work, network, step_seconds
 from train.state_hash import state_of_checkpoint
 from train.tensor_config import CUTTABLE
 from train.tensor_parallel import check_model
@@ -63,6 +68,29 @@ def test_the_batch_is_that_of_the_groups():
     assert told["gradient_accumulation_steps"] == 4
     assert told["tensor_parallel"] == {"autotp_size": 2}
     assert "tensor_parallel" not in deepspeed_config(configured(), 8, "fp32", 10**6)
+
+
+def test_a_plan_knows_the_parts_and_what_is_summed():
+    sizes = ["model.settings={hidden_size: 64, intermediate_size: 160, num_hidden_layers: 3, num_attention_heads: 8, "
+             "num_key_value_heads: 4}", "model.vocabulary_size=1000"]  # fmt: skip
+    whole, shared = (subject_of(configured(f"engine.tensor_parallel={parts}", "ranks=8", *sizes)) for parts in (1, 4))
+    layers = 3 * (2 * 64 * 64 + 2 * 64 * 32 + 3 * 64 * 160)
+    assert shared.parameters == whole.parameters == whole.held
+    assert shared.held == whole.held - layers * 3 // 4
+    assert shared.flops == whole.flops
+    assert shared.activations.a_sequence < whole.activations.a_sequence
+    assert layout_of(shared, 8, 1).ranks == 2
+    assert needs(shared, 8, 1, 1).states == sum(states(shared.held, 2, 1, gradient_bytes=4))
+    assert (stages_of(shared), micro_batches(shared, 8)[-1]) == ((1, 2), whole.config.batch.global_batch_size // 2)
+    assert "train.engine.tensor_parallel=4 does not divide them" in str(uneven(shared, 1, 6))
+    # a token: 2 sums of 64 values on the way, 5 on the way back, 3 layers, each sum twice the bytes of an all-to-all
+    assert shared.exchanged == 2 * 7 * 64 * 3 * 2
+    net = network("H100", 4, 400, 15e-6)
+    alone = Work(1e9, 3, 1, 1, 1.0)
+    work = replace(alone, sharing=4, exchanged=1e9, matrices=True)
+    assert step_seconds(work, 8, net) - step_seconds(alone, 8, net) == pytest.approx(
+        1e9 * 3 / 4 / (0.8 * 450e9) + 2 * 7 * 3 * 3 * 15e-6
+    )
 
 
 @pytest.fixture(scope="module")
@@ -210,8 +238,12 @@ def test_models_whose_matrices_are_shared_are_the_same_models(runs, tiny_setting
     states = list(found.pop("restored").values())
     assert set(CUTTABLE) < found.keys()
     for name, one in found.items():
-        assert max(one.values()) < 2e-5, (name, one)
-    assert max(max(one.values()) for name, one in of_ranks(4, 4, {}).items() if name != "restored") < 2e-5
+        assert max(one["errors"].values()) < 2e-5, (name, one)
+        # Of a rank's single key torch makes no copies for its queries, which a plan does not know.
+        assert 0.9 * one["planned"] < one["kept"] <= one["planned"]
+    assert found["own-keys"]["kept"] == found["own-keys"]["planned"]
+    four = of_ranks(4, 4, {})
+    assert max(max(one["errors"].values()) for name, one in four.items() if name != "restored") < 2e-5
     states += of_ranks(4, 2, {"two-to-four": case(4, 1, 2, runs / "two-llama", average)})["restored"].values()
     states += of_ranks(3, 1, {"two-to-three": case(3, 3, 1, runs / "two-llama", average,
                                                    "batch.global_batch_size=6")})["restored"].values()  # fmt: skip
