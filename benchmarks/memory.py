@@ -32,8 +32,8 @@ from train.ranks import find_place
 from train.zero_config import bucket_elements
 
 CASES = [*((stage, precision, determinism, "adamw")
-           for determinism in ("D0", "D2") for precision in ("fp32", "bf16") for stage in (1, 2, 3)),
-         *((stage, "fp32", "D0", kind) for kind in ("muon", "ademamix") for stage in (1, 2, 3))]  # fmt: skip
+           for determinism in ("D0", "D2") for precision in ("fp32", "bf16") for stage in (0, 1, 2, 3)),
+         *((stage, "fp32", "D0", kind) for kind in ("muon", "ademamix") for stage in (0, 1, 2, 3))]  # fmt: skip
 LENGTH, SEQUENCES, VOCABULARY = 32, 4, 8192  # short: bf16 is slow where the processor has no instructions for it
 
 
@@ -101,7 +101,8 @@ def measure(model: str, stage: int, precision: str, determinism: str, kind: str)
                     exact=determinism == "D2", largest=max(map(math.prod, engine.shapes.values())), kind=kind,
                     optimizer_bytes=bytes_per_parameter(whole, config))  # fmt: skip
     planned = memory(parameters, activations(shape, LENGTH, precision), layout, 1)
-    bucket = {3: VALUE_BYTES[travelling], 1: VALUE_BYTES[summed] if summed != precision else 0}.get(stage, 0)
+    apart = VALUE_BYTES[summed] if summed != precision else 0
+    bucket = {3: VALUE_BYTES[travelling], 1: apart, 0: apart}.get(stage, 0)
     bucket *= min(bucket_elements(parameters), parameters)  # what is kept of it from one micro-batch to the next
     return {"parameters": parameters, "planned": dataclasses.asdict(planned), "states_planned": planned.states,
             "bucket": bucket, "found": kept, "passes": peak, "update": start + rose[0]}  # fmt: skip

@@ -106,7 +106,7 @@ def _prepared(
         trained, run=config.output, data=data,
         model=replace(trained.model, attention=for_reading(trained.model.attention)),  # others promise no bits
         until_step=segment[1], **_on_ranks(
-            replace(trained.engine, zero_stage=config.zero_stage or trained.engine.zero_stage),
+            trained.engine if config.zero_stage is None else replace(trained.engine, zero_stage=config.zero_stage),
             config.ranks or trained.ranks,
         ),
         lock=str(original.lock) if config.lock and original.lock.is_file() else None,

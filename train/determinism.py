@@ -1,7 +1,7 @@
 """How far a run can be repeated bit for bit, and what each level asks for.
 
 D0: as fast as it gets. D1: the same bits on the same layout, software and hardware. D2: the same bits on any number of
-data-parallel ranks and at ZeRO 1, 2 and 3 (:mod:`train.invariant`). The order of data is the same at all of them.
+data-parallel ranks and at every ZeRO stage (:mod:`train.invariant`). The order of data is the same at all of them.
 """
 
 from __future__ import annotations

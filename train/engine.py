@@ -18,6 +18,7 @@ from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel
 
 from train.config import BatchConfig, TrainConfig
+from train.copies import alone, sum_over_ranks
 from train.fp16 import LossScale, allowed_everywhere
 from train.gloo import use_messages
 from train.gradients import at_once, look_once
@@ -91,12 +92,15 @@ class Engine:
             if land:
                 land(Landing(module, settings, precision, self.tensor))
             self.tensor.landed(module)
-            self.engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=settings)
+            self.engine, *_ = deepspeed.initialize(
+                model=module, optimizer=optimizer, config=settings, mpu=alone(config.engine.zero_stage, module)
+            )
         self.zero: Any = self.engine.optimizer
         self.stage = config.engine.zero_stage
         look_once(self.zero, self.stage)
         if self.tensor.size == 1:  # else a norm counts what ranks share otherwise than what all of them have
             at_once(self.zero, self.stage, self.engine.device)
+        sum_over_ranks(self.zero, self.stage)
         named = {self.names[id(one)]: one for one in self.engine.module.parameters()}
         self.shares = Shares(self.zero, self.stage, named, averaged=config.ema.decay > 0)
         self.loss_scale = LossScale(config.engine.fp16) if precision == "fp16" else None
@@ -117,7 +121,7 @@ class Engine:
         self.mark: Callable[[str], None] = lambda _: None  # told how far this rank has come (train/guards/watchdog.py)
 
     def _exact_sum(self, elements: int) -> ExactSum:
-        owned = {part.name: Owned(part.group, part.offset, part.start, part.stop) for part in self.fragments()}
+        owned = {part.name: Owned(part.group, part.offset, part.start, part.stop) for part in self.shares.held()}
         parameters = list(self.engine.module.parameters())
         return ExactSum(
             self.engine, parameters, [math.prod(self.shapes[self.names[id(one)]]) for one in parameters],
@@ -140,7 +144,8 @@ class Engine:
             self.exact.micro_batches = batch.global_batch_size // batch.micro_batch_size
             micro_batch, accumulation = micro_batch * accumulation, 1
         self.engine.set_train_micro_batch_size(micro_batch)
-        self.engine.set_train_batch_size(batch.global_batch_size * self.group.size)  # it counts slices
+        sharers = 1 if self.stage == 0 else self.ranks // self.tensor.size
+        self.engine.set_train_batch_size(micro_batch * accumulation * sharers)  # it counts slices
         self.engine.micro_steps = 0  # it counts them to tell a step's last
         self.zero.gradient_accumulation_steps = accumulation
 
@@ -338,17 +343,19 @@ class Engine:
         if self.kind != "muon":
             return
         assert isinstance(optimizer, Stepper)
-        mine = {part.name: (part.group, Piece(part.start, part.stop, part.offset)) for part in self.shares
+        mine = {part.name: (part.group, Piece(part.start, part.stop, part.offset)) for part in self.shares.held()
                 if len(self.moments[part.name]) == 1}  # fmt: skip
-        shares: list[dict[str, tuple[int, Piece]]] = [{}] * self.ranks
-        dist.all_gather_object(shares, mine)
+        shares = [mine]
+        if self.stage > 0:
+            shares *= self.ranks
+            dist.all_gather_object(shares, mine)
         dtype = torch.bfloat16 if self.precision == "bf16" else torch.float32
         groups = {name: group for share in shares for name, (group, _) in share.items()}
         matrices = {
             id(flat): Matrices(
                 {name: shape for name, shape in self.shapes.items() if groups.get(name) == number},
                 [{name: piece for name, (group, piece) in share.items() if group == number} for share in shares],
-                dist.get_rank(), dtype,
+                dist.get_rank() if self.stage > 0 else 0, dtype,
             )
             for number, flat in enumerate(self.shares.flats)
         }  # fmt: skip

@@ -16,7 +16,7 @@ from train.fp16_config import Fp16Config
 if TYPE_CHECKING:
     from train.config import TrainConfig
 
-ZERO_STAGES = (1, 2, 3)
+ZERO_STAGES = (0, 1, 2, 3)
 PRECISIONS = ("auto", "bf16", "fp16", "fp32")
 SUM_TYPES = ("auto", "fp32", "bf16", "fp16")
 PLACES = ("none", "cpu", "nvme")
@@ -129,7 +129,7 @@ class EngineConfig:
     def problems(self, config: TrainConfig) -> list[str]:
         """Everything wrong with the values, alone and beside the rest of the configuration, one line each."""
         found = [f"engine.{line}" for line in (
-            *self._stage_problems(), *one_of(self, "precision", PRECISIONS),
+            *one_of(self, "zero_stage", ZERO_STAGES), *one_of(self, "precision", PRECISIONS),
             *one_of(self, "gradient_accumulation", SUM_TYPES), *one_of(self, "communication", SUM_TYPES),
             *one_of(self, "offload_optimizer", PLACES), *one_of(self, "offload_parameters", PLACES),
             *at_least(self, 0, "recompute_every_layers"), *at_least(self, 1, "hpz_partition_size"),
@@ -152,28 +152,18 @@ class EngineConfig:
                              "integers; leave it auto")  # fmt: skip
         return [*found, *self.fp16.problems(config), *self._offload_problems(config), *self._zeropp_problems(config)]
 
-    def _stage_problems(self) -> list[str]:
-        if self.zero_stage == 0:
-            return ["zero_stage=0: set engine.zero_stage=1, which sends as much between the ranks and keeps less on "
-                    "each; on one rank they are the same"]  # fmt: skip
-        return one_of(self, "zero_stage", ZERO_STAGES)
-
     def _offload_problems(self, config: TrainConfig) -> list[str]:
         found = []
         if self.offload_optimizer != "none":
-            here = f"engine.offload_optimizer={self.offload_optimizer}"
-            if config.determinism == "D2":
-                found.append(
-                    f"{here}: not with determinism=D2, which hands its sums to an optimizer beside the weights"
-                )
-            if config.optimizer.kind == "muon":
-                found.append(
-                    f"{here}: not with optimizer.kind=muon, whose products want the GPU; take adamw or ademamix"
-                )
-            if config.guards.layer_norms_every_steps:
-                found.append(
-                    f"{here}: not with guards.layer_norms_every_steps, which reads gradients beside the weights"
-                )
+            here, exact = f"engine.offload_optimizer={self.offload_optimizer}", config.determinism == "D2"
+            found += [f"{here}: {why}" for wrong, why in (
+                (self.zero_stage == 0, "saves memory, as sharing states out does; set engine.zero_stage=1 or more"),
+                (exact, "not with determinism=D2, which hands its sums to an optimizer beside the weights"),
+                (config.optimizer.kind == "muon",
+                 "not with optimizer.kind=muon, whose products want the GPU; take adamw or ademamix"),
+                (config.guards.layer_norms_every_steps,
+                 "not with guards.layer_norms_every_steps, which reads gradients beside the weights"),
+            ) if wrong]  # fmt: skip
         if self.offload_optimizer == "nvme":
             here = "engine.offload_optimizer=nvme"
             if self.zero_stage != 3:

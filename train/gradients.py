@@ -13,7 +13,7 @@ INVALID = -1.0  # DeepSpeed's word for a norm that is no finite number
 
 
 def look_once(zero: Any, stage: int) -> None:
-    """Let ZeRO 1 and 2 find a gradient that is not finite by its norm, as ZeRO 3 does, and not by a search before that.
+    """Let ZeRO up to stage 2 find a gradient that is not finite by its norm, as stage 3 does, and not by a search.
 
     The norm is of the same gradient, is judged just after, and is not finite if one number of it is not. A search takes
     a dozen small kernels a parameter: of a model of 459M parameters on an H100 a tenth of a step, with nothing to do

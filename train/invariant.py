@@ -1,4 +1,4 @@
-"""Determinism D2: bit for bit the same weights on any number of data-parallel ranks and at ZeRO 1, 2 and 3.
+"""Determinism D2: bit for bit the same weights on any number of data-parallel ranks and at every ZeRO stage.
 
 Floating-point sums depend on their order, and the order on the layout. So gradients are summed as integers: each
 micro-batch's gradient, which no layout changes, is rounded once to a multiple of ``2**-exponent`` and added in int64,
@@ -8,8 +8,8 @@ with operations that round once, so that it does not matter which rank owns an e
 DeepSpeed reduces nothing itself: inside ``engine.coalesce_grad_reduction`` it leaves the gradients alone, and finds
 none when it comes to collect them. The sums are handed to ZeRO's own step, which owns masters, moments and weights.
 
-Memory: at ZeRO 1 eight bytes a parameter, instead of two or four; at ZeRO 2 and 3 eight bytes a parameter that this
-rank owns, and one bucket.
+Memory: at ZeRO 0 and 1 eight bytes a parameter, instead of two or four; at ZeRO 2 and 3 eight bytes a parameter that
+this rank owns, and one bucket.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class ExactSum:
     """The gradient of a step, summed without rounding over micro-batches and ranks.
 
     Args:
-        engine: DeepSpeed's, with an optimizer of ZeRO 1, 2 or 3.
+        engine: DeepSpeed's, with an optimizer of ZeRO.
         parameters: of the model, in an order that all ranks share; ``sizes``: their elements.
         owned: by id of the parameter, what this rank owns of it; nothing of some.
         flats: this rank's flat fp32 tensors, which the gradient is handed over for.
@@ -166,7 +166,7 @@ class ExactSum:
             whole = squares.floor()
             rest = squares.sub_(whole).mul_(2.0**SQUARE_BITS).floor_()
             halves += torch.stack((whole.to(torch.int64).sum(), rest.to(torch.int64).sum()))
-        dist.all_reduce(halves)
+        dist.all_reduce(halves, group=self.engine.optimizer.dp_process_group)  # those who share the flat tensors
         whole_sum, rest_sum = halves.tolist()
         return unit * math.sqrt((whole_sum + rest_sum * 2.0**-SQUARE_BITS) * 2.0**-SQUARE_BITS)
 

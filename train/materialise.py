@@ -3,7 +3,7 @@
 A model of 70B is 282 GB in fp32. So it is built without memory, its parameters on the meta device, while a recipe is
 kept of what ``transformers`` would have drawn (:class:`Recipe`). Then its values come into being in that order, one
 module or one tensor of a file at a time, are rounded to the type of the run, and land at once (:class:`Landing`): whole
-on the device at ZeRO 1 and 2, which need them there, cut into the ranks' shares at ZeRO 3. Only the first rank draws or
+on the device up to ZeRO 2, which needs them there, cut into the ranks' shares at ZeRO 3. Only the first rank draws or
 reads, and DeepSpeed sends its values to the others, as it always has.
 
 The random stream is one over the whole model and is drawn on a host, so fresh weights are, to the last bit, those of

@@ -18,6 +18,7 @@ from transformers import AttentionInterface, PretrainedConfig
 from common import zero
 from train.loss import ROWS_ELEMENTS
 from train.model import PackedLanguageModel, recompute_activations, shape_of_model
+from train.muon import ROUND
 from train.zero_config import bucket_elements
 
 VALUE_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
@@ -27,6 +28,8 @@ SUM_BYTES = 8  # of an exact sum
 # What an optimizer's step makes and drops again, a parameter of the own share: operations of ours stand alone
 # (train/optimizers.py); torch's fused AdamW makes nothing. At D2 sums need more than any of them.
 STEP_BYTES = {"adamw": 0, "muon": 8, "ademamix": 12}
+# Of what Muon brings together at once (train/muon.py): matrices, what they become; messages, where others have a part.
+ROUND_BYTES, MESSAGE_BYTES = 8, 8
 
 
 @dataclass(frozen=True)
@@ -93,6 +96,11 @@ class Layout:
     kind: str = "adamw"
 
     @property
+    def sharers(self) -> int:
+        """Ranks that the optimizer's states are shared out among."""
+        return self.ranks if self.stage > 0 else 1
+
+    @property
     def apart(self) -> bool:
         """Whether gradients are summed in another type than that of the weights."""
         return self.accumulated not in ("", self.precision)
@@ -104,16 +112,16 @@ def states(parameters: int, layout: Layout) -> tuple[float, float, float]:
     weights, gradients, optimizer = zero.states(parameters, layout.ranks, layout.stage, value, gradient_bytes=summed,
                                                 optimizer_bytes=layout.optimizer_bytes)  # fmt: skip
     if layout.exact:  # each gradient is added as soon as it is there: sums of the rank, and of its share over all ranks
-        gradients = SUM_BYTES * parameters * ((1 if layout.stage == 1 else 0) + 1 / layout.ranks)
+        gradients = SUM_BYTES * parameters * ((1 if layout.stage <= 1 else 0) + 1 / layout.sharers)
         if layout.stage == 3:  # DeepSpeed's own place for the share, which stays empty
-            gradients += value * parameters / layout.ranks
+            gradients += value * parameters / layout.sharers
     return weights, gradients, optimizer
 
 
 def on_host(parameters: int, layout: Layout) -> float:
     """Bytes of one rank that lie in host memory or on a disk, with the gradient that the optimizer there needs."""
     weights, gradients, optimizer = states(parameters, layout)
-    own = gradients / (layout.ranks if layout.stage == 1 else 1)
+    own = gradients / (layout.sharers if layout.stage <= 1 else 1)
     return ("weights" in layout.offloaded) * weights + ("optimizer" in layout.offloaded) * (optimizer + own)
 
 
@@ -125,27 +133,35 @@ def buffers(parameters: int, layout: Layout) -> float:
         return _exact_buffers(parameters, elements, layout)
     reducing = summed * elements * (2 if layout.overlap else 1)  # one is filled while another is sent
     copied, here = layout.precision != "fp32" and not layout.apart, "optimizer" not in layout.offloaded
-    stepping = ((4 if copied else 0) + STEP_BYTES[layout.kind]) * parameters / layout.ranks if here else 0.0
-    own = min(layout.largest, parameters / layout.ranks) if layout.stage < 3 else layout.largest / layout.ranks
+    stepping = _stepping(parameters, layout, copied=copied) if here else 0.0
+    own = min(layout.largest, parameters / layout.sharers) if layout.stage < 3 else layout.largest / layout.sharers
     norm = 8 * own  # which is taken of one gradient after another, in double precision
     if layout.stage == 3:
         kept = summed * elements  # one for gradients stays, which travel as they are summed
         return kept + value * elements + max(reducing - kept, stepping, norm)  # gathered weights fill another
-    if layout.apart and layout.stage == 1:  # sums travel in fp32, and the own share is put together beside them
-        return reducing + 4 * parameters / layout.ranks + max(stepping, norm)
-    return max(reducing, norm, stepping + (0 if layout.apart else value * parameters / layout.ranks))
+    if layout.apart and layout.stage <= 1:  # sums travel in fp32, and the own share is put together beside them
+        return reducing + 4 * parameters / layout.sharers + max(stepping, norm)
+    return max(reducing, norm, stepping + (0 if layout.apart else value * parameters / layout.sharers))
+
+
+def _stepping(parameters: int, layout: Layout, *, copied: bool) -> float:
+    """What the optimizer's step makes and drops again; ``copied``: the gradient in fp32, too."""
+    made = ((4 if copied else 0) + STEP_BYTES[layout.kind]) * parameters
+    if layout.kind == "muon":
+        made += (ROUND_BYTES + (MESSAGE_BYTES if layout.sharers > 1 else 0)) * min(parameters, ROUND)
+    return made / layout.sharers
 
 
 def _exact_buffers(parameters: int, elements: int, layout: Layout) -> float:
     """The same at D2: while a gradient is made an integer, or while the norm of the sums is taken.
 
     The one holds the gradient in double precision and as integers, and where sums are shared out a bucket of them; the
-    other three copies of the own share, in which at stage 1 the rank's own sums are gone.
+    other three copies of the own share, in which up to stage 1 the rank's own sums are gone.
     """
     value = VALUE_BYTES[layout.precision]
     adding = 2 * SUM_BYTES * layout.largest + (SUM_BYTES * elements if layout.stage > 1 else 0)
-    gone = SUM_BYTES * parameters if layout.stage == 1 else 0
-    norm = 3 * SUM_BYTES * parameters / layout.ranks - gone
+    gone = SUM_BYTES * parameters if layout.stage <= 1 else 0
+    norm = 3 * SUM_BYTES * parameters / layout.sharers - gone
     return max(adding, norm) + (2 if layout.stage == 3 else 1) * value * elements  # DeepSpeed's, filled or not
 
 

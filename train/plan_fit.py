@@ -32,10 +32,11 @@ def room(config: PlanConfig, memory_gb: float) -> float:
 def choose(subject: Subject, ranks: int, available: float) -> Choice | None:
     """The lowest stage that fits with one sequence, and the largest micro-batch that fits then and gives the batch.
 
+    Not stage 0, which sends as much as stage 1 and leaves less room for a micro-batch: it is for who asks for it.
     Sequences are the longest of the run's stages, and the micro-batch divides the batches of all of them.
     """
     sizes = micro_batches(subject, ranks)
-    for stage in stages_of(subject):
+    for stage in filter(None, stages_of(subject)):
         fitting = [(size, need) for size in sizes if (need := needs(subject, ranks, stage, size)).total <= available]
         if fitting:
             return Choice(ranks, stage, *fitting[-1])

@@ -73,7 +73,7 @@ class Work:
         compute: seconds of a micro-batch's forward and backward pass where nothing is waited for.
         recompute: whether the backward pass computes the forward pass again.
         value_bytes: of a weight and of a gradient on the way.
-        bucket_bytes: what stages 1 and 2 send at once, at most.
+        bucket_bytes: what stages 0 to 2 send at once, at most.
         sharing: ranks that share a sequence, or ``matrices``; ``exchanged``: bytes one gives them in a micro-batch.
     """
 
@@ -97,7 +97,8 @@ def step_seconds(work: Work, ranks: int, network: Network) -> float:
     both and reduces gradients in every backward pass; stage 2 reduces them in every one, stage 1 in a step's last; both
     gather the new weights when the optimizer is done, with nothing to hide it behind. Nor is there for what ranks that
     share sequences exchange in each layer, twice in every pass, or for what those that share matrices sum: in two
-    halves, as in a ring, with as many turns each.
+    halves, as in a ring, with as many turns each. Stage 0 sums gradients in a step's last pass: that is a reduction and
+    a gathering.
     """
     passes = 3 if work.recompute else 2
     messages = 2 * ((passes - 1) * SUMS_FORWARD + SUMS_BACKWARD) if work.matrices else 2 * passes
@@ -113,7 +114,9 @@ def _without_exchange(work: Work, ranks: int, network: Network) -> float:
     if work.stage == 3:
         return work.accumulation * (max(forward, one) + max(backward, 2 * one))
     reduced = work.accumulation if work.stage == 2 else 1
-    return work.accumulation * forward + reduced * max(backward, one) + (work.accumulation - reduced) * backward + one
+    beside, after = (2 * one, 0.0) if work.stage == 0 else (one, one)
+    passes = reduced * max(backward, beside) + (work.accumulation - reduced) * backward
+    return work.accumulation * forward + passes + after
 
 
 def efficiency(work: Work, ranks: int, network: Network) -> float:

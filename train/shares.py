@@ -1,7 +1,8 @@
-"""What a rank owns under ZeRO 1, 2 or 3: for each parameter, a range of its master weights and of all that goes along.
+"""What a rank owns under ZeRO: for each parameter, a range of its master weights and of all that goes along.
 
-ZeRO keeps flat fp32 tensors, one a group of parameters (stages 1 and 2) or of a part of a group (stage 3); of each, a
-rank has a partition. Here they get their names back, as views: reading and writing a share are copies.
+ZeRO keeps flat fp32 tensors, one a group of parameters (stages 0 to 2) or of a part of a group (stage 3); of each, a
+rank has a partition. Here they get their names back, as views: reading and writing a share are copies. At stage 0 every
+rank holds all of each, and owns a partition all the same: what all would say is said by one.
 """
 
 from __future__ import annotations
@@ -60,6 +61,7 @@ class Shares:
         self.zero, self.stage, self.parameters = zero, stage, parameters
         self._prepare()
         self.averages = [torch.zeros_like(flat.data) for flat in self.flats] if averaged else None
+        self._copied = stage == 0 and dist.get_world_size() > 1
 
     @property
     def flats(self) -> list[Tensor]:
@@ -86,16 +88,20 @@ class Shares:
         any more when the next one is asked for.
 
         Args:
-            changed: what is written into the fragments is to be kept there.
+            changed: what is written into the fragments is to be kept there, and so into all that this rank holds.
         """
         if not self.swapped:
-            yield from itertools.starmap(self._fragment, self._held())
+            yield from self.held() if changed else itertools.starmap(self._fragment, self._owned())
             return
         for group, held in itertools.groupby(self._held(), lambda one: one[3]):
             with self.at_hand(group, changed=changed):
                 yield from itertools.starmap(self._fragment, held)
 
     __iter__ = each
+
+    def held(self) -> Iterator[Fragment]:
+        """The same of all that this rank holds in memory, whether or not another holds it, too."""
+        return itertools.starmap(self._fragment, self._held())
 
     def spans(self) -> Iterator[tuple[str, int, int]]:
         """(name, start, stop) of the fragments in the order of :meth:`each`, wherever they lie."""
@@ -104,6 +110,18 @@ class Shares:
     def _held(self) -> list[tuple[str, int, int, int, int]]:
         held = [(name, *found) for name, parameter in self.parameters.items() if (found := self._place(parameter))]
         return sorted(held, key=lambda one: one[3]) if self.swapped else held
+
+    def _owned(self) -> Iterator[tuple[str, int, int, int, int]]:
+        """What is held, once over all ranks: of what all of them hold, each owns as much."""
+        if not self._copied:
+            yield from self._held()
+            return
+        rank, ranks = dist.get_rank(), dist.get_world_size()
+        bounds = [(len(flat) * rank // ranks, len(flat) * (rank + 1) // ranks) for flat in self.flats]
+        for name, start, stop, group, offset in self._held():
+            first, end = (min(max(bound - offset, 0), stop - start) for bound in bounds[group])
+            if first < end:
+                yield name, start + first, start + end, group, offset + first
 
     def _fragment(self, name: str, start: int, stop: int, group: int, offset: int) -> Fragment:
         flat, size = self.flats[group], stop - start
@@ -135,7 +153,7 @@ class Shares:
         return self._sharded(parameter) if self.stage == 3 else self._partitioned(parameter)
 
     def _partitioned(self, parameter: Any) -> tuple[int, int, int, int] | None:
-        """Stages 1 and 2: all parameters of a group lie in one flat tensor, cut evenly between the ranks."""
+        """Up to stage 2: all parameters of a group lie in one flat tensor, cut evenly between the ranks that share."""
         mapping = parameter._hp_mapping
         if mapping is None:
             return None

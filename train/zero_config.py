@@ -20,8 +20,10 @@ def deepspeed_config(config: TrainConfig, ranks: int, precision: str, parameters
     slower on a CPU.
     """
     bucket = bucket_elements(parameters)
+    sharers = ranks if config.engine.zero_stage > 0 else 1  # stage 0 is a stage 1 of one (train/copies.py)
     zero: dict[str, Any] = {
-        "stage": config.engine.zero_stage,
+        "stage": max(1, config.engine.zero_stage),
+        "reduce_scatter": config.engine.zero_stage > 0,
         "reduce_bucket_size": bucket,
         "allgather_bucket_size": bucket,
         "overlap_comm": torch.cuda.is_available(),
@@ -40,7 +42,7 @@ def deepspeed_config(config: TrainConfig, ranks: int, precision: str, parameters
         zero["memory_efficient_linear"] = False  # ZeRO-3's: a product of its own, which may round otherwise
     accumulated, travelling = config.engine.sums(precision, config.determinism)
     return {
-        "train_batch_size": slices,  # of sequences or matrices, which it takes for sequences
+        "train_batch_size": slices * sharers // ranks,  # of sequences or matrices, which it takes for sequences
         "train_micro_batch_size_per_gpu": micro_batch,
         "gradient_accumulation_steps": accumulation,
         "gradient_clipping": clipping,

@@ -19,7 +19,8 @@ def test_all_problems_of_the_values_are_told_at_once(hanse, capsys, tiny_setting
     )  # fmt: skip
     assert "problems in the configuration" in text
     for part in (
-        "engine.zero_stage=4: one of 1, 2, 3", "optimizer.betas=[0.9]", "data.mixture.fr=-1", "at least one language",
+        "engine.zero_stage=4: one of 0, 1, 2, 3", "optimizer.betas=[0.9]", "data.mixture.fr=-1",
+        "at least one language",
         "schedule.decay=step: one of linear, 1-sqrt, cosine", "optimizer.learning_rate=0", "track.wandb=maybe",
     ):  # fmt: skip
         assert part in text

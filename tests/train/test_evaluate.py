@@ -84,7 +84,7 @@ def test_every_layout_finds_the_bits_per_byte_that_a_calculation_by_hand_gives(
     common = [*tiny_settings, f"data.shards={tmp_path / 'data/shards'}",
               f"tokens={8 * LENGTH}", "schedule.warmup_steps=0", "schedule.decay_fraction=0",
               "optimizer.learning_rate=1e-30", "evaluate.tokens_per_language=1_000_000"]  # fmt: skip
-    layouts = {1: [(1, 1), (4, 1), (8, 2)], 2: [(1, 3), (2, 2), (4, 3)]}  # ranks: micro-batch, ZeRO stage
+    layouts = {1: [(1, 1), (4, 1), (8, 2)], 2: [(1, 3), (2, 2), (2, 0), (4, 3)]}  # ranks: micro-batch, ZeRO stage
     found = {}
     for ranks, cases in layouts.items():
         runs = {f"{ranks}-{micro}-{stage}": (micro, stage) for micro, stage in cases}

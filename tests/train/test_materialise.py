@@ -100,7 +100,8 @@ def test_no_rank_holds_more_than_its_share_and_a_parameter(tmp_path):
     cases = [configuration([*small, f"engine.zero_stage={stage}", f"engine.precision={precision}",
                             f"model.settings.tie_word_embeddings={tied}", *more])
              for stage, precision, tied, more in [
-                 (1, "fp32", True, []), (2, "bf16", False, []), (3, "fp32", False, ["model.init.mup_base_width=32"]),
+                 (0, "bf16", True, []), (1, "fp32", True, []), (2, "bf16", False, []),
+                 (3, "fp32", False, ["model.init.mup_base_width=32"]),
                  (3, "bf16", True, ["optimizer.kind=muon"]),
                  (3, "fp16", True, ["engine.offload_parameters=cpu", "engine.offload_optimizer=cpu"]),
              ]]  # fmt: skip

@@ -32,7 +32,7 @@ def test_resume_on_any_layout(tiny_settings, tmp_path):
 
     On two ranks, to the last bit: all kinds. On one and four each stage, and each precision with each of both.
     """
-    kinds = [(precision, stage) for precision in ("fp32", "bf16") for stage in (1, 2, 3)]
+    kinds = [(precision, stage) for precision in ("fp32", "bf16") for stage in (0, 1, 2, 3)]
 
     def case(run: Path, precision: str, stage: int) -> list[str]:
         length = {"fp32": 64, "bf16": 16}[precision]  # many a CPU takes 100 times longer for a product in bf16
@@ -48,8 +48,10 @@ def test_resume_on_any_layout(tiny_settings, tmp_path):
     assert set(train_cases(tmp_path / "quiet", 2, cases).values()) == {EXIT_DONE}
 
     # (ranks, stage) -> the run whose checkpoint it starts from: its own layout, and each stage from another
-    starts = {(2, 1): 1, (2, 2): 2, (2, 3): 3, (1, 1): 3, (1, 2): 1, (1, 3): 2, (4, 1): 2, (4, 2): 3, (4, 3): 1}
-    moved = {1: [("fp32", 1), ("bf16", 2), ("fp32", 3)], 4: [("bf16", 1), ("fp32", 2), ("bf16", 3)]}
+    starts = {(2, 0): 0, (2, 1): 1, (2, 2): 2, (2, 3): 3, (1, 0): 1, (1, 1): 3, (1, 2): 0, (1, 3): 2,
+              (4, 0): 2, (4, 1): 0, (4, 2): 3, (4, 3): 1}  # fmt: skip
+    moved = {1: [("bf16", 0), ("fp32", 1), ("bf16", 2), ("fp32", 3)],
+             4: [("fp32", 0), ("bf16", 1), ("fp32", 2), ("bf16", 3)]}  # fmt: skip
     for ranks in (1, 2, 4):
         runs = {kind: tmp_path / f"{ranks}-ranks" / "-".join(map(str, kind)) for kind in moved.get(ranks, kinds)}
         for (precision, stage), run in runs.items():

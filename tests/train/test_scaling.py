@@ -33,6 +33,7 @@ def test_a_ring_moves_all_but_one_share_over_the_slowest_link_in_as_many_turns()
 @pytest.mark.parametrize(
     ("stage", "expected"),
     [
+        (0, 2 * 0.3),  # summed beside the last backward pass
         (1, 2 * 0.3 + 0.035),  # reduced beside the last backward pass; weights are gathered with nothing beside it
         (2, 2 * 0.3 + 0.035),
         (3, 2 * 0.3),  # all beside the passes
@@ -48,11 +49,12 @@ def test_what_does_not_fit_beside_the_computation_is_waited_for():
     assert step_seconds(quick, 8, NET) == pytest.approx(2 * 3 * gather)
     assert step_seconds(replace(quick, stage=2), 8, NET) == pytest.approx(2 * (0.01 + gather) + gather)
     assert step_seconds(replace(quick, stage=1), 8, NET) == pytest.approx(0.03 + 0.01 + 2 * gather)
+    assert step_seconds(replace(quick, stage=0), 8, NET) == pytest.approx(0.01 + 0.02 + 0.01 + 2 * gather)
     assert step_seconds(replace(WORK, recompute=True, compute=0.12), 8, NET) == pytest.approx(gather + 0.09)
     assert efficiency(quick, 1, NET) == 1
 
 
-@given(some.floats(1e7, 1e11), some.integers(1, 100), some.sampled_from((1, 2, 3)), some.integers(1, 8),
+@given(some.floats(1e7, 1e11), some.integers(1, 100), some.sampled_from((0, 1, 2, 3)), some.integers(1, 8),
        some.floats(1e-3, 10), some.integers(0, 12))  # fmt: skip
 def test_more_ranks_never_make_a_step_shorter_and_a_measured_step_tells_the_computation(
     parameters, layers, stage, accumulation, compute, doublings

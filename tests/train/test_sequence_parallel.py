@@ -133,7 +133,7 @@ def runs(tiny_settings, tmp_path_factory) -> Path:
     told = train_cases(folder / "two", 2, first, {"nan": {"poison": 3}})
     shutil.copytree(folder / "shared", folder / "moved-four")
     shutil.rmtree(folder / f"moved-four/checkpoints/step-{STEPS:08d}")
-    told |= train_cases(folder / "four", 4, {"moved-four": case("moved-four", 1, 2)})
+    told |= train_cases(folder / "four", 4, {"moved-four": case("moved-four", 0, 2)})
     (folder / "told.json").write_text(json.dumps(told))
     return folder
 
@@ -163,7 +163,7 @@ def _steps(run: Path) -> list[dict]:
 @pytest.mark.slow
 def test_starts_tell_how_sequences_were_shared(runs):
     starts = [record for _, record in ledger.lines(runs / "moved-four/ledger.jsonl") if record["kind"] == "start"]
-    assert [(one["ranks"], one["zero_stage"], one["sequence_parallel"]) for one in starts] == [(2, 3, 2), (4, 1, 2)]
+    assert [(one["ranks"], one["zero_stage"], one["sequence_parallel"]) for one in starts] == [(2, 3, 2), (4, 0, 2)]
     alone = [record for _, record in ledger.lines(runs / "alone/ledger.jsonl") if record["kind"] == "start"]
     assert "sequence_parallel" not in alone[0]
     steps = [ledger.steps(record for _, record in ledger.lines(runs / name / "ledger.jsonl")) for name in

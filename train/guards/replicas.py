@@ -1,9 +1,10 @@
 """Whether ranks that should hold the same weights do: a checksum of every parameter, compared over the ranks.
 
-At ZeRO 1 and 2 every rank holds all weights of the model, gathered from their owners after each update. A bit that
-flips in one rank's copy, or on the way to it, changes that rank's gradients without a word, and the next update mends
-the copy: so they are compared when the gradient is there and the update is not. That speaks of the steps that are
-looked at: a machine that errs once in a while is found out by and by, one that errs once may pass.
+Up to ZeRO 2 every rank holds all weights of the model, gathered from their owners after each update. A bit that flips
+in one rank's copy, or on the way to it, changes that rank's gradients without a word, and the next update mends the
+copy (not at stage 0, where each rank makes it of masters of its own): so they are compared when the gradient is there
+and the update is not. That speaks of the steps that are looked at: a machine that errs once in a while is found out by
+and by, one that errs once may pass.
 """
 
 from __future__ import annotations

@@ -47,8 +47,8 @@ def by_step(run):
     return {record["step"]: record for record in read_metrics(run / "metrics.jsonl") if "loss" in record}
 
 
-REWOUND = ("fp32-2", "fp32-3", "bf16-1", "bf16-3")
-NANS, SKIPS = ("fp32-1", "fp32-3", "bf16-1", "bf16-2"), ("fp32-1", "bf16-2", "fp32-3")
+REWOUND = ("fp32-2", "fp32-3", "bf16-0", "bf16-3")
+NANS, SKIPS = ("fp32-1", "fp32-3", "bf16-0", "bf16-1", "bf16-2"), ("fp32-0", "fp32-1", "bf16-2", "fp32-3")
 REWINDS = ("determinism=D2", "guards.spikes.rewind_after=3", "guards.spikes.rewind_within=5")
 
 
