@@ -100,7 +100,7 @@ def runs(tiny_settings, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("parts")
     qwen = ["model.architecture=qwen3", "++model.settings.head_dim=16"]
     models = {"llama": ["ema.decay=0.9"], "qwen3": [*qwen, "++model.settings.tie_word_embeddings=false"],
-              "tied": [*qwen, "++model.settings.tie_word_embeddings=true"],
+              "tied": [*qwen, "++model.settings.tie_word_embeddings=true", "optimizer.kind=ademamix"],
               "bf16": ["engine.precision=bf16"]}  # fmt: skip
     norms = "guards.layer_norms_every_steps=2"
 
