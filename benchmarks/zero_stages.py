@@ -69,7 +69,7 @@ def measure(options: argparse.Namespace, stage: int) -> dict[str, Any]:
         engine.update(1e-3)
         seconds.append(time.perf_counter() - begun)
     held = sum(one.nbytes() for address, one in storages().items() if address not in before)
-    loss, norm = float(total.detach()) / LENGTH, engine.gradient_norm()
+    loss, norm = float(total.detach()) / ids[0].numel(), engine.gradient_norm()
     engine.engine.destroy()
     return {"parameters": parameters, "seconds": seconds[WARM_UP:], "bytes": held, "loss": loss, "norm": norm}
 

@@ -36,6 +36,7 @@ from train.model import (
     parameter_counts,
     shape_of_model,
 )
+from train.parametrisation import scale_fresh
 from train.plan_subject import of_rank
 from train.ranks import find_place
 from train.shares import Fragment
@@ -115,13 +116,33 @@ def ranges_of_parts_are_those_of_the_whole(size):
         assert bool((told == 1).all()), (rows, columns, dim, edges, told)
 
 
+def fresh(config, shape, place):
+    """Weights begin as those of a model that was built whole, scaled by what its whole shapes say."""
+    init = InitConfig(std="fan_in", residual="depth")
+    beginning, plain = begin(shape, 3, "sdpa", init), build_model(shape, 3)
+    scale_fresh(plain, init)
+    engine = Engine(config, beginning.model, place.ranks, config.engine.precision, beginning.land)
+    right = {name: one.detach().flatten() for name, one in plain.named_parameters()}
+    for part in engine.fragments():
+        assert torch.equal(part.master, right[part.name][part.start : part.stop]), part.name
+    engine.engine.destroy()
+
+
 def restored(case, place):
     """(root of a checkpoint's state, root of an engine's that was restored from it)."""
     config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(TrainConfig), case["config"]))
     checkpoint = Checkpoint(Path(case["checkpoint"]))
     shape = model_config(config.model, checkpoint.state["model"]["vocab_size"], config.data.sequence_length)
+    fresh(config, shape, place)
     beginning = begin(shape, 1, "sdpa", InitConfig(), checkpoint.reader(), fresh=False)
-    engine = Engine(config, beginning.model, place.ranks, config.engine.precision, beginning.land)
+
+    def land(landing):  # before DeepSpeed is given the model
+        beginning.land(landing)
+        cut = landing.tensor.by_id
+        assert bool(cut) == (config.engine.tensor_parallel > 1)
+        assert all(one.numel() == cut[id(one)].elements for one in beginning.model.parameters() if id(one) in cut)
+
+    engine = Engine(config, beginning.model, place.ranks, config.engine.precision, land)
     checkpoint.restore(engine)
     state = StateHasher(engine, place).take()
     before = {name: one.clone() for name, one in engine.replicated().items()}
