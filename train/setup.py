@@ -131,7 +131,7 @@ def set_up(config: TrainConfig, place: Place, folder: RunFolder, device: torch.d
     attention = choose_attention(config, data, precision, device, place)
     with together(place):
         sequence_parallel.check_model(config, data.model)
-        tensor_parallel.check_model(config, data.model)
+        tensor_parallel.check_model(config, data.model, precision)
         if change:
             change.check(first_step, data.windows_at)
         beginning = begin_model(config, data, attention, resumed, initial)

@@ -246,14 +246,18 @@ class TensorGroup:
                 values[begin - part.start : stop - part.start] = columns(found)
 
 
-def check_model(config: TrainConfig, model: PretrainedConfig) -> None:
-    """Refuse to share the matrices of a model where that is wrong, by all of its settings.
+def check_model(config: TrainConfig, model: PretrainedConfig, precision: str) -> None:
+    """Refuse to share the matrices of a model where that is wrong, by all of its settings and by what it computes in.
 
     Raises:
         ConfigError: everything that speaks against it.
     """
     size = config.engine.tensor_parallel
-    if size > 1 and (wrong := model_problems(size, model.model_type, model.to_dict())):
+    wrong = model_problems(size, model.model_type, model.to_dict()) if size > 1 else []
+    if size > 1 and precision == "fp16":
+        wrong.append(f"engine.tensor_parallel={size}: not in fp16, which engine.precision=auto has chosen here; set "
+                     "engine.precision=bf16 or fp32")  # fmt: skip
+    if wrong:
         raise ConfigError(wrong)
 
 

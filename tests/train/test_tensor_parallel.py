@@ -55,10 +55,11 @@ def test_what_does_not_go_together_is_refused_with_all_that_is_wrong():
 
 def test_what_only_the_models_own_defaults_tell_is_refused_before_it_is_built():
     config = configured("engine.tensor_parallel=2", "ranks=2")
-    check_model(config, model_config(ModelConfig("mistral", {"num_key_value_heads": 2}), 99, 64))
+    check_model(config, model_config(ModelConfig("mistral", {"num_key_value_heads": 2}), 99, 64), "bf16")
     with pytest.raises(ConfigError) as told:
-        check_model(config, model_config(ModelConfig("mistral", {"num_key_value_heads": 1}), 99, 64))
-    assert told.value.problems == ["engine.tensor_parallel=2: must divide the model's num_key_value_heads=1"]
+        check_model(config, model_config(ModelConfig("mistral", {"num_key_value_heads": 1}), 99, 64), "fp16")
+    assert told.value.problems[0] == "engine.tensor_parallel=2: must divide the model's num_key_value_heads=1"
+    assert told.value.problems[1].startswith("engine.tensor_parallel=2: not in fp16, which engine.precision=auto")
 
 
 def test_the_batch_is_that_of_the_groups():
