@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import itertools
+import json
 import re
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Mapping
@@ -13,6 +14,8 @@ from typing import Any
 
 from common.errors import ConfigError, HanseError
 
+ALIKE = 0.65  # from here on a key that is not there may have been meant for one that is
+MOST_NAMED = 4  # keys, where any of several may have been meant
 OF_ANOTHER_VERB = ("train.", "corpus.")  # dictionaries of what another verb is given
 CHOICE = "__choice__"  # key of a group's choice in these, where there are keys of the group beside it
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -284,11 +287,45 @@ def _explain(override: str, error: Exception, name: str, known: list[str], folde
                 for word in unknown]  # fmt: skip
         return "; ".join(said) or str(error)
     if type(cause).__name__ in ("ConfigAttributeError", "ConfigKeyError") or "not in struct" in str(error):
-        last = [dotted for dotted in known if dotted.rpartition(".")[2] == key.rpartition(".")[2]]
-        close = last or difflib.get_close_matches(key, known, 1, 0.5)
-        return f"{key}: no such key; " + (f"did you mean '{close[0]}'?" if close else "--help lists the keys")
+        near = nearest_keys(key, known)
+        below, _, _ = key.rpartition(".")
+        there = [one.removeprefix(f"{below}.") for one in known if below and one.rpartition(".")[0] == below]
+        return f"{key}: no such key; " + (
+            f"did you mean {' or '.join(map(repr, near))}?" if near else
+            f"{below} has {', '.join(there)}" if there else f"hanse {name} --help lists the keys")  # fmt: skip
+    if type(error).__name__ == "OverrideParseException" or type(cause).__name__ == "LexerNoViableAltException":
+        return _unreadable(override.lstrip("+~"))
     told = _one_line(cause)
     return f"{override}: {FIRST_LINE if 'Key ' + repr('experiment') + ' not in' in told else told}"
+
+
+def nearest_keys(key: str, known: Iterable[str]) -> list[str]:
+    """The keys whose last word is most like that of ``key``; one of them where ``key`` says what it stands below."""
+
+    def alike(one: str, other: str) -> float:
+        begun = len(one) >= 4 and other.startswith(one)  # zero: zero_stage
+        return 0.9 if begun else difflib.SequenceMatcher(None, one, other).ratio()
+
+    def last(dotted: str) -> str:
+        return dotted.rpartition(".")[2]
+
+    near = {dotted: likeness for dotted in known if (likeness := alike(last(key), last(dotted))) >= ALIKE}
+    best = [dotted for dotted, likeness in near.items() if likeness == max(near.values())]
+    return sorted(best, key=lambda dotted: -alike(key, dotted))[: 1 if "." in key else MOST_NAMED]
+
+
+def _unreadable(override: str) -> str:
+    """Why Hydra could not even read ``key=value``, and how the value is written."""
+    key, _, value = override.partition("=")
+    if value.startswith(("[", "{")):
+        how = "a list is written '[a, b]', a mapping '{a: 1, b: 2}', and in them"
+    elif value.startswith(("'", '"')) or not re.fullmatch(r"[\w.+-]+", key):
+        how = "a key is letters, digits, _ and dots;"
+    else:
+        quoted = json.dumps(value, ensure_ascii=False).replace("'", "'\\''")
+        return (f"{key}: {value} holds a character that must be in quotes, and the shell takes the outer ones away: "
+                f"'{key}={quoted}'")  # fmt: skip
+    return f"{override}: cannot be read; {how} text with other characters stands in quotes inside those of the shell"
 
 
 def _elsewhere(group: str, word: str, name: str, folders: list[Path]) -> str:

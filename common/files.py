@@ -48,12 +48,15 @@ def atomic_file(path: Path, *, shared: bool = False) -> Iterator[Path]:
     ``shared``: other processes, here or on other machines, may be writing the same file.
 
     Raises:
-        HanseError: the disk is full.
+        HanseError: the disk is full, or there can be no such folder.
     """
     own = f".{socket.gethostname()}-{os.getpid()}" if shared else ""
     partial = path.with_name(path.name + own + PARTIAL)
     with room_for(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except FileNotFoundError:  # /proc takes no folders, and says so in this way
+            raise HanseError(f"{path.parent}: cannot be created; name another folder") from None
         try:
             yield partial
             with partial.open("rb+") as written:

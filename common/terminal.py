@@ -10,7 +10,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-console = Console(highlight=False, soft_wrap=True)
+# Names are shown as they are: rich would make a flag of ":it:", and a colour of "[red]".
+console = Console(highlight=False, soft_wrap=True, emoji=False, markup=False)
 
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]], *, total: bool = False) -> None:
@@ -28,8 +29,8 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]], 
 
 
 def say(text: str) -> None:
-    """Print one line of plain text (no markup is interpreted)."""
-    console.print(text, markup=False)
+    """Print one line of plain text."""
+    console.print(text)
 
 
 def next_step(*commands: str) -> None:
@@ -58,9 +59,14 @@ def duration(seconds: float) -> str:
 def count(number: float, unit: str = "") -> str:
     """A number with a decimal prefix: ``1.23 M``, ``456``, ``7.8 GB``."""
     for factor, prefix in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if abs(number) >= factor:
+        if abs(number) >= 0.9995 * factor:  # which three digits round up to it
             return f"{number / factor:.3g} {prefix}{unit}"
     return f"{number:.3g} {unit}".strip()
+
+
+def many(number: int, what: str, plural: str | None = None) -> str:
+    """A number of things: ``1 node``, ``1,024 nodes``."""
+    return f"{number:,} {what if number == 1 else plural or what + 's'}"
 
 
 class Progress:

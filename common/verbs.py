@@ -41,7 +41,8 @@ class Verb:
     """One command: ``schema`` and ``function`` are ``module:attribute``, imported when the verb is called.
 
     The schema is a dataclass with a method ``problems() -> list[str]``; the function takes an instance of it and
-    returns an exit code or None. The verb's defaults stand in ``configs/NAME.yaml``.
+    returns an exit code or None. The verb's defaults stand in ``configs/NAME.yaml``. Where the schema has a method
+    ``look()``, ``--check`` calls it: it looks at files too, changes none, and raises what the work would.
 
     ``sweep``: an instance gets each combination with ``add(values, config)``, and then does the work with
     ``run(problems)``, told what is wrong with combinations that could not be composed; it returns an exit code.
@@ -175,6 +176,8 @@ def _run(verb: Verb, arguments: list[str], function: str | Callable[[Any], Any])
         try:
             config = configuration.instantiate(composed)
             if checking:
+                if hasattr(config, "look"):
+                    config.look()
                 print(OmegaConf.to_yaml(OmegaConf.structured(config)))
             else:
                 work = verb.load(function) if isinstance(function, str) else function

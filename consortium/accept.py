@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from common.errors import EXIT_DONE, EXIT_USER_ERROR, HanseError
 from common.files import atomic_file, fsync_folder, inside, write_json
-from common.terminal import next_step, say
+from common.terminal import many, next_step, say
 from consortium import form, merit
 from consortium.case import Case
 from consortium.config import AcceptConfig
@@ -112,8 +112,10 @@ def judge(case: Case) -> list[Row]:
 
 
 def _made(name: str, check: Callable[[Case], str], case: Case) -> Row:
-    """One row; what a stranger wrote is shown without anything that a terminal would obey."""
+    """One row, of the contribution as its owner has it: the copy is gone when somebody reads this. What a stranger
+    wrote is shown without anything that a terminal would obey."""
     name, outcome, found = _tried(name, check, case)
+    found = found.replace(f"{case.folder}/", "").replace(str(case.folder), case.config.contribution)
     return (name, outcome, "".join(one if one.isprintable() else "?" for one in found))
 
 
@@ -123,7 +125,7 @@ def _tried(name: str, check: Callable[[Case], str], case: Case) -> Row:
     except Unknown as reason:
         return (name, UNKNOWN, str(reason))
     except HanseError as error:
-        return (name, REFUSED, str(error).replace(f"{case.folder}/", ""))
+        return (name, REFUSED, str(error))
     except Exception as error:  # a stranger's files: what nobody thought of is refused, not passed
         what = " ".join(f"{type(error).__name__}: {error}".split())[:300]
         return (name, REFUSED, f"could not be made, unexpectedly ({what}); if the contribution is honest, report this")
@@ -164,7 +166,8 @@ def _review_and_accept(case: Case, key: ec.EllipticCurvePrivateKey, rows: list[R
     needed = registry.register.policy.reviews
     holders = {registry.register.holders[one].holder for one in counted}
     if len(holders) < needed:
-        say(f"{len(holders)} of {needed} reviews ({', '.join(sorted(holders)) or 'none yet'}): not in the registry yet")
+        whose = ", ".join(sorted(holders)) or "none yet"
+        say(f"{len(holders)} of {many(needed, 'review')} ({whose}): not in the registry yet")
         next_step(f"hanse accept registry={registry.folder} contribution={case.config.contribution} key=ANOTHER.key")
         return
     _accept(case, key, counted)
@@ -197,7 +200,7 @@ def _accept(case: Case, key: ec.EllipticCurvePrivateKey, reviews: dict[str, str]
         "folder": folder,
     }  # fmt: skip
     head = registry.append("accept", facts, key, before=lambda: _move(case.folder, inside(registry.folder, folder)))
-    say(f"accepted: {registry.folder / folder}, with {len(reviews)} reviews; checkpoint {case.identity}")
+    say(f"accepted: {registry.folder / folder}, with {many(len(reviews), 'review')}; checkpoint {case.identity}")
     say(f"head {head} (line {len(registry.heads)})")
     next_step(f"hanse registry registry={registry.folder}")
 

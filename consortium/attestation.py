@@ -11,7 +11,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from common.configuration import differences
 from common.files import atomic_file, read_json, sha256_file
-from common.terminal import say
+from common.terminal import many, say
 from consortium import seal
 from train import ledger
 from train.config import TrainConfig
@@ -117,7 +117,7 @@ def tell(told: Mapping[str, Any]) -> None:
     """The same in words."""
     segment = f"steps {told['first_step']} to {told['last_step']}"
     state = "weights and moments" if told["compared_state"] else "no checkpoint of the last step to compare"
-    state += f", {len(told['states']['compared'])} state hashes"
+    state += f", {many(len(told['states']['compared']), 'state hash', 'state hashes')}"
     if told["bitwise"]:
         say(f"{segment}: the same to the last bit (batches, losses, gradient norms; {state})")
     else:

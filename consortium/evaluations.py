@@ -14,7 +14,7 @@ from train.run_folder import folder_of
 
 def evaluations(evidence: Evidence) -> str:
     """Every evaluation speaks of a checkpoint that the run had, and its figures follow from its counts."""
-    paths = sorted((evidence.folder.path / "evaluations").glob("*.json"))
+    paths = sorted(evidence.folder.evaluations.glob("*.json"))
     if not paths:
         raise Unknown("none in the run folder; 'hanse evaluate' writes them")
     unbound = []

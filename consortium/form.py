@@ -16,7 +16,7 @@ from transformers import AutoConfig
 
 from common.errors import HanseError
 from common.files import sha256_file
-from common.terminal import count
+from common.terminal import count, many
 from consortium import verify
 from consortium.case import Case
 from consortium.config import NAME
@@ -61,7 +61,7 @@ def sealed(case: Case) -> str:
     for name in held.files:
         if not is_expected(name):
             raise HanseError(f"{name}: no file of a contribution")
-    return f"{len(held.files)} files, sealed by {holder.holder} with {held.key[:12]}"
+    return f"{many(len(held.files), 'file')}, sealed by {holder.holder} with {held.key[:12]}"
 
 
 def papers(case: Case) -> str:
@@ -126,7 +126,7 @@ def tensors(case: Case) -> str:
     ]
     if not numbers:
         raise HanseError("no tensor files in checkpoint/")
-    return f"{len(numbers)} files, {sum(numbers):,} numbers, all finite"
+    return f"{many(len(numbers), 'file')}, {sum(numbers):,} numbers, all finite"
 
 
 def checkpoint(case: Case) -> str:

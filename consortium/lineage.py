@@ -9,7 +9,7 @@ from pathlib import Path
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from common.files import write_text
-from common.terminal import count, say
+from common.terminal import count, many, say
 from consortium.ancestry import UNKNOWN, Graph, Thing, gather
 from consortium.config import LineageConfig
 from consortium.index import Registry
@@ -17,6 +17,7 @@ from consortium.keys import load_public
 
 WIDE, HIGH, GAP_X, GAP_Y = 204, 62, 48, 18  # pixels of a box, and between boxes
 SWEEPS = 4
+PLURALS = {"corpus": "corpora", "shards": "shards"}  # of kinds of things
 
 
 def run(config: LineageConfig) -> None:
@@ -29,7 +30,7 @@ def run(config: LineageConfig) -> None:
     for line in tree(graph):
         say(line)
     kinds = [thing.kind for thing in graph.things.values()]
-    said = ", ".join(f"{kinds.count(kind)} {kind}" for kind in dict.fromkeys(kinds))
+    said = ", ".join(many(kinds.count(kind), kind, PLURALS.get(kind)) for kind in dict.fromkeys(kinds))
     doubts = sum(thing.doubt is not None for thing in graph.things.values())
     say(f"\n{said}; {doubts or 'none'} in doubt")
     if config.output:

@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 
 from common.errors import EXIT_DONE, HanseError
 from common.files import read_json, write_text
+from common.terminal import many
 from consortium import verify
 from consortium.case import Case
 from consortium.config import ReproduceConfig
@@ -127,7 +128,7 @@ def lineage(case: Case) -> str:
     if not parents:
         return "from scratch: no parents"
     told = ", ".join(f"{one['role']} {register.models[one['manifest_sha256']].folder}" for one in parents)
-    return f"{told}; {len(register.ancestors(parents))} ancestors, all accepted"
+    return f"{told}; {many(len(register.ancestors(parents)), 'ancestor')}, all accepted"
 
 
 def compute(case: Case) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import HanseError
-from common.terminal import count, next_step, say, table
+from common.terminal import count, many, next_step, say, table
 from consortium import index
 from consortium.config import RegistryConfig
 from consortium.contribution import SEAL, read_reviews
@@ -86,7 +86,7 @@ def _revoke(registry: Registry, config: RegistryConfig) -> None:
     fallen = [one for one in register.models if register.doubt(one) and one not in before]
     if fallen:
         rows = [(register.models[one].folder, register.doubt(one)) for one in fallen]
-        table(f"{len(fallen)} models that nobody may build on any more", ("model", "why"), rows)
+        table(f"{many(len(fallen), 'model')} that nobody may build on any more", ("model", "why"), rows)
     else:
         say("no model in this registry depends on it")
 
@@ -106,7 +106,7 @@ def show(registry: Registry) -> None:
 
     models = sorted(register.models.items(), key=lambda pair: (pair[1].name, pair[1].step))
     columns = ("model", "tokens", "FLOPs, all", "licence", "parents", "reviews", "by", "")
-    table(f"{len(models)} models", columns, [_row(register, one, model) for one, model in models])
+    table(f"{many(len(models), 'model')}", columns, [_row(register, one, model) for one, model in models])
 
 
 def _row(register: Register, identity: str, model: Model) -> tuple[Any, ...]:
@@ -133,4 +133,4 @@ def check_files(registry: Registry) -> str:
         missing = model.reviews.items() - found.items()
         if missing:
             raise HanseError(f"{folder}: the review of {next(iter(missing))[0][:12]} that the index names is not there")
-    return f"every file of {len(register.models)} models is what was accepted"
+    return f"every file of {many(len(register.models), 'model')} is what was accepted"

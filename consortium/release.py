@@ -21,7 +21,7 @@ from transformers.utils.logging import disable_progress_bar
 from common.errors import HanseError
 from common.files import atomic_file, sha256_file, write_json, write_text
 from common.folders import replaced_folder, restore
-from common.terminal import count, next_step, say
+from common.terminal import count, many, next_step, say
 from consortium import seal
 from consortium.dossier import check, fill
 from consortium.dossier import verb as dossier_verb
@@ -166,7 +166,7 @@ def _seal(folder: Path, key: ec.EllipticCurvePrivateKey, name: str) -> None:
 def _tell(folder: Path, config: ReleaseConfig, key: ec.EllipticCurvePrivateKey | None, report: check.Report) -> None:
     names = _names(folder)
     size = sum((folder / name).stat().st_size for name in names)
-    say(f"wrote {folder}/: {len(names)} files, {count(size, 'B')}; dossier grade {report.grade}, "
+    say(f"wrote {folder}/: {many(len(names), 'file')}, {count(size, 'B')}; dossier grade {report.grade}, "
         f"{report.counts['warning']} warnings")  # fmt: skip
     say(f"transformers.AutoModelForCausalLM.from_pretrained({str(folder)!r}) loads it")
     checks = [f"(cd {folder} && sha256sum --check --quiet {CHECKSUMS})"]

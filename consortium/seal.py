@@ -20,7 +20,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from common.errors import HanseError
 from common.files import atomic_file, is_plain, merkle_root, sha256_files
-from common.terminal import count, next_step, say
+from common.terminal import count, many, next_step, say
 from consortium import bundle
 from consortium.config import SEAL_KINDS, SealConfig
 from consortium.keys import fingerprint, load_private, load_public, public_path
@@ -63,7 +63,7 @@ def run(config: SealConfig) -> None:
         trusted = {fingerprint(key): key for key in map(load_public, map(Path, config.trust))}
         held = check(folder, Path(config.check), trusted, kind=config.kind)
         size = sum((folder / name).stat().st_size for name in held.files)
-        say(f"{config.check}: holds: {len(held.files)} files, {count(size, 'B')}, kind {held.kind}")
+        say(f"{config.check}: holds: {many(len(held.files), 'file')}, {count(size, 'B')}, kind {held.kind}")
         if held.root:
             say(f"{held.format}, Merkle root {held.root}")
         say(f"sealed with the key {held.key}")
@@ -108,7 +108,7 @@ def make(
         if form not in MUST_BE.get(kind, (form,)):
             raise HanseError(f"{folder}: is {form}, and kind={kind} seals {' or '.join(MUST_BE[kind])}")
         if kind == "checkpoint":
-            _nothing_beside(folder, files)
+            _nothing_beside(folder)
         predicate |= {"format": form, "merkle_root": root, "facts": facts or {}}
     subject = {"name": name or folder.name, "digest": {"sha256": _together(files.values())}}
     statement = {"_type": STATEMENT, "subject": [subject], "predicateType": TYPES[kind], "predicate": predicate}
@@ -240,14 +240,14 @@ def identity(folder: Path, files: dict[str, str]) -> tuple[str, str]:
     return PLAIN_FOLDER, merkle_root(files)
 
 
-def _nothing_beside(folder: Path, files: dict[str, str]) -> None:
+def _nothing_beside(folder: Path) -> None:
     """Refuse files that a checkpoint's manifest does not name: nobody reads them, and a seal would vouch for them."""
-    described = set(_read_checkpoint(folder, None)[1])
-    others = sorted(set(files) - described - {MANIFESTS[0]})
+    from train.checkpoint import Checkpoint  # brings torch
+
+    others = Checkpoint(folder).strays()
     if others:
-        names = ", ".join(others[:SHOWN])
-        raise HanseError(f"{folder}: holds what its manifest does not name, {names}; move that away, "
-                         "or seal all of it with kind=files")  # fmt: skip
+        raise HanseError(f"{folder}: holds what its manifest does not name, {', '.join(others[:SHOWN])}; move that "
+                         "away, or seal all of it with kind=files")  # fmt: skip
 
 
 def _read_checkpoint(folder: Path, value: Any) -> tuple[str, dict[str, str]]:

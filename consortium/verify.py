@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from common.errors import EXIT_USER_ERROR, HanseError
 from common.files import read_json, sha256_file, sha256_files
-from common.terminal import say
+from common.terminal import many, say
 from consortium import seal
 from consortium.bundle import Untrusted
 from consortium.config import VerifyConfig
@@ -68,7 +68,8 @@ def chain(evidence: Evidence) -> str:
     if not evidence.records:
         raise Unknown("no ledger.jsonl in the run folder")
     starts = sum(record["kind"] == "start" for record in evidence.records)
-    return f"{len(evidence.records)} lines in one chain, {starts} starts, {len(evidence.steps)} steps"
+    lines = many(len(evidence.records), "line")
+    return f"{lines} in one chain, {many(starts, 'start')}, {many(len(evidence.steps), 'step')}"
 
 
 def lock(evidence: Evidence) -> str:
@@ -112,7 +113,7 @@ def whole(evidence: Evidence) -> str:
     left_out = sum("skipped" in line for line in evidence.steps.values())
     return (f"steps 1 to {len(evidence.steps)}, samples 0 to {end}"
             + "".join(f", without {start} to {stop}" for start, stop in passed)
-            + (f", {left_out} steps without an update" if left_out else ""))  # fmt: skip
+            + (f", {many(left_out, 'step')} without an update" if left_out else ""))  # fmt: skip
 
 
 def metrics(evidence: Evidence) -> str:
@@ -148,8 +149,9 @@ def tokens(evidence: Evidence) -> str:
         for key, value in wanted.items():
             if checkpoint.state.get(key) != value:
                 raise HanseError(f"{checkpoint.folder / 'state.json'}: {key} is {checkpoint.state.get(key)}, after "
-                                 f"{step} steps it must be {value}")  # fmt: skip
-    return f"{line.tokens(len(evidence.steps)):,} in ledger, metrics and {len(evidence.checkpoints)} checkpoints"
+                                 f"{many(step, 'step')} it must be {value}")  # fmt: skip
+    found = many(len(evidence.checkpoints), "checkpoint")
+    return f"{line.tokens(len(evidence.steps)):,} in ledger, metrics and {found}"
 
 
 def flops(evidence: Evidence) -> str:
@@ -216,7 +218,7 @@ def data(evidence: Evidence) -> str:
             raise HanseError(f"{manifest.folder}: not the shards of this run (their Merkle roots differ)")
     with ThreadPoolExecutor() as pool:  # hashing lets go of the interpreter's lock
         list(pool.map(lambda entry: manifest.open(entry, hashes=True), manifest.shards))
-    return f"{len(manifest.shards)} shards, Merkle root {manifest.merkle_root[:12]}"
+    return f"{many(len(manifest.shards), 'shard')}, Merkle root {manifest.merkle_root[:12]}"
 
 
 def batches(evidence: Evidence) -> str:
@@ -230,11 +232,14 @@ def batches(evidence: Evidence) -> str:
         line = evidence.steps[step]
         if stream.fingerprint(range(*line["samples"])) != line["batch"]:
             raise HanseError(f"{evidence.folder.ledger}: step {step} saw another batch than its samples hold")
-    return f"{len(drawn)} of {len(known)} steps drawn again"
+    return f"{len(drawn)} of {many(len(known), 'step')} drawn again"
 
 
 def checkpoints(evidence: Evidence) -> str:
-    """Every file of every checkpoint has its hash, and the ledger knows the checkpoint's Merkle root."""
+    """Every file of every checkpoint has its hash, and the ledger knows the checkpoint's Merkle root.
+
+    Files that no manifest names belong to no checkpoint: nothing is known that they could be checked against.
+    """
     from train.checkpoint import PARTS, Older
 
     if not evidence.opened:
@@ -258,6 +263,10 @@ def checkpoints(evidence: Evidence) -> str:
     old = [step for step, opened in evidence.opened if isinstance(opened, Older)]
     if old:
         raise Unknown(f"of step {', '.join(map(str, old))}: older format, cannot be checked; of the others: {told}")
+    strays = [str(one.folder / name) for _, one in evidence.checkpoints for name in one.strays()]
+    if strays:
+        raise Unknown(f"in no manifest, so of no checkpoint: {', '.join(strays[:4])}{' ...' * (len(strays) > 4)}; "
+                      f"move that away. The checkpoints: {told}")  # fmt: skip
     return told
 
 

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 
 from common.errors import HanseError
 from common.files import write_json
-from common.terminal import next_step, say, table
+from common.terminal import many, next_step, say, table
 from consortium.config import WhosawConfig
 from data_pipelines.shards import SIDECAR, ShardsManifest, beside
 from train import ledger
@@ -143,7 +143,7 @@ def _tell(asked: Sequence[str], found: Sequence[Sighting], checkpoints: Sequence
     rows = [(one.id, one.tokens, len(one.steps), one.steps[0] if one.steps else "-",
              one.steps[-1] if one.steps else "-") for one in found[:SHOWN]]  # fmt: skip
     drawn = sum(len(one.not_learnt) for one in found)
-    table(f"{len(found)} documents, {done} steps done", ("document", "tokens", "steps", "first", "last"), rows)
+    table(f"{many(len(found), 'document')}, {done} steps done", ("document", "tokens", "steps", "first", "last"), rows)
     if len(found) > SHOWN:
         say(f"... and {len(found) - SHOWN} more (output=FILE.json writes all)")
     if drawn:

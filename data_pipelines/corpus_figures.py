@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from common.charts import Bar, Bars, Scale, Table
 from common.distributions import Ridges, bars, logarithmic, ridges
 from common.page import shown_count
+from common.terminal import many
 from data_pipelines.annotate.identifiers import KINDS
 from data_pipelines.counted import SHOWN, excerpt, sites_of
 from data_pipelines.manifest import Tally
@@ -42,8 +43,8 @@ def subtitle(evidence: Evidence) -> str:
     manifest = evidence.manifest
     languages, sources = len(manifest.languages), len(manifest.sources)
     return " · ".join([
-        f"{languages} language{'s' * (languages != 1)}",
-        f"{sources} source{'s' * (sources != 1)}",
+        many(languages, "language"),
+        many(sources, "source"),
         f"made by hanse {manifest.tools.get('hanse', '')}",
         f"Merkle root {manifest.merkle_root[:16]}",
     ])  # fmt: skip
@@ -160,7 +161,7 @@ def reasons(evidence: Evidence) -> list[Reason]:
             for one in held.examples
             if one.reason == reason
         ]
-        found.append(Reason(name, MEANINGS[reason], f"{number:,} document{'s' * (number != 1)}", drawn, examples))
+        found.append(Reason(name, MEANINGS[reason], many(number, "document"), drawn, examples))
     return found
 
 

@@ -23,7 +23,7 @@ from urllib.parse import quote, urlsplit
 
 from common.errors import HanseError
 from common.files import inside, read_json, sha256_file, write_json
-from common.terminal import Progress, count, say
+from common.terminal import Progress, count, many, say
 from data_pipelines.source_config import HubConfig, SourceConfig, WebConfig
 
 FORMAT = "hanse.download/1"
@@ -64,7 +64,7 @@ def fetch(name: str, source: SourceConfig, downloads: Path) -> int:
             files, complete = (_on_hub(origin) if isinstance(origin, HubConfig) else _on_web(origin)), False
             _write(place, origin, files, complete=False)
         missing = [file for file in files if not _is_here(file, root)]
-        say(f"{name}: {len(files)} files, {len(missing)} to download; {root}/")
+        say(f"{name}: {many(len(files), 'file')}, {len(missing)} to download; {root}/")
         if missing or not complete:
             _room_for(missing, root)
             bring = _from_hub(origin, root) if isinstance(origin, HubConfig) else _from_web(root)
@@ -171,7 +171,7 @@ def _bring_all(missing: list[File], bring: Bring, root: Path) -> None:
                     job.result()
             done = [file.size or 0 for job, file in jobs.items() if job.done()]
             here = sum(path.stat().st_size for path in (root / INCOMING).rglob("*") if path.is_file())
-            progress.update(min(sum(done) + here, known), f"{len(done)} of {len(missing)} files")
+            progress.update(min(sum(done) + here, known), f"{len(done)} of {many(len(missing), 'file')}")
         for job in jobs:
             job.result()
     finally:

@@ -100,6 +100,16 @@ class LaunchConfig:
             found.append(f"launcher={self.launcher}: one of {', '.join(LAUNCHERS)}")
         return [*found, *self._words()]
 
+    def look(self) -> None:
+        """What ``--check`` looks for beside: what a launch at the site would find, the other verb's part included.
+
+        Raises:
+            HanseError: everything that speaks against the job.
+        """
+        from launch.submit import check  # which imports this
+
+        check(self)
+
     def _words(self) -> Iterator[str]:
         """What would not be one word in a ``#SBATCH`` line: Slurm drops the rest of such a line, or means another."""
         named = {"account": self.account, "reservation": self.reservation}

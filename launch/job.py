@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import ConfigError
-from common.terminal import count
+from common.terminal import count, many
 from common.zero import states
 from launch.config import LaunchConfig
 from launch.site import Queue, Site, limits
@@ -85,8 +85,9 @@ class Job:
         accumulation = batch["global_batch_size"] // (batch["micro_batch_size"] * self.ranks // shared)
         what = "matrix" if engine["tensor_parallel"] > 1 else "sequence"
         to_each = f" / {shared} to a {what}" if shared > 1 else ""
-        return (f"{self.config.nodes} nodes x {self.ranks_per_node} ranks{to_each} x {batch['micro_batch_size']} "
-                f"sequences x {accumulation} accumulated = {batch['global_batch_size']} sequences of "
+        ranks = f"{many(self.config.nodes, 'node')} x {many(self.ranks_per_node, 'rank')}"
+        return (f"{ranks}{to_each} x {batch['micro_batch_size']} sequences x {accumulation} accumulated = "
+                f"{batch['global_batch_size']} sequences of "
                 f"{self.train['data']['sequence_length']} tokens a step")  # fmt: skip
 
 

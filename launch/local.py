@@ -16,7 +16,9 @@ from typing import BinaryIO
 from common.errors import EXIT_CRASH, EXIT_DONE, EXIT_FLAKY, EXIT_GO_ON, EXIT_HUNG, EXIT_USER_ERROR
 from common.terminal import say
 
+ONE_SECONDS = 1.0  # signals so close to the first are the same: timeout(1) and others send it twice, also to our group
 GRACE_SECONDS = 10.0  # between one rank's failure and the end of the others
+ASKED = "asked to stop: a training finishes its step, and saves; a second time ends the ranks at once"
 SPEAKING = (EXIT_USER_ERROR, EXIT_HUNG, EXIT_FLAKY)  # exit codes of a rank that are those of the whole
 PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 
@@ -32,7 +34,8 @@ def run_ranks(command: Sequence[str], ranks: int, threads: int, log_folder: Path
     """Run ``command`` once a rank, with torchrun's environment variables; the exit code of the whole.
 
     Rank 0 writes to this terminal, the others to ``log_folder/rank-NNNNN.log``. SIGINT and SIGTERM are passed on as
-    SIGTERM; a second one ends the ranks at once. When a rank fails, its last words are shown and the others are ended.
+    SIGTERM; a second one, ``ONE_SECONDS`` later or more, ends the ranks at once. When a rank fails, its last words are
+    shown and the others are ended.
     """
     log_folder.mkdir(parents=True, exist_ok=True)
     shared = {
@@ -43,11 +46,15 @@ def run_ranks(command: Sequence[str], ranks: int, threads: int, log_folder: Path
         "OMP_NUM_THREADS": str(threads),
     }
     processes: list[subprocess.Popen[bytes]] = []
-    stops = 0
+    stops, first_stop = 0, float("inf")
 
     def pass_on(number: int, _: FrameType | None) -> None:
-        nonlocal stops
-        stops += 1
+        nonlocal stops, first_stop
+        if time.monotonic() < first_stop + ONE_SECONDS and stops:
+            return
+        stops, first_stop = stops + 1, min(first_stop, time.monotonic())
+        if stops == 1:
+            say(ASKED)
         for process in processes:
             if process.poll() is None:
                 process.send_signal(signal.SIGTERM if stops == 1 else signal.SIGKILL)

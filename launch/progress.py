@@ -39,6 +39,7 @@ class Progress:
     tokens_left: int | None  # of the whole budget
     slow: tuple[str, ...]  # ranks that the last comparison found slow, in words
     bits_per_byte: dict[str, float]  # {language: the last validation's}
+    tasks: dict[str, float]  # {task: share of right answers in the last evaluation, mean over its languages}
 
     @property
     def name(self) -> str:
@@ -96,6 +97,7 @@ def look(run: Path) -> Progress:
         phase=heartbeat.get("phase"),
         bad_nodes=excluded_nodes(starts, Policy.read(submitted[-1])) if submitted else (),
         failures=failures_in_a_row(starts), tokens_left=left, slow=_slow(tail), bits_per_byte=_bits_per_byte(tail),
+        tasks=_tasks(tail),
     )  # fmt: skip
 
 
@@ -136,6 +138,16 @@ def _bits_per_byte(entries: list[dict[str, Any]]) -> dict[str, float]:
     found = [entry["evaluation"] for entry in entries if "evaluation" in entry]
     try:
         return {name: float(one["bits_per_byte"]) for name, one in found[-1].items()}
+    except (IndexError, KeyError, TypeError, ValueError, AttributeError):
+        return {}
+
+
+def _tasks(entries: list[dict[str, Any]]) -> dict[str, float]:
+    """{task: accuracy, mean over the languages that were asked} of the last evaluation among metrics."""
+    found = [entry.get("evaluation_tasks") or {} for entry in entries if "evaluation" in entry]
+    try:
+        return {task: sum(float(one["accuracy"]) for one in rows.values()) / len(rows)
+                for task, rows in found[-1].items() if rows}  # fmt: skip
     except (IndexError, KeyError, TypeError, ValueError, AttributeError):
         return {}
 

@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 
 from common.errors import ConfigError, HanseError
 from common.files import read_json, write_json
-from common.terminal import duration, next_step, say, short_path
+from common.terminal import duration, many, next_step, say, short_path
 from launch import data_job, slurm
 from launch.config import LaunchConfig
 from launch.job import Job, ranks_per_node, work_out
@@ -29,17 +29,11 @@ def run(config: LaunchConfig) -> int:
     Raises:
         HanseError: everything that speaks against the job, found before anything is submitted.
     """
-    config.site, why = resolve(config.site)
-    site = config.site
-    problems = site.problems()
-    if problems:
-        raise ConfigError(problems)
-    here = is_here(site)
+    why = at_its_site(config)
+    site, here = config.site, is_here(config.site)
     if config.task == "corpus":
         return data_job.run(config, why, here=here)
-    ranks = config.nodes * (ranks_per_node(config, site) or 1)
-    train, wrong = configuration_of("train", config.train, f"ranks={ranks}", *of_the_site(config))
-    job = work_out(config, site, train, wrong, Path.cwd(), here=here)
+    job = job_of(config, here=here)
     if is_sweep(job.run):
         raise HanseError(f"{job.run}: holds a sweep; launch it with --multirun, or name another folder with train.run=")
     refuse_if_in_use(job.run)
@@ -49,6 +43,43 @@ def run(config: LaunchConfig) -> int:
     if site.scheduler == "none":
         return 0 if config.dry_run else start_here(job, folder)
     return _submit(job, folder, here=here)
+
+
+def check(config: LaunchConfig) -> None:
+    """All that :func:`run` looks for before it writes anything.
+
+    Raises:
+        HanseError: everything that speaks against the job.
+    """
+    at_its_site(config)
+    here = is_here(config.site)
+    if config.task == "corpus":
+        data_job.work_out(config, *configuration_of("corpus", config.corpus), here=here)
+    else:
+        job_of(config, here=here)
+
+
+def at_its_site(config: LaunchConfig) -> str:
+    """Put the facts of the site into the configuration; how it was found.
+
+    Raises:
+        HanseError: nobody knows where this is, or something is wrong with the site's facts.
+    """
+    config.site, why = resolve(config.site)
+    if problems := config.site.problems():
+        raise ConfigError(problems)
+    return why
+
+
+def job_of(config: LaunchConfig, *, here: bool) -> Job:
+    """The job of a training.
+
+    Raises:
+        ConfigError: everything that speaks against it (:func:`launch.job.work_out`).
+    """
+    ranks = config.nodes * (ranks_per_node(config, config.site) or 1)
+    train, wrong = configuration_of("train", config.train, f"ranks={ranks}", *of_the_site(config))
+    return work_out(config, config.site, train, wrong, Path.cwd(), here=here)
 
 
 def is_here(site: Site) -> bool:
@@ -101,16 +132,17 @@ def _show(job: Job, folder: Path, why: str) -> None:
 def summary(job: Job, folder: Path) -> Iterator[tuple[str, str]]:
     """What a person should see before hours are spent, as (what, value)."""
     config, train = job.config, job.train
-    nodes, software = config.nodes + config.spare_nodes, config.software
+    software = config.software
     per_step = train["batch"]["global_batch_size"] * train["data"]["sequence_length"]
     spare = f" + {config.spare_nodes} spare" if config.spare_nodes else ""
+    nodes = f"{config.nodes}{spare} nodes" if spare else many(config.nodes, "node")
     cpus = f", {job.cpus_per_rank} CPUs each" if job.cpus_per_rank else ""
     queue = config.queue or job.site.queue
-    hours = job.seconds / 3600 * nodes * (job.gpus_per_node or 1)
+    hours = job.seconds / 3600 * (config.nodes + config.spare_nodes) * (job.gpus_per_node or 1)
     unit = "GPU-hours" if job.gpus_per_node else "node-hours"
     yield "run", f"{train['name']} in {short_path(job.run, job.work_folder)}"
     where = f"; queue {queue}" if queue else ""
-    yield "asks for", f"{config.nodes}{spare} nodes x {job.ranks_per_node} ranks{cpus}{where}"
+    yield "asks for", f"{nodes} x {many(job.ranks_per_node, 'rank')}{cpus}{where}"
     if job.seconds:
         most = f"{duration(job.seconds)} and at most {hours:,.0f} {unit} a start"
         yield "time", f"{most}, again until its tokens are used up"

@@ -18,7 +18,7 @@ from typing import Any
 
 from common.errors import EXIT_DONE, EXIT_GO_ON, ConfigError, HanseError
 from common.files import read_json, write_json, write_text
-from common.terminal import duration, next_step, say, short_path, table
+from common.terminal import duration, many, next_step, say, short_path, table
 from launch import slurm
 from launch.config import LaunchConfig
 from launch.job import Job, ranks_per_node, work_out
@@ -162,7 +162,8 @@ def _show(elements: Sequence[Element], folder: Path, why: str) -> None:
     say(f"{job.site.title} (site={job.site.name}, {why})")
     say(f"  sweep         {len(elements)} runs in {short_path(folder, Path.cwd())}/, {waiting} to launch{at_once}")
     queue = job.config.queue or job.site.queue
-    say(f"  asks for      {nodes} nodes x {job.ranks_per_node} ranks each" + (f"; queue {queue}" if queue else ""))
+    asked = f"{many(nodes, 'node')} x {many(job.ranks_per_node, 'rank')} each"
+    say(f"  asks for      {asked}" + (f"; queue {queue}" if queue else ""))
     if job.seconds:
         say(f"  time          {duration(job.seconds)} a start, at most {hours:,.0f} "
             f"{'GPU' if job.gpus_per_node else 'node'}-hours for one start of each")  # fmt: skip
@@ -196,7 +197,7 @@ def _submit(elements: Sequence[Element], folder: Path, *, here: bool) -> int:
     for index, element in enumerate(elements):
         write_json(element.folder / "job.json", {"job_id": f"{number}_{index}", **record})
     write_json(place / "job.json", {"job_id": number, **record})
-    say(f"submitted: array {number} of {len(elements)} jobs; each has its log in its run folder, under jobs/")
+    say(f"submitted: array {number} of {many(len(elements), 'job')}; each has its log in its run folder, under jobs/")
     next_step(
         f"hanse status run={short_path(folder, Path.cwd())}",
         f"hanse report run={short_path(folder, Path.cwd())}   (a page, at any time)",

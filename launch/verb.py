@@ -7,13 +7,15 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import fields
 from functools import partial
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 
-from common.configuration import CHOICE
+from common.configuration import CHOICE, nearest_keys
+from launch.config import LaunchConfig
 
 
 def configuration_of(verb: str, keys: Any, *more: str) -> tuple[dict[str, Any] | None, list[str]]:
@@ -41,7 +43,7 @@ def answer_of(verb: str, arguments: list[str]) -> tuple[dict[str, Any] | None, l
         lines = [line.strip() for line in answer.stderr.splitlines() if line.strip()]
         head = lines[0].removeprefix(f"hanse {verb}: ") if lines else f"hanse {verb} --check failed"
         wrong = [
-            f"{verb}.{line}".replace("must be set (", f"must be set ({verb}.")
+            f"{verb}.{line}".replace("must be set (", f"must be set ({verb}.") + _own(line)
             for line in (lines[1:] if "problems in the configuration" in head else [head])
         ]
         # A wrong value does not keep us from looking at what the others mean for the site.
@@ -51,6 +53,14 @@ def answer_of(verb: str, arguments: list[str]) -> tuple[dict[str, Any] | None, l
     found = OmegaConf.to_container(OmegaConf.create(answer.stdout))
     assert isinstance(found, dict)
     return {str(key): value for key, value in found.items()}, wrong
+
+
+def _own(problem: str) -> str:
+    """A key of ``hanse launch`` that may have been meant by one that the other verb does not have."""
+    key, _, why = problem.partition(": ")
+    own = [field.name for field in fields(LaunchConfig)] if why.endswith("--help lists the keys") else []
+    near = nearest_keys(key, own)
+    return f"; '{near[0]}' is a key of hanse launch" if near else ""
 
 
 MAPPINGS = ("data.mixture",)  # of any keys: passed on whole

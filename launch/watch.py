@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from common.errors import HanseError
-from common.terminal import console, count, duration, say, table
+from common.terminal import console, count, duration, many, say, table
 from launch import slurm
 from launch.config import StatusConfig
 from launch.life import KINDS
@@ -96,12 +96,14 @@ def show_sweep(seen: list[Progress], live: Mapping[str, QueuedJob]) -> None:
     """Print the runs of a sweep, those with the least mean bits per byte at the end of their budget first."""
     languages = sorted({language for one in seen for language in one.bits_per_byte})
     ordered = sorted(seen, key=lambda one: (not one.done, mean_bits(one)))
+    tasks = sorted({task for one in seen for task in one.tasks})
     rows = []
     for one in ordered:
         bits = [f"{one.bits_per_byte[name]:.3f}" if name in one.bits_per_byte else "" for name in languages]
         mean = f"{mean_bits(one):.3f}" if one.bits_per_byte else ""
-        rows.append([one.run.name, *row(one, live.get(one.job or ""))[1 : len(OF_SWEEP)], *bits, mean])
-    table("", [*OF_SWEEP, *languages, "mean bits per byte"], rows)
+        rows.append([one.run.name, *row(one, live.get(one.job or ""))[1 : len(OF_SWEEP)], *bits, mean,
+                     *(f"{one.tasks[task]:.1%}" if task in one.tasks else "" for task in tasks)])  # fmt: skip
+    table("", [*OF_SWEEP, *languages, "mean bits per byte", *(task.replace("_", " ") for task in tasks)], rows)
 
 
 def sweep_row(folder: Path, runs: list[Progress], live: Mapping[str, QueuedJob]) -> list[str]:
@@ -111,7 +113,7 @@ def sweep_row(folder: Path, runs: list[Progress], live: Mapping[str, QueuedJob])
     told = ", ".join(f"{number} {name}" for name, number in states.most_common())
     losses = [one.loss for one in runs if one.loss is not None]
     starts = sum(len(one.starts) for one in runs)
-    return [f"{folder.name} ({len(runs)} runs)", " ".join(jobs), told, str(starts or ""), "",
+    return [f"{folder.name} ({many(len(runs), 'run')})", " ".join(jobs), told, str(starts or ""), "",
             f"{min(losses):.3f}" if losses else "", *[""] * (len(COLUMNS) - 6)]  # fmt: skip
 
 
@@ -175,6 +177,10 @@ def remarks(one: Progress, job: QueuedJob | None, limit_seconds: float) -> Itera
         yield f"start {last.life} ended: {KINDS.get(last.kind, last.kind)}{blamed}"
     if one.failures > 1:
         yield f"{one.failures} starts in a row without a new checkpoint"
+    if one.bits_per_byte and not is_sweep(one.run.parent):  # whose table has them
+        right = "".join(f", {task.replace('_', ' ')} {share:.1%}" for task, share in one.tasks.items())
+        languages = many(len(one.bits_per_byte), "language")
+        yield f"last evaluation, mean of {languages}: {mean_bits(one):.3f} bits per byte{right}"
     yield from one.slow
     if one.bad_nodes:
         yield f"does without {', '.join(one.bad_nodes)}"

@@ -14,7 +14,7 @@ from huggingface_hub import EvalResult, ModelCardData
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from common.files import read_json
-from common.terminal import count
+from common.terminal import count, many
 from train.config import TrainConfig
 from train.data_table import corpus_of, data_table
 from train.evaluations import card_section
@@ -137,7 +137,7 @@ def card(trained: Trained, provenance: Mapping[str, Any]) -> str:
                                shares[row.language], row.license) for row in rows],
         scores=scores(trained.folder, trained.step),
         engine=f"DeepSpeed ZeRO-{config.engine.zero_stage}, {trained.checkpoint.state['precision']}, "
-        f"{trained.checkpoint.state['ranks']} ranks",
+        f"{many(trained.checkpoint.state['ranks'], 'rank')}",
         optimizer=config.optimizer.title,
         learning_rate=config.optimizer.learning_rate,
         **sizes(config),

@@ -164,6 +164,14 @@ class Checkpoint:
             if sha256 != self.files[name]["sha256"]:
                 raise self._bad(name, "is damaged: its sha256 is not the one in manifest.json")
 
+    def strays(self) -> list[str]:
+        """Paths in the folder, with /, that the manifest does not name: nothing reads them, nobody vouches for them.
+
+        Links are among them, and whatever a pickle is called; folders are not.
+        """
+        found = (path for path in self.folder.rglob("*") if path.is_symlink() or not path.is_dir())
+        return sorted({path.relative_to(self.folder).as_posix() for path in found} - {*self.files, "manifest.json"})
+
     @property
     def averaged(self) -> bool:
         """Whether it holds an average of the weights."""

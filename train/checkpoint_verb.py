@@ -117,18 +117,11 @@ def show(one: Checkpoint, *, check: bool) -> None:
         one.verify()
         _table_of_values(measure(one))
         say(f"sound: {len(one.files)} hashes are those of the manifest, every tensor is whole, every number is finite")
-        for name in strays(one):
+        for name in one.strays():
             say(f"not of this checkpoint: its manifest does not name {name}, and nothing here reads it")
     else:
         _table_of_shapes(one.shapes, states)
         next_step(f"hanse checkpoint folder={one.folder} action=check")
-
-
-def strays(one: Checkpoint) -> list[str]:
-    """Paths below a checkpoint's folder, with /, of what its manifest does not name; a pickle would be among them."""
-    named = {*one.files, "manifest.json"}
-    found = (path for path in one.folder.rglob("*") if path.is_symlink() or not path.is_dir())
-    return sorted({path.relative_to(one.folder).as_posix() for path in found} - named)
 
 
 def _updates(state: Mapping[str, Any]) -> int:

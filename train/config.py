@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, field
 from functools import cached_property
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -246,6 +247,18 @@ class TrainConfig:
 
         return [] if (Path(self.run) / "config.yaml").is_file() else without_effect(self)
 
+    def look(self) -> None:
+        """What ``--check`` looks for beside, where the shards are here: that they have what the mixtures name.
+
+        Raises:
+            HanseError: naming what is not there, and what there is.
+        """
+        if (Path(self.data.shards) / "manifest.json").is_file() and find_spec("numpy"):  # a login node may lack it
+            from data_pipelines.shards import ShardsManifest
+            from train.pools import check_mixtures
+
+            check_mixtures(self, ShardsManifest.read(Path(self.data.shards)))
+
 
 def batch_problems(batch: BatchConfig, ranks: int, sharing: int = 1) -> list[str]:
     """The arithmetic of a global batch: micro-batch x ranks x accumulation must give it exactly.
@@ -257,9 +270,13 @@ def batch_problems(batch: BatchConfig, ranks: int, sharing: int = 1) -> list[str
         return []
     below, above = batch.global_batch_size // unit * unit, -(-batch.global_batch_size // unit) * unit
     nearest = f"{below} or {above}" if below else str(above)
+    fewer, more = ([other for other in counts if other % sharing == 0
+                    and batch.global_batch_size % (batch.micro_batch_size * other // sharing) == 0][:1]
+                   for counts in (range(ranks - 1, 0, -1), range(ranks + 1, 2 * ranks + 1)))  # fmt: skip
+    of_ranks = f"; or {' or '.join(map(str, [*fewer, *more]))} ranks" if fewer or more else ""
     shared, by = (" / (engine.sequence_parallel or tensor_parallel)", f" / {sharing}") if sharing > 1 else ("", "")
     return [f"batch.global_batch_size={batch.global_batch_size}: not a multiple of batch.micro_batch_size x ranks"
-            f"{shared} = {batch.micro_batch_size} x {ranks}{by} = {unit}; nearest: {nearest}"]  # fmt: skip
+            f"{shared} = {batch.micro_batch_size} x {ranks}{by} = {unit}; nearest: {nearest}{of_ranks}"]  # fmt: skip
 
 
 def run_problems(run: str, key: str = "run") -> list[str]:

@@ -66,9 +66,27 @@ def corpus_of(shards: ShardsManifest, folder: Path | None = None) -> CorpusManif
     return corpus if corpus.merkle_root == shards.corpus_merkle_root else None
 
 
-def say_losses(losses: Mapping[str, tuple[float | None, float | None]]) -> None:
-    """Print validation bits per byte: {language: (the model's, the unigram model's)}; those that have both."""
+def say_losses(losses: Mapping[str, tuple[float | None, float | None]], step: int | None = None) -> None:
+    """Print validation bits per byte: {language: (the model's, the unigram model's)}; those that have both.
+
+    ``step``: after which they were measured, where that goes without saying no more.
+    """
     rows = [[name, f"{ours:.3f}", f"{base:.3f}", f"{100 * (ours / base - 1):+.1f} %"]
             for name, (ours, base) in losses.items() if ours is not None and base is not None]  # fmt: skip
     if rows:
-        table("validation bits per byte", ["language", "model", "unigram", "difference"], rows)
+        when = f", after step {step:,}" if step else ""
+        table(f"validation bits per byte{when}", ["language", "model", "unigram", "difference"], rows)
+
+
+def say_tasks(tasks: Mapping[str, Mapping[str, Mapping[str, float]]]) -> None:
+    """Print the share of right answers: {task: {language: accuracy, standard error, chance ...}}."""
+    languages = sorted({language for rows in tasks.values() for language in rows})
+    rows = [[name, *(_right(rows.get(name)) for rows in tasks.values())] for name in languages]
+    if rows:
+        guessing = [f"{next(iter(one.values()))['chance']:.0%}" if one else "" for one in tasks.values()]
+        head = [name.replace("_", " ") for name in tasks]
+        table("right answers", ["language", *head], [*rows, ["guessing", *guessing]])
+
+
+def _right(row: Mapping[str, float] | None) -> str:
+    return f"{row['accuracy']:.1%} ± {row['standard_error']:.1%}" if row else ""

@@ -48,7 +48,7 @@ class Saved:
 def read_evaluations(folder: RunFolder) -> tuple[list[Saved], list[str]]:
     """(the evaluations of a run's checkpoints by step, what is wrong with others)."""
     found, wrong = [], []
-    for path in sorted((folder.path / "evaluations").glob("step-*.json")):
+    for path in sorted(folder.evaluations.glob("step-*.json")):
         try:
             found.append(read_evaluation(path, folder))
         except HanseError as error:
@@ -72,7 +72,7 @@ def read_evaluation(path: Path, folder: RunFolder) -> Saved:
         if value["format"] != FORMAT:
             raise HanseError(f"{path}: not an evaluation of {FORMAT}")
         step, bound = int(value["step"]), str(value["checkpoint_manifest_sha256"])
-        manifest = folder_of(folder.checkpoints, step) / "manifest.json"
+        manifest = (folder.path if folder.flat else folder_of(folder.checkpoints, step)) / "manifest.json"
         if manifest.is_file() and sha256_file(manifest) != bound:
             raise HanseError(f"{path}: of another checkpoint than {manifest.parent}; evaluate again")
         harness = value.get("lm_eval") or {}
@@ -105,7 +105,7 @@ def to_evaluate(folder: RunFolder, settings: Mapping[str, Any], weights: str) ->
     """
     found = {}
     for step in folder.find_checkpoints():
-        path, why = folder.path / "evaluations" / name_of(step, weights), ""
+        path, why = folder.evaluations / name_of(step, weights), ""
         if path.is_file():
             try:
                 read_evaluation(path, folder)

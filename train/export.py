@@ -83,7 +83,8 @@ def run(config: ExportConfig) -> None:
           ["language", "tokens", "document alone", "packed as in training", "largest logit"], rows)  # fmt: skip
     say(f"wrote {folder}/ (step {trained.step}, {config.dtype}{_which(trained)}, {count(size, 'B')}): "
         f"transformers.AutoModelForCausalLM.from_pretrained({str(folder)!r})")  # fmt: skip
-    next_step(f"hanse generate run={config.run}", f"hanse report run={config.run}")
+    reports = () if trained.folder.flat else (f"hanse report run={config.run}",)
+    next_step(f"hanse generate run={config.run}", *reports)
 
 
 def _which(trained: Trained) -> str:

@@ -65,7 +65,8 @@ class Language:
 class Gap:
     """How far apart the languages are in one measure.
 
-    ``ratio`` is 1 at parity and never less; at parity ``best`` and ``worst`` are the same language, any of them.
+    ``ratio`` is 1 at parity and never less; at parity ``best`` and ``worst`` are the same language, any of them. It is
+    infinite where the worst has nothing right of what the best has something right of.
     """
 
     measure: str
@@ -77,7 +78,12 @@ class Gap:
     @property
     def ratio(self) -> float:
         high, low = max(self.best_value, self.worst_value), min(self.best_value, self.worst_value)
-        return high / low
+        return high / low if low else math.inf
+
+    @property
+    def told(self) -> str:
+        """The ratio for a table."""
+        return f"{self.ratio:.3f}" if math.isfinite(self.ratio) else f"{self.worst} has none right"
 
 
 @dataclass(frozen=True)
@@ -175,9 +181,10 @@ def fairness_of(run: Path | str, shards: Path | str | None = None, step: int | N
 
 
 def gap(measure: str, values: Mapping[str, float]) -> Gap | None:
-    """The gap between languages; None where fewer than two have a value above 0."""
-    known = {name: value for name, value in values.items() if math.isfinite(value) and value > 0}
-    if len(known) < 2:
+    """The gap between languages; None where fewer than two have a value above 0, or in a score, fewer than one."""
+    zero = measure not in MEASURES  # nothing right is a score as well
+    known = {name: value for name, value in values.items() if 0 < value < math.inf or (zero and value == 0)}
+    if len(known) < 2 or not any(known.values()):
         return None
     highest_is_best = MEASURES[measure][1] if measure in MEASURES else True
     low, high = min(known, key=known.__getitem__), max(known, key=known.__getitem__)
@@ -250,6 +257,7 @@ def _bars(found: Fairness, colours: Mapping[str, int]) -> list[Bars]:
         rows = [Bar(name, 100 * value / highest, written(measure, value), colours.get(name, 1))
                 for name, value in values.items()]  # fmt: skip
         said = f"worst {apart.worst}, best {apart.best}: factor {apart.ratio:.2f}"
+        said = said if math.isfinite(apart.ratio) else f"best {apart.best}; {apart.told}"
         return Bars(_title(measure), "the same in every language" if apart.ratio == 1 else said, rows)
 
     named = {measure: {one.language: value for one in found.languages if (value := getattr(one, measure)) is not None}
@@ -284,7 +292,7 @@ def _gaps(found: Fairness) -> Table:
         return f"{'all' if one.ratio == 1 else language} {written(one.measure, value)}"
 
     rows = [[_title(one.measure), said(one, one.best, one.best_value), said(one, one.worst, one.worst_value),
-             f"{one.ratio:.3f}"] for one in found.gaps]  # fmt: skip
+             one.told] for one in found.gaps]  # fmt: skip
     return Table(["gap", "best", "worst", "worst to best"], rows, "1 is parity.")
 
 
@@ -296,7 +304,8 @@ def _charts(found: Fairness, colours: Mapping[str, int]) -> list[Chart]:
         return []
     gaps = []
     for number, name in enumerate(measures):
-        values = [apart.ratio if (apart := moment.gap(name)) else None for moment in moments]
+        apart = [moment.gap(name) for moment in moments]
+        values = [one.ratio if one and math.isfinite(one.ratio) else None for one in apart]
         gaps.append(Series(_title(name), steps, values, number % PALETTE + 1 if number else 0))
     highest = [value for one in gaps for value in one.finite]
     charts = [draw("Gap between languages", "worst to best, 1 is parity", gaps, last_step=found.step,

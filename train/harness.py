@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from torch import nn
+from transformers import PreTrainedModel
 
 from common.errors import HanseError
 from common.files import write_text
@@ -31,7 +31,7 @@ INSTALL = "pip install 'hanse[eval]'"
 FEWSHOT_SEED = 1234  # that of lm-eval's command line
 TOKENS = 64  # a generation has at most, where a task does not say
 PREFIX = "hanse"
-Share = Callable[[Any, Sequence[Any], Callable[[Any], Any], str], list[Any]]
+Share = Callable[[Sequence[Any], Callable[[Any], Any], str], list[Any]]  # work, what to do with each, what it is called
 
 
 def is_installed() -> bool:
@@ -137,14 +137,13 @@ def _numbers(found: Mapping[str, Any]) -> dict[str, dict[str, float]]:
     return told
 
 
-def harness_model(trained: Trained, model: nn.Module, state: Any, share: Share) -> Any:
+def harness_model(trained: Trained, model: PreTrainedModel, share: Share) -> Any:
     """The checkpoint as lm-eval asks for it.
 
     Args:
         trained: the checkpoint, with its tokenizer.
-        model: its model, on the device of ``state``.
-        state: accelerate's.
-        share: :func:`train.score.shared_out`.
+        model: its model, on the device that it is asked on.
+        share: :func:`train.score.shared_out`, of this rank.
 
     Raises:
         HanseError: lm-eval is not installed.
@@ -164,21 +163,21 @@ def harness_model(trained: Trained, model: nn.Module, state: Any, share: Share) 
             together = [(context, [one[1] for one in group]) for context, group in groupby(pairs, lambda one: one[0])]
 
             def do(asked: tuple[str, list[str]]) -> list[tuple[float, bool]]:
-                return log_likelihoods(trained, model, asked[0], asked[1], state.device)
+                return log_likelihoods(trained, model, asked[0], asked[1], model.device)
 
-            return [one for choices in share(state, together, do, "lm-eval") for one in choices]
+            return [one for choices in share(together, do, "lm-eval") for one in choices]
 
         def loglikelihood_rolling(self, requests: list[Any]) -> list[float]:
             def do(text: str) -> float:
                 ids = trained.tokenizer.encode(text, add_special_tokens=False).ids
                 windows = get_rolling_token_windows(ids, prefix_token=end, max_seq_len=length - 1, context_len=1)
                 rows = ((given + wanted[-1:], len(wanted)) for given, wanted in windows)
-                return sum(of_tokens(model, [ids], [last], length, state.device)[0][0] for ids, last in rows)
+                return sum(of_tokens(model, [ids], [last], length, model.device)[0][0] for ids, last in rows)
 
-            return share(state, [request.args[0] for request in requests], do, "lm-eval")
+            return share([request.args[0] for request in requests], do, "lm-eval")
 
         def generate_until(self, requests: list[Any]) -> list[str]:
-            return share(state, [request.args for request in requests], self._generated, "lm-eval")
+            return share([request.args for request in requests], self._generated, "lm-eval")
 
         def _generated(self, asked: tuple[str, Mapping[str, Any]]) -> str:
             context, settings = asked
@@ -190,7 +189,7 @@ def harness_model(trained: Trained, model: nn.Module, state: Any, share: Share) 
                 raise ValueError("beams are not supported")
             warm = float(settings.get("temperature", 0.0)) if settings.get("do_sample") else 0.0
             how = GenerateConfig(temperature=warm, top_p=float(settings.get("top_p", 1.0)))
-            text = str(trained.tokenizer.decode(generate(model, ids[-(length - room) :], room, how, end)))  # type: ignore[arg-type]
+            text = str(trained.tokenizer.decode(generate(model, ids[-(length - room) :], room, how, end)))
             ends = [text.index(stop) for stop in until if stop and stop in text]
             return text[: min(ends)] if ends else text
 

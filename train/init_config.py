@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from train.config_rules import one_of
@@ -52,4 +53,8 @@ def beginning_problems(config: TrainConfig) -> list[str]:
             found.append("init_changes: is about the weights of init_from; set init_from too")
         if config.model.architecture == FROM_CHECKPOINT:
             found.append("model=from_checkpoint: is the model of the weights of init_from; set init_from too")
+    elif (checkpoints := Path(config.init_from) / "checkpoints").is_dir():
+        complete = sorted(path.parent for path in checkpoints.glob(f"step-{'[0-9]' * 8}/manifest.json"))
+        newest = f", e.g. init_from={complete[-1]}" if complete else "; there is none yet"
+        found.append(f"init_from={config.init_from}: is a run; name one of its checkpoints{newest}")
     return [*found, *config.model.init.problems()]

@@ -147,5 +147,6 @@ def hold_to(path: Path, now: Mapping[str, Any]) -> list[str]:
     binding = [key for key in found if key in BINDING]
     if binding:
         told = "; ".join(f"{key} was {found[key][0]}, is {found[key][1]}" for key in binding)
-        raise HanseError(f"lock={path}: this would not repeat that run: {told}; give it the same, or leave lock out")
+        raise HanseError(f"lock={path}: this would not repeat that run: {told}; give it the same, or leave lock out "
+                         "(hanse reproduce: lock=false)")  # fmt: skip
     return [f"{key}: was {was}, is {here}" for key, (was, here) in found.items()]

@@ -20,7 +20,6 @@ from train.config import TrainConfig
 from train.determinism import enforce
 from train.energy.recorder import EnergyRecorder
 from train.engine import initialise_ranks
-from train.evaluate import LanguageScore
 from train.guards.finite import due, stop_unless_alike, stop_unless_finite
 from train.guards.rewind import rewind
 from train.guards.times import Times
@@ -33,7 +32,7 @@ from train.run_folder import RunFolder
 from train.schedule import learning_rate
 from train.setup import Run, set_up
 from train.step import Batch, accumulate, agree, note_step
-from train.validate import KEPT, evaluated
+from train.validate import KEPT, Measured, evaluated
 
 Batches = Generator[tuple[Batch, float], None, None]
 
@@ -80,7 +79,7 @@ def train_as_rank(config: TrainConfig, place: Place, device: torch.device) -> in
 def _loop(run: Run, energy: EnergyRecorder, started: float) -> int:
     config, metrics, engine, writer, watchdog = run.config, run.metrics, run.engine, run.writer, run.watchdog
     requests = Requests(run.folder, config.checkpoint.every_minutes)
-    clock, compilations, losses = StepClock(), Compilations(metrics), dict[str, LanguageScore]()
+    clock, compilations, newest = StepClock(), Compilations(metrics), Measured()
     watch, times, tracer = run.watch, Times(run.place, config.guards.times_every_steps, run.watch), Tracer(run)
     step, batches, stop = run.first_step, prefetched(run, run.first_step), False
     energy.begin(run)
@@ -115,7 +114,7 @@ def _loop(run: Run, energy: EnergyRecorder, started: float) -> int:
 
         last, stop = step == config.steps, told.stop or step == config.until_step
         measured = evaluated(run, step, last=last)
-        losses = measured.losses or losses
+        newest = measured if measured.step else newest
         compilations.step(step)
         if told.written:
             note_checkpoint(run, requests, writer.advance())
@@ -133,7 +132,7 @@ def _loop(run: Run, energy: EnergyRecorder, started: float) -> int:
         metrics.close(step)
         energy.record("end", step)
         if run.place.first:
-            outcome.finish(run, step, losses, clock, run.seconds_before + time.monotonic() - started)
+            outcome.finish(run, step, newest, clock, run.seconds_before + time.monotonic() - started)
     return EXIT_DONE if step == config.steps else EXIT_GO_ON
 
 

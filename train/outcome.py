@@ -10,10 +10,10 @@ import psutil
 import torch
 
 from common.errors import EXIT_DONE, EXIT_GO_ON
-from common.terminal import count, duration, next_step, say
+from common.terminal import count, duration, many, next_step, say
 from train.checkpoint import Checkpoint
 from train.config import TrainConfig
-from train.data_table import say_losses
+from train.data_table import say_losses, say_tasks
 from train.energy.page import energy_line
 from train.energy.totals import energy_totals
 from train.evaluate import LanguageScore
@@ -26,6 +26,7 @@ from train.weights import Weights
 
 if TYPE_CHECKING:
     from train.setup import Data, Run
+    from train.validate import Measured
 
 
 def opening(
@@ -36,10 +37,10 @@ def opening(
     measured = ", ".join(f"{name} {count(peak, 'FLOP/s')}" for name, peak in peaks.items())
     line = config.timeline
     each = " and ".join(f"{size:,}" for size in dict.fromkeys(stage.tokens_per_step for stage in line))
-    tokens = f"{line.steps} steps of {each} tokens = {count(line.tokens(line.steps))}"
+    tokens = f"{many(line.steps, 'step')} of {each} tokens = {count(line.tokens(line.steps))}"
     shared = f", {config.engine.sequence_parallel} to a sequence" if config.engine.sequence_parallel > 1 else ""
     shared += f", {config.engine.tensor_parallel} to a matrix" if config.engine.tensor_parallel > 1 else ""
-    zero = f"{place.ranks} ranks{shared}, ZeRO-{config.engine.zero_stage}"
+    zero = f"{many(place.ranks, 'rank')}{shared}, ZeRO-{config.engine.zero_stage}"
     lines = [
         f"{config.name}: {count(parameters)} parameters, {zero}, {tokens} tokens",
         f"precision {precision} ({'asked for' if config.engine.precision != 'auto' else 'chosen'}; "
@@ -81,10 +82,11 @@ def nothing_to_do(config: TrainConfig, folder: RunFolder, step: int, *, speaks: 
     return None
 
 
-def finish(run: Run, step: int, losses: Mapping[str, LanguageScore], clock: StepClock, wall_seconds: float) -> None:
-    """Write ``summary.json`` and say how the run stands."""
+def finish(run: Run, step: int, newest: Measured, clock: StepClock, wall_seconds: float) -> None:
+    """Write ``summary.json`` and say how the run stands; ``newest``: the last evaluation of this start."""
     unigram = run.evaluation.unigram(run.data.training, run.data.manifest.vocabulary_size)
-    values = summary(run, step, losses=losses, unigram=unigram, clock=clock, wall_seconds=wall_seconds)
+    values = summary(run, step, losses=newest.losses, unigram=unigram, clock=clock, wall_seconds=wall_seconds)
+    values |= {"tasks": newest.tasks, "evaluated_after_step": newest.step or None}
     values["energy"] = energy_totals(run.folder.path).to_json()
     run.folder.update_summary(values)
     closing(run.config, values)
@@ -169,9 +171,11 @@ def _processor() -> str:
 
 def closing(config: TrainConfig, values: Mapping[str, Any]) -> None:
     """The lines after the last step."""
+    step = values["evaluated_after_step"]
     say_losses({name: (found["bits_per_byte"], found["unigram_bits_per_byte"])
-                for name, found in values["languages"].items()})  # fmt: skip
-    steps = f"{values['steps']} of {config.steps} steps, {count(values['consumed_tokens'])} tokens"
+                for name, found in values["languages"].items()}, None if step == values["steps"] else step)  # fmt: skip
+    say_tasks(values["tasks"])
+    steps = f"{values['steps']} of {many(config.steps, 'step')}, {count(values['consumed_tokens'])} tokens"
     say(f"{steps} in {duration(values['wall_seconds'])}; {count(values['tokens_per_second'], 'tok')}/s, "
         f"MFU {values['mfu']:.0%}, last checkpoint {values['paths']['checkpoint']}")  # fmt: skip
     say(energy_line(values["energy"]))

@@ -9,7 +9,7 @@ from typing import Any
 
 from common.errors import HanseError
 from common.files import read_json, write_json
-from common.terminal import count, duration, next_step, say, table
+from common.terminal import count, duration, many, next_step, say, table
 from train.hardware import GPUS
 from train.memory import SUM_BYTES, VALUE_BYTES, on_host
 from train.plan_fit import GB, Choice, choose, layout_of, needs, room, stages_of, uneven
@@ -110,7 +110,7 @@ def _show_memory(plan: Plan) -> None:
         need = needs(subject, ranks, stage, size)
         parts = [f"{getattr(need, part) / GB:,.1f}" for part in MEMORY]
         rows.append([stage, *parts, f"{need.total / GB:,.1f}", "yes" if need.total <= available else "no"])
-    table(f"\nGB on each of {ranks} GPUs, micro-batch {size}", ["ZeRO", *MEMORY, "sum", "fits"], rows)
+    table(f"\nGB on each of {many(ranks, 'GPU')}, micro-batch {size}", ["ZeRO", *MEMORY, "sum", "fits"], rows)
     value = VALUE_BYTES[subject.precision]
     layout = layout_of(subject, ranks, chosen.stage if chosen else stages_of(subject)[-1])
     gradients = SUM_BYTES if layout.exact else VALUE_BYTES[layout.accumulated]
@@ -140,7 +140,7 @@ def _show_fits(plan: Plan) -> None:
             none = "uneven" if nodes in plan.uneven else "-"
             cells.append(f"ZeRO-{one.stage} x {one.micro_batch}" if one else none)
         rows.append([f"{name} {memory_gb:g} GB", *cells])
-    columns = [f"{one} node{'s' * (one > 1)}" for one in config.nodes]
+    columns = [many(one, "node") for one in config.nodes]
     table("\nlowest ZeRO stage x largest micro-batch that fit", ["GPU", *columns], rows)
     for said in plan.uneven.values():
         say(f"uneven: {said}")
@@ -192,7 +192,7 @@ def _show_stage_times(times: list[Timing]) -> None:
             share = f", {part.efficiency[0]:.0%}" if part.efficiency else ""
             cells.append(f"{duration(part.seconds)}{share}")
         rows.append([stage.name, *cells])
-    columns = [f"{one.nodes} node{'s' * (one.nodes > 1)}" for one in times]
+    columns = [many(one.nodes, "node") for one in times]
     table("\nof it each stage, and its efficiency where known", ["stage", *columns], rows)
 
 

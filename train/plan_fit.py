@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from common.terminal import many
 from train.engine_config import ZERO_STAGES
 from train.memory import Layout, Memory, memory
 from train.plan_subject import Subject
@@ -84,7 +85,7 @@ def uneven(subject: Subject, nodes: int, gpus_per_node: int) -> str | None:
     if others := _even_nodes(subject, nodes, gpus_per_node):
         advice.append(f"nodes={' or '.join(map(str, others))}")
     what = "; ".join(advice) or "another number of GPUs"
-    return f"{nodes} node{'s' * (nodes > 1)}, {ranks} GPUs: {why}; what would do: {what}"
+    return f"{many(nodes, 'node')}, {many(ranks, 'GPU')}: {why}; what would do: {what}"
 
 
 def _even_nodes(subject: Subject, nodes: int, gpus_per_node: int) -> list[int]:

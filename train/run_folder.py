@@ -65,6 +65,16 @@ class RunFolder:
         """Whether the folder is itself a checkpoint with the configuration of a run: what ``hanse average`` writes."""
         return (self.path / "manifest.json").is_file()
 
+    @property
+    def evaluations(self) -> Path:
+        """Where ``hanse evaluate`` writes: beside a flat folder, which holds what its manifest lists alone."""
+        return self.path.with_name(f"{self.path.name}.evaluations") if self.flat else self.path / "evaluations"
+
+    @property
+    def evaluation_logs(self) -> Path:
+        """Where the ranks of ``hanse evaluate`` log."""
+        return self.evaluations / "logs" if self.flat else self.path / "logs"
+
     def find_checkpoints(self) -> dict[int, Path]:
         """{step: folder} of the complete checkpoints, ascending; of a flat folder, itself.
 

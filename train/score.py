@@ -1,7 +1,7 @@
 """``hanse evaluate``: checkpoint -> loss, bits per byte and accuracy of each language and source, and tasks.
 
-Data-parallel through accelerate, whose ranks take every n-th piece of work; pieces are added up in their order, so that
-any number of ranks gives the same numbers, bit for bit.
+Data-parallel through accelerate, which connects the ranks and gives each its device. Each takes every n-th piece of
+work; pieces are added up in their order, so that any number of ranks gives the same numbers, bit for bit.
 """
 
 from __future__ import annotations
@@ -9,11 +9,13 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
+from transformers import PreTrainedModel
 
 from common.errors import EXIT_DONE, HanseError
 from common.files import sha256_file, write_json
@@ -22,9 +24,10 @@ from data_pipelines.tokenizer import token_byte_lengths
 from train import harness
 from train.evaluations import DONE, FORMAT, name_of, to_evaluate
 from train.generate import Prompt, generate
+from train.harness import Share
 from train.local_start import rank_of_local_start, start_ranks
 from train.model import PackedLanguageModel, model_inputs
-from train.ranks import find_place, torchrun_variables
+from train.ranks import Place, ToldElsewhere, find_place, gathered, together, torchrun_variables
 from train.run_folder import RunFolder
 from train.stream import open_sources, pack
 from train.tally import Origins, Score, total
@@ -43,32 +46,36 @@ def settings_of(config: EvaluateVerbConfig) -> dict[str, Any]:
 def run(config: EvaluateVerbConfig) -> int:
     """Evaluate a checkpoint; with ``ranks`` above 1 on as many processes of this machine."""
     if config.ranks > 1 and find_place(os.environ) is None:
-        logs = Path(config.run) / "logs"
+        logs = RunFolder(config.run).evaluation_logs
         return start_ranks("train.score", config, logs / "evaluate.yaml", logs / "evaluate")
     return _evaluate(config)
 
 
 def _evaluate(config: EvaluateVerbConfig) -> int:
-    place = find_place(os.environ)
-    if place:
-        torchrun_variables(place, os.environ)
+    given = find_place(os.environ)
+    if given:
+        torchrun_variables(given, os.environ)
         torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     from accelerate import PartialState
 
     state = PartialState(cpu=not torch.cuda.is_available())
-    if config.step == ALL:
-        evaluate_all(config, state)
-    else:
-        assert not isinstance(config.step, str)
-        evaluate_one(config, state, config.step, {})
-    if state.is_main_process:
+    place = Place(state.process_index, state.num_processes)
+    try:
+        if config.step == ALL:
+            evaluate_all(config, place, state.device)
+        else:
+            assert not isinstance(config.step, str)
+            evaluate_one(config, place, state.device, config.step, {})
+    except ToldElsewhere as told:
+        return told.exit_code
+    if place.first and not RunFolder(config.run).flat:
         next_step(f"hanse report run={config.run}")
     if state.use_distributed:
         state.destroy_process_group()
     return EXIT_DONE
 
 
-def evaluate_all(config: EvaluateVerbConfig, state: Any) -> None:
+def evaluate_all(config: EvaluateVerbConfig, place: Place, device: torch.device) -> None:
     """Evaluate the checkpoints of a run that were not yet, with these settings: the oldest first.
 
     Each evaluation is written before the next begins, so what is interrupted goes on where it was.
@@ -76,30 +83,36 @@ def evaluate_all(config: EvaluateVerbConfig, state: Any) -> None:
     Raises:
         HanseError: there is none; or, when all others are done: which ones cannot be evaluated, and why.
     """
-    folder, first = RunFolder(config.run), state.is_main_process
-    asked, wrong = dict[str, list[Item]](), list[str]()
-    found = agreed(state, to_evaluate(folder, settings_of(config), config.weights) if first else {})
-    if not found:
-        raise HanseError(f"{folder.checkpoints}: no complete checkpoint here; 'hanse train' writes one")
+    folder = RunFolder(config.run)
+    asked, wrong, found = dict[str, list[Item]](), list[str](), dict[int, str]()
+    with together(place):
+        if place.first:
+            found = to_evaluate(folder, settings_of(config), config.weights)
+            if not found:
+                raise HanseError(f"{folder.checkpoints}: no complete checkpoint here; 'hanse train' writes one")
+    found = gathered(place, found)[0]
     done = [step for step, why in found.items() if why == DONE]
-    if done and first:
+    if done and place.first:
         say(f"skipped {len(done)} of {len(found)}, {DONE} with these settings: step {', '.join(map(str, done))}")
     todo = {step: why for step, why in found.items() if why != DONE}
     for number, (step, why) in enumerate(todo.items(), 1):
-        if first:
+        if place.first:
             say(f"step {step}, {number} of {len(todo)}" + (f" ({why})" if why else ""))
         try:
-            evaluate_one(config, state, step, asked)
+            evaluate_one(config, place, device, step, asked)
         except HanseError as error:
-            gone = agreed(state, step not in folder.find_checkpoints())
-            if first:
+            gone = gathered(place, step not in folder.find_checkpoints())[0]
+            if place.first:
                 say(f"skipped step {step}: " + ("the run has deleted it meanwhile" if gone else str(error)))
             wrong += [] if gone else [str(error)]
-    if wrong:
-        raise HanseError(f"{len(wrong)} of {len(todo)} checkpoints could not be evaluated: {'; '.join(wrong)}")
+    with together(place):
+        if wrong:
+            raise HanseError(f"{len(wrong)} of {len(todo)} checkpoints could not be evaluated: {'; '.join(wrong)}")
 
 
-def evaluate_one(config: EvaluateVerbConfig, state: Any, step: int | None, asked: dict[str, list[Item]]) -> None:
+def evaluate_one(
+    config: EvaluateVerbConfig, place: Place, device: torch.device, step: int | None, asked: dict[str, list[Item]]
+) -> None:
     """Evaluate the checkpoint of a step (None: the latest), and write what was found. Collective.
 
     Args:
@@ -108,64 +121,48 @@ def evaluate_one(config: EvaluateVerbConfig, state: Any, step: int | None, asked
     Raises:
         HanseError: on all ranks, where one of them cannot read it.
     """
-    trained, model, error = None, None, None
-    try:
-        trained = open_trained(config.run, step, config.shards, config.tokenizer, corpus=config.corpus,
-                               weights=config.weights)  # fmt: skip
-        model = trained.model()
-    except HanseError as raised:
-        error = raised
-    except OSError as raised:  # a run that trains may delete it at any moment
-        error = HanseError(f"step {step}: {raised}")
-    if told := next((one for one in gathered(state, str(error) if error else None) if one), None):
-        raise error or HanseError(told)
-    assert trained is not None
-    assert model is not None
-    nn.Module.to(model, state.device)
-    scores = losses(config, trained, model, state)
-    if not asked:
-        asked.update(questions(trained, config.tasks, config.items_per_language, config.seed))
+    with together(place):
+        try:
+            trained = open_trained(config.run, step, config.shards, config.tokenizer, corpus=config.corpus,
+                                   weights=config.weights)  # fmt: skip
+            model = trained.model()
+        except OSError as error:  # a run that trains may delete it at any moment
+            raise HanseError(f"step {step}: {error}") from None
+        nn.Module.to(model, device)
+        if not asked:
+            asked.update(questions(trained, config.tasks, config.items_per_language, config.seed))
+    share = partial(shared_out, place)
+    scores = losses(config, trained, model, share)
     found = {
-        "tasks": tasks(asked, trained, model, state),
-        "lm_eval": in_harness(config, asked, trained, model, state),
-        "samples": samples(config, trained, model, state),
+        "tasks": tasks(asked, trained, model, share),
+        "lm_eval": in_harness(config, asked, trained, model, place),
+        "samples": samples(config, trained, model, share),
     }
-    if state.is_main_process:
-        value = as_json(config, trained, scores, found)
-        path = Path(config.output or trained.folder.path / "evaluations" / name_of(trained.step, config.weights))
-        write_json(path, value)
-        _show(value)
-        say(f"written: {path}")
-    if state.use_distributed:
-        state.wait_for_everyone()
+    with together(place):
+        if place.first:
+            value = as_json(config, trained, scores, found)
+            path = Path(config.output or trained.folder.evaluations / name_of(trained.step, config.weights))
+            write_json(path, value)
+            _show(value)
+            say(f"written: {path}")
 
 
-def gathered(state: Any, value: Any) -> list[Any]:
-    """What each rank says, by rank."""
-    from accelerate.utils import gather_object
-
-    return list(gather_object([value]))
-
-
-def agreed(state: Any, value: Any) -> Any:
-    """What rank 0 says, on all."""
-    return gathered(state, value)[0]
-
-
-def shared_out(state: Any, work: Sequence[Any], do: Callable[[Any], Any], what: str) -> list[Any]:
+def shared_out(place: Place, work: Sequence[Any], do: Callable[[Any], Any], what: str) -> list[Any]:
     """``do`` for every piece of work, each by one rank; the results in the order of the work, on every rank."""
-    progress = Progress(what, len(work), "pieces", enabled=state.is_main_process)
+    progress = Progress(what, len(work), "pieces", enabled=place.first)
     mine = []
-    for index in range(state.process_index, len(work), state.num_processes):
+    for index in range(place.rank, len(work), place.ranks):
         mine.append((index, do(work[index])))
-        progress.update(min(index + state.num_processes, len(work)))
-    pieces = [pair for one in gathered(state, mine) for pair in one]
+        progress.update(min(index + place.ranks, len(work)))
+    pieces = [pair for one in gathered(place, mine) for pair in one]
     return [result for _, result in sorted(pieces, key=lambda pair: pair[0])]
 
 
-def losses(config: EvaluateVerbConfig, trained: Trained, model: nn.Module, state: Any) -> dict[tuple[str, str], Score]:
+def losses(
+    config: EvaluateVerbConfig, trained: Trained, model: PreTrainedModel, share: Share
+) -> dict[tuple[str, str], Score]:
     """{(language, source): score} over the validation windows, evenly drawn where not all are asked for."""
-    length, packed = trained.config.data.sequence_length, PackedLanguageModel(model)  # type: ignore[arg-type]
+    length, packed = trained.config.data.sequence_length, PackedLanguageModel(model)
     sources = {name: one for name, one in open_sources(trained.shards, "validation", length, 0).items() if one.windows}
     work = []
     for name, source in sources.items():
@@ -180,50 +177,52 @@ def losses(config: EvaluateVerbConfig, trained: Trained, model: nn.Module, state
     def do(piece: tuple[str, list[int]]) -> list[tuple[tuple[str, str], Score]]:
         language, windows = piece
         batch = pack([sources[language].window(window) for window in windows], [0] * len(windows))
-        nll, first = (part.cpu().numpy() for part in packed(**model_inputs(batch, state.device), scored=True))
+        nll, first = (part.cpu().numpy() for part in packed(**model_inputs(batch, model.device), scored=True))
         found = origins[language].split(windows, batch, nll, first, bytes_of)
         return [((language, origins[language].names[number]), one) for number, one in found.items()]
 
     parts: dict[tuple[str, str], list[Score]] = {}
-    for found in shared_out(state, work, do, "validation"):
+    for found in share(work, do, "validation"):
         for key, one in found:
             parts.setdefault(key, []).append(one)
     return {key: total(scores) for key, scores in sorted(parts.items())}
 
 
 def tasks(
-    asked: Mapping[str, Sequence[Item]], trained: Trained, model: nn.Module, state: Any
+    asked: Mapping[str, Sequence[Item]], trained: Trained, model: PreTrainedModel, share: Share
 ) -> dict[str, dict[str, Any]]:  # fmt: skip
     """{task: {language: accuracy ...}}; a language with too little text for a task is left out."""
     found: dict[str, dict[str, Any]] = {}
     for name, work in asked.items():
 
         def do(item: Item) -> bool:
-            return answer(trained, model, item, state.device) == item.answer
+            return answer(trained, model, item, model.device) == item.answer
 
-        right = shared_out(state, work, do, name)
+        right = share(work, do, name)
         languages = (item.language for item in work)
         found[name] = summaries(zip(languages, right, strict=True), len(work[0].choices) if work else 0)
     return found
 
 
 def in_harness(
-    config: EvaluateVerbConfig, asked: Mapping[str, Sequence[Item]], trained: Trained, model: nn.Module, state: Any
+    config: EvaluateVerbConfig, asked: Mapping[str, Sequence[Item]], trained: Trained, model: PreTrainedModel,
+    place: Place,
 ) -> dict[str, Any]:  # fmt: skip
     """What lm-eval makes of the checkpoint; {} where nothing was asked for."""
     if not config.lm_eval:
         return {}
-    folder = trained.folder.path / "evaluations/lm-eval"
-    if state.is_main_process:
-        harness.write_tasks(folder, asked)
-    if state.use_distributed:
-        state.wait_for_everyone()
+    folder = trained.folder.evaluations / "lm-eval"
+    with together(place):
+        if place.first:
+            harness.write_tasks(folder, asked)
     folders = [folder, *([Path(config.lm_eval_folder)] if config.lm_eval_folder else [])]
-    lm = harness.harness_model(trained, model, state, shared_out)
+    lm = harness.harness_model(trained, model, partial(shared_out, place))
     return harness.run(lm, config.lm_eval, folders, None)
 
 
-def samples(config: EvaluateVerbConfig, trained: Trained, model: Any, state: Any) -> dict[str, list[dict[str, str]]]:
+def samples(
+    config: EvaluateVerbConfig, trained: Trained, model: PreTrainedModel, share: Share
+) -> dict[str, list[dict[str, str]]]:
     """{language: what the model writes after the first words of validation documents}; the same for the same seed."""
     how = GenerateConfig(max_new_tokens=config.sample_tokens, seed=config.seed)
     length, end = trained.config.data.sequence_length, trained.shards.end_of_document_id
@@ -240,7 +239,7 @@ def samples(config: EvaluateVerbConfig, trained: Trained, model: Any, state: Any
         return str(trained.tokenizer.decode(written))
 
     found: dict[str, list[dict[str, str]]] = {}
-    for prompt, text in zip(work, shared_out(state, work, do, "samples"), strict=True):
+    for prompt, text in zip(work, share(work, do, "samples"), strict=True):
         found.setdefault(prompt.label, []).append({"prompt": prompt.text, "text": text})
     return found
 

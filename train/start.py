@@ -12,6 +12,7 @@ from train.config import TrainConfig
 from train.determinism import set_variables
 from train.init_config import FROM_CHECKPOINT
 from train.local_start import rank_of_local_start, start_ranks
+from train.pools import check_mixtures
 from train.ranks import ToldElsewhere, find_place, torchrun_variables
 from train.run_folder import RunFolder
 from train.sequence_config import ranks_problems as sequence_ranks
@@ -26,7 +27,7 @@ def run(config: TrainConfig) -> int:
 def _start_ranks(config: TrainConfig) -> int:
     """Start the ranks on this machine."""
     RunFolder(config.run).check_free()  # before anything is written into a folder that another run may be using
-    ShardsManifest.read(Path(config.data.shards))  # ranks would say the same, ten seconds later
+    check_mixtures(config, ShardsManifest.read(Path(config.data.shards)))  # ranks would say it ten seconds later
     logs = Path(config.run) / "logs"
     return start_ranks("train.start", config, logs / "start.yaml", logs, threads=config.threads_per_rank)
 

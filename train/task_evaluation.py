@@ -16,6 +16,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
+from common.terminal import many
 from data_pipelines.packing import best_fit
 from data_pipelines.shards import ShardsManifest
 from train.config import TrainConfig
@@ -178,10 +179,10 @@ def told(tasks: TaskEvaluation, names: Sequence[str], languages: Sequence[str], 
             lines.append(f"note: {name}: not asked in {', '.join(missing)}: too little validation text for it{why}")
         if any(counts.values()):
             asked = {language: count for language, count in counts.items() if count}
-            alike = f"{next(iter(asked.values()))} in each of {len(asked)} languages"
+            alike = f"{next(iter(asked.values()))} in each of {many(len(asked), 'language')}"
             each = ", ".join(f"{language} {count}" for language, count in asked.items())
             lines.append(
-                f"{name}: {sum(asked.values()):,} questions ({alike if len({*asked.values()}) == 1 else each})"
+                f"{name}: {many(sum(asked.values()), 'question')} ({alike if len({*asked.values()}) == 1 else each})"
             )
     size = f"{len(tasks.windows):,} sequences an evaluation" if tasks.rows else "nothing to ask"
     return "\n".join([*lines, f"tasks: {size}, made in {seconds:.1f} s"])

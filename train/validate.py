@@ -20,10 +20,12 @@ class Measured:
     """One evaluation; empty where none was due.
 
     Attributes:
+        step: after which it was made; 0: none was due.
         losses: of every language.
         tasks: {task: {language: accuracy, standard error ...}} (:func:`train.tasks.summary`).
     """
 
+    step: int = 0
     losses: dict[str, LanguageScore] = field(default_factory=dict)
     tasks: Mapping[str, Mapping[str, Mapping[str, float]]] = field(default_factory=dict)
 
@@ -44,4 +46,4 @@ def evaluated(run: Run, step: int, *, last: bool) -> Measured:
         losses = run.evaluation.run(run.engine, run.place)
         tasks = run.tasks.run(run.engine, run.place) if run.tasks else {}
     run.metrics.evaluation(step, losses, tasks)
-    return Measured(losses, tasks)
+    return Measured(step, losses, tasks)

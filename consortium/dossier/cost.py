@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass
 
+from common.terminal import many
 from consortium.dossier.evidence import Citation, Evidence
 from consortium.dossier.forms import band_of
 from consortium.dossier.lineage import Lineage, Segment
@@ -118,7 +119,7 @@ def _details(evidence: Evidence, lineage: Lineage) -> None:
         if segment.lock:
             machine, layout = segment.lock.content["machine"], segment.lock.content["layout"]
             devices = ", ".join(dict.fromkeys(machine["devices"])) or f"CPU ({machine['processor']})"
-            hardware.append(f"{segment.name}: {layout['ranks']} ranks on {devices}, {machine['system']}")
+            hardware.append(f"{segment.name}: {many(layout['ranks'], 'rank')} on {devices}, {machine['system']}")
     if hardware:
         evidence.know("compute.hardware", hardware, *(one.at("machine") for one in locks))
     evidence.miss("compute.hardware", "no run has a run.lock.json")
@@ -130,7 +131,7 @@ def _details(evidence: Evidence, lineage: Lineage) -> None:
     evidence.know("compute.details", [
         f"DeepSpeed ZeRO stage {state.get('zero_stage')}, {state.get('ranks')} ranks, precision {state['precision']}",
         f"Determinism {config.determinism if config else 'not known'}; the order of data follows from the seed",
-        f"{restarts} restarts, {repeated} optimizer steps done a second time after a crash",
+        f"{many(restarts, 'restart')}, {repeated} optimizer steps done a second time after a crash",
         *([f"{len(lineage.segments)} stages: " + ", ".join(f"{one.name} (step {one.step})" for one in lineage.segments)]
           if len(lineage.segments) > 1 else []),
     ], head.state.at("ranks"), *_ledgers(lineage))  # fmt: skip

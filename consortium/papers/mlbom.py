@@ -114,8 +114,8 @@ def _considerations(facts: Facts) -> dict[str, Any]:
     if gaps:
         told["fairnessAssessments"] = [
             {"groupAtRisk": f"speakers of {one.worst}",
-             "harms": f"{one.measure} {one.worst_value:.4g}, against {one.best_value:.4g} of {one.best}: factor "
-                      f"{one.ratio:.3f}"}
+             "harms": f"{one.measure} {one.worst_value:.4g}, against {one.best_value:.4g} of {one.best}"
+                      + (f": factor {one.told}" if one.worst_value else "")}
             for one in gaps
         ]  # fmt: skip
     joules = facts.get("energy.joules")

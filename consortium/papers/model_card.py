@@ -8,7 +8,7 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-from common.terminal import count
+from common.terminal import count, many
 from consortium.papers.citation import bibtex
 from consortium.papers.facts import Facts
 from train import card
@@ -38,7 +38,7 @@ def model_card(facts: Facts) -> str:
         languages=_languages(facts),
         scores=card.scores(head.folder, head.step),
         engine=f"DeepSpeed ZeRO-{head.config.engine.zero_stage}, {facts.get('training.precision')}, "
-               f"{head.checkpoint.state['ranks']} ranks",
+               f"{many(head.checkpoint.state['ranks'], 'rank')}",
         optimizer=facts.get("training.optimizer")["name"],
         learning_rate=facts.get("training.optimizer")["learning_rate"],
         **card.sizes(head.config),
@@ -140,7 +140,7 @@ def _sections(facts: Facts) -> dict[str, str]:
 def _fairness(facts: Facts) -> str:
     rows = [
         f"| {cell(one.measure.replace('_', ' '))} | {written(one.measure, one.best_value)} "
-        f"({cell(one.best)}) | {written(one.measure, one.worst_value)} ({cell(one.worst)}) | {one.ratio:.3f} |"
+        f"({cell(one.best)}) | {written(one.measure, one.worst_value)} ({cell(one.worst)}) | {cell(one.told)} |"
         for one in facts.fairness.gaps
         if one.ratio > 1
     ]

@@ -3,7 +3,7 @@
 import pytest
 
 from common import terminal
-from common.terminal import Progress, count, duration, next_step, say, table
+from common.terminal import Progress, count, duration, many, next_step, say, table
 
 
 @pytest.mark.parametrize(
@@ -17,7 +17,8 @@ def test_durations(seconds, shown):
 @pytest.mark.parametrize(
     ("number", "unit", "shown"),
     [(0, "", "0"), (456, "", "456"), (1230, "B", "1.23 kB"), (1_230_000, "", "1.23 M"), (7.8e9, "B", "7.8 GB"),
-     (2.5e13, "B", "25 TB"), (12, "B", "12 B"), (-1500, "", "-1.5 k")],
+     (2.5e13, "B", "25 TB"), (12, "B", "12 B"), (-1500, "", "-1.5 k"), (999.6, "", "1 k"),
+     (999_499, "", "999 k"), (999_999, "B", "1 MB")],
 )  # fmt: skip
 def test_counts(number, unit, shown):
     assert count(number, unit).strip() == shown
@@ -51,3 +52,14 @@ def test_progress_in_a_log_is_a_line_now_and_then_and_one_at_the_end(capsys):
     progress = Progress("reading", 0, "B", enabled=False)
     progress.update(0)
     assert capsys.readouterr().out == ""
+
+
+def test_names_are_shown_as_they_are(capsys):
+    name = "bible_es:v:13 [red] :it:"
+    say(name)
+    table(name, [name], [[name]])
+    assert capsys.readouterr().out.count(name) == 4
+
+
+def test_a_number_of_things():
+    assert [many(1, "node"), many(1024, "node"), many(0, "corpus", "corpora")] == ["1 node", "1,024 nodes", "0 corpora"]

@@ -4,6 +4,7 @@ import dataclasses
 import errno
 import importlib
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -166,16 +167,43 @@ def test_keys_that_must_be_set_are_all_named(fails):
         (["demo"], "demo: neither key=value nor a flag; --help lists both"),
         (["name=x", "--config-dir", "/nowhere"], "--config-dir /nowhere: no such folder"),
         (["name=x", "--config-dir=/nowhere"], "--config-dir /nowhere: no such folder"),
-        (["name=x", "source=[bible_fr"], "source=[bible_fr: no viable alternative at input '[bible_fr'"),
+        (["name=x", "source=[bible_fr"],
+         "source=[bible_fr: cannot be read; a list is written '[a, b]', a mapping '{a: 1, b: 2}', and in them text "
+         "with other characters stands in quotes inside those of the shell"),
+        (["name=it's; x"],
+         "name: it's; x holds a character that must be in quotes, and the shell takes the outer ones away: "
+         """'name="it'\\''s; x"'"""),
+        (["na;me=x"], "na;me=x: cannot be read; a key is letters, digits, _ and dots; text with other characters "
+         "stands in quotes inside those of the shell"),
         (["name=x", "source=bible_fr", "sources.bible_fr.lnguage=fr"],
          "sources.bible_fr.lnguage: no such key; did you mean 'sources.bible_fr.language'?"),
-        (["name=x", "zzzz=1"], "zzzz: no such key; --help lists the keys"),
+        (["name=x", "zzzz=1"], "zzzz: no such key; hanse corpus --help lists the keys"),
         (["name=x"], "sources: none; choose some with source=[NAME,...] (configs/source/ lists them)"),
         (["name=x", "experiment=nothing"], "experiment=nothing: no such choice; there are demo, packages"),
     ],
 )  # fmt: skip
 def test_one_problem_is_one_line(fails, arguments, message):
     assert fails("corpus", *arguments) == [f"hanse corpus: {message}"]
+
+
+def test_text_in_quotes_as_they_were_shown_is_taken(hanse, capsys):
+    shown = shlex.split("""'name="it'\\''s; x"'""")
+    assert hanse("corpus", "experiment=demo", "--cfg", "job", *shown) == EXIT_DONE
+    assert "name: it's; x" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("key", "hint"),
+    [
+        ("zero", "did you mean 'engine.zero_stage'?"),
+        ("every_steps", "did you mean 'ema.every_steps' or 'evaluate.every_steps' or 'checkpoint.every_steps'?"),
+        ("evaluate.task", "did you mean 'evaluate.tasks'?"),
+        ("batch.x", "batch has global_batch_size, micro_batch_size"),
+        ("nodse", "hanse train --help lists the keys"),
+    ],
+)
+def test_a_key_that_is_not_there_brings_those_that_may_have_been_meant(fails, key, hint):
+    assert fails("train", "experiment=demo", f"{key}=3") == [f"hanse train: {key}: no such key; {hint}"]
 
 
 def test_a_new_key_of_a_mapping_is_shown_as_it_must_be_written(fails):

@@ -39,7 +39,7 @@ def test_two_reviewers_make_the_index_grow(hanse, registry, contribution, people
     assert model.reviews.keys() == {people.prints["bob"], people.prints["carol"]}
     assert (registry / model.folder / "checkpoint/manifest.json").stat().st_mode & 0o777 == 0o644
     assert hanse("registry", f"registry={registry}", "files=true", root) == 0
-    assert "every file of 1 models is what was accepted" in capfd.readouterr().out
+    assert "every file of 1 model is what was accepted" in capfd.readouterr().out
     assert accept(hanse, registry, contribution, f"key={people.file('carol')}") == 2
     assert "accepted before" in capfd.readouterr().out
     assert not list((registry / "quarantine").iterdir())
@@ -126,6 +126,15 @@ def test_the_table_is_written_and_says_what_could_not_be_checked(hanse, registry
         "registry", "energy", "a third", "bits per byte", "batches", "replay"}  # fmt: skip
 
 
+def test_what_is_refused_is_named_where_its_owner_has_it(hanse, registry, contribution, tmp_path, capfd):
+    changed = shutil.copytree(contribution, tmp_path / "changed")
+    (changed / "evaluation.json").write_text("{}")
+    assert accept(hanse, registry, changed) == 2
+    said = capfd.readouterr().out
+    assert f"{changed}: not what was sealed: evaluation.json was changed" in said
+    assert "quarantine" not in said
+
+
 POLICIES = {
     "policy.licenses=[MIT]": ("licence", "this registry takes MIT"),
     "policy.opt_out_since=2026-07-01": ("opt-out", "asks for 2026-07-01 or later"),
@@ -184,7 +193,7 @@ def test_a_child_of_a_revoked_or_unknown_parent_is_refused(hanse, registry, peop
                      "license=Apache-2.0")  # fmt: skip
     verb = ["registry", f"registry={registry}", f"key={people.file('lead')}"]
     assert hanse(*verb, f"revoke={parent}", "reason=poisoned data") == 0
-    assert "1 models that nobody may build on" in capfd.readouterr().out
+    assert "1 model that nobody may build on" in capfd.readouterr().out
     assert "revoked: poisoned data" in outcomes(registry, child)["lineage"][1]
     stray = run_of(parents=[{"manifest_sha256": "0" * 64, "role": "average", "weight": 1.0}])
     assert hanse("contribute", f"registry={registry}", "name=stray", f"run={stray}", f"key={people.file('alice')}",

@@ -100,6 +100,14 @@ def test_what_is_not_there_is_said_not_failed(hanse, run, capfd):
     assert "9 could not be made" in said
 
 
+def test_what_no_manifest_names_could_not_be_checked(hanse, run, capfd):
+    (run / "checkpoints/step-00000012/model/weights.pkl").write_bytes(b"")
+    assert hanse("verify", f"run={run}") == 0
+    line = next(line for line in capfd.readouterr().out.splitlines() if "checkpoints     " in line)
+    assert line.startswith("not checked")
+    assert "step-00000012/model/weights.pkl; move that away" in line
+
+
 def test_a_checkpoint_of_before_is_not_called_edited(hanse, run, capfd):
     (run / "ledger.jsonl").unlink()  # as old as it is, so is the run: there was no ledger yet
     as_before_the_root_covered_the_manifest(folder_of(run / "checkpoints", 6))

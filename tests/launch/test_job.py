@@ -50,6 +50,19 @@ def test_all_problems_are_told_at_once(job):
     assert len(found) == 6
 
 
+def test_check_asks_the_other_verb_too_and_says_whose_key_was_meant(hanse, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    asked = ["site=leonardo", "account=abc", "train.experiment=demo", "train.batch.global_batch_size=8"]
+    assert hanse("launch", "--check", *asked) == 0
+    assert hanse("launch", "--check", *asked, "train.nodse=3") == 2
+    said = capsys.readouterr().err.strip()
+    assert said == ("hanse launch: train.nodse: no such key; hanse train --help lists the keys; 'nodes' is a key of "
+                    "hanse launch")  # fmt: skip
+    assert hanse("launch", "dry_run=true", *asked, "train.run=/proc/x") == 2
+    assert capsys.readouterr().err == "hanse launch: /proc/x/jobs/0001: cannot be created; name another folder\n"
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize(
     ("keys", "said"),
     [

@@ -15,7 +15,7 @@ import pytest
 
 from common.errors import EXIT_CRASH, EXIT_DONE, EXIT_GO_ON, EXIT_USER_ERROR
 from launch import local
-from launch.local import run_ranks
+from launch.local import ASKED, ONE_SECONDS, run_ranks
 
 ROOT = Path(__file__).parents[2]
 # What every rank runs: PROGRAM, with its rank and the folder of the test at hand.
@@ -174,7 +174,7 @@ def test_one_signal_lets_every_rank_save_and_the_whole_says_go_on(start, tmp_pat
     process.send_signal(number)
     assert process.wait(60) == EXIT_GO_ON
     assert len(list(tmp_path.glob("saved-*"))) == 2
-    assert process.stdout.read() == ""
+    assert process.stdout.read() == f"{ASKED}\n"
 
 
 def test_ctrl_c_reaches_the_ranks_once_although_they_share_the_terminal(start, tmp_path):
@@ -184,14 +184,24 @@ def test_ctrl_c_reaches_the_ranks_once_although_they_share_the_terminal(start, t
     assert len(list(tmp_path.glob("saved-*"))) == 2
 
 
+def test_two_signals_at_once_are_one(start, tmp_path):
+    process = start(SAVES)
+    for _ in range(2):  # what timeout(1) does: to the process, and to its group
+        os.killpg(process.pid, signal.SIGINT)
+    assert process.wait(60) == EXIT_GO_ON
+    assert len(list(tmp_path.glob("saved-*"))) == 2
+    assert process.stdout.read() == f"{ASKED}\n"
+
+
 def test_a_second_signal_ends_ranks_that_do_not_stop(start, tmp_path):
     process = start(DEAF)
     process.send_signal(signal.SIGINT)
     assert ended_within(60, lambda: len(list(tmp_path.glob("heard-*"))) == 2)
     assert process.poll() is None
+    time.sleep(ONE_SECONDS)
     process.send_signal(signal.SIGINT)
     assert process.wait(60) == EXIT_GO_ON
-    assert process.stdout.read() == "stopped at once; the same command goes on from the last checkpoint\n"
+    assert process.stdout.read() == f"{ASKED}\nstopped at once; the same command goes on from the last checkpoint\n"
 
 
 def test_a_signal_before_training_began_ends_the_ranks_and_says_go_on(start):

@@ -62,6 +62,18 @@ def test_slow_ranks_are_named_as_the_last_comparison_found_them(voyage):
         assert not look(voyage).slow
 
 
+def test_the_last_evaluation_is_told_with_its_tasks(voyage):
+    bits = {"de": {"bits_per_byte": 1.5}, "fr": {"bits_per_byte": 2.0}}
+    tasks = {"last_word": {"de": {"accuracy": 0.25}, "fr": {"accuracy": 0.5}}, "description": {}}
+    lines = [{"step": 30, "evaluation": bits}, {"step": 40, "evaluation": bits, "evaluation_tasks": tasks}]
+    with (voyage / "metrics.jsonl").open("r+") as file:
+        kept = file.read().rpartition("\n")[0]
+        file.seek(0)
+        file.write("\n".join([kept, *map(json.dumps, lines), ""]))
+    told = "last evaluation, mean of 2 languages: 1.750 bits per byte, last word 37.5%"
+    assert told in list(remarks(look(voyage), queued(), 600))
+
+
 def test_a_running_job_is_one_line(voyage):
     seen = look(voyage)
     assert row(seen, queued()) == [

@@ -122,7 +122,13 @@ def sweep_folder(tmp_path):
         lines = [{"step": step, "loss": 9 - step / 10} for step in range(1, steps + 1)]
         lines += [{"step": 10, "evaluation": {name: {"bits_per_byte": bits * 3} for name, bits in BITS.items()}}]
         if steps == 20:
-            lines += [{"step": 20, "evaluation": {name: {"bits_per_byte": bits} for name, bits in BITS.items()}}]
+            lines += [
+                {
+                    "step": 20,
+                    "evaluation": {name: {"bits_per_byte": bits} for name, bits in BITS.items()},
+                    "evaluation_tasks": {"last_word": {name: {"accuracy": 0.125} for name in BITS}},
+                }
+            ]
             (folder / name / "checkpoints/step-00000020").mkdir(parents=True)
             (folder / name / "checkpoints/step-00000020/manifest.json").touch()
         if steps:
@@ -145,7 +151,8 @@ def test_status_has_one_line_for_a_sweep_and_a_line_for_each_run_when_asked(
         assert part in overall, part
     assert status(StatusConfig(runs="x", run=str(sweep_folder), every_seconds=1, hang_minutes=1e9)) == 0
     alone = capsys.readouterr().out.splitlines()
-    assert "1.750" in next(line for line in alone if line.startswith("learning_rate-0.01"))
+    assert "last word" in alone[0]
+    assert next(line for line in alone if line.startswith("learning_rate-0.01")).split()[-2:] == ["1.750", "12.5%"]
     assert "12 of 20" in next(line for line in alone if line.startswith("learning_rate-0.02"))
     assert any("lr/learning_rate-0.03: start 0 ended: a rank failed" in line for line in alone)
 

@@ -34,6 +34,7 @@ def test_all_problems_of_the_values_are_told_at_once(hanse, capsys, tiny_setting
             "not a multiple of batch.micro_batch_size x ranks = 2 x 2 = 4; nearest: 4 or 8",
         ),
         (["ranks=3", "batch.micro_batch_size=3"], "3 x 3 = 9; nearest: 9"),
+        (["ranks=3"], "2 x 3 = 6; nearest: 6 or 12; or 2 or 4 ranks"),
         (["tokens=511"], "less than one step, which takes batch.global_batch_size x data.sequence_length = 512 tokens"),
         (["schedule.warmup_steps=11"], "do not fit into the 12 steps"),
         (["batch.globl_batch_size=8"], "did you mean 'batch.global_batch_size'?"),
@@ -61,3 +62,13 @@ def test_under_a_launcher_the_ranks_are_those_it_started(hanse, capsys, tiny_set
     text = refused(hanse, capsys, *ours, "engine.sequence_parallel=1", "batch.global_batch_size=8")
     assert "1 x 3 = 3; nearest: 6 or 9" in text
     assert "must divide ranks=3" in refused(hanse, capsys, *ours, "engine.sequence_parallel=2")
+
+
+def test_a_run_as_what_to_begin_with_is_answered_with_its_newest_checkpoint(hanse, capsys, tiny_settings, tmp_path):
+    for step in (5, 10):
+        (tmp_path / f"first/checkpoints/step-{step:08d}").mkdir(parents=True)
+        (tmp_path / f"first/checkpoints/step-{step:08d}/manifest.json").touch()
+    ours = [*tiny_settings, f"run={tmp_path / 'run'}", f"init_from={tmp_path / 'first'}", "--check"]
+    newest = tmp_path / "first/checkpoints/step-00000010"
+    said = f"init_from={tmp_path / 'first'}: is a run; name one of its checkpoints, e.g. init_from={newest}"
+    assert said in refused(hanse, capsys, *ours)

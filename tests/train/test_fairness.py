@@ -58,6 +58,9 @@ def test_gaps_name_the_best_and_the_worst_and_are_never_under_one():
     assert (higher.best, higher.worst, higher.ratio) == ("fr", "mt", 4)
     task = gap("belebele", {"fr": 0.6, "mt": 0.3})
     assert (task.best, task.worst, task.ratio) == ("fr", "mt", 2)
+    none = gap("belebele", {"fr": 0.6, "mt": 0.0, "de": 0.3})
+    assert (none.best, none.worst, none.ratio, none.told) == ("fr", "mt", math.inf, "mt has none right")
+    assert gap("belebele", {"fr": 0.0, "mt": 0.0}) is None
     assert gap("bits_per_byte", {"fr": 1.0}) is None
     assert gap("bits_per_byte", {"fr": 1.0, "de": math.nan}) is None
     assert gap("epochs", {"fr": 1.0, "de": 0.0}) is None

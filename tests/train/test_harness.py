@@ -4,22 +4,19 @@ from __future__ import annotations
 
 import json
 import math
+from functools import partial
 
 import pytest
 import torch
 from torch.nn.functional import log_softmax
 
 from train import harness
+from train.ranks import Place
 from train.score import shared_out
 from train.tasks import Item, answer, log_likelihoods, questions, summary
 from train.trained import open_trained
 
-
-class State:
-    """accelerate's, of one process."""
-
-    is_main_process, process_index, num_processes, use_distributed = False, 0, 1, False
-    device = torch.device("cpu")
+ALONE = partial(shared_out, Place(0, 1))
 
 
 class Asked:
@@ -53,7 +50,7 @@ def test_lm_eval_answers_as_our_own_scorer_does(trained, model, tmp_path):
     asked = questions(trained, ["next_sentence", "last_word"], 4, 0)
     names = harness.write_tasks(tmp_path, asked)
     assert {f"hanse_next_sentence_{name}" for name in trained.validation_languages} <= set(names)
-    lm = harness.harness_model(trained, model, State(), shared_out)
+    lm = harness.harness_model(trained, model, ALONE)
     found = harness.run(lm, ["hanse_next_sentence", "hanse_last_word"], [tmp_path], None)["tasks"]
     for task, metric in (("next_sentence", "acc_bytes"), ("last_word", "acc")):
         for language in trained.validation_languages:
@@ -69,7 +66,7 @@ def test_lm_eval_answers_as_our_own_scorer_does(trained, model, tmp_path):
 @pytest.mark.slow
 def test_whole_texts_and_generations_are_those_of_the_plain_model(trained, model):
     pytest.importorskip("lm_eval")
-    lm = harness.harness_model(trained, model, State(), shared_out)
+    lm = harness.harness_model(trained, model, ALONE)
     length, end = trained.config.data.sequence_length, trained.shards.end_of_document_id
     text = trained.tokenizer.decode(trained.validation_document("fr").tolist())
     ids = [end, *trained.tokenizer.encode(text).ids][: length - 20]
@@ -96,7 +93,7 @@ def test_an_unknown_task_is_one_clear_line(trained, model, tmp_path):
     pytest.importorskip("lm_eval")
     from common.errors import HanseError
 
-    lm = harness.harness_model(trained, model, State(), shared_out)
+    lm = harness.harness_model(trained, model, ALONE)
     with pytest.raises(HanseError, match="no task hanse_nothing"):
         harness.run(lm, ["hanse_nothing"], [tmp_path], None)
 

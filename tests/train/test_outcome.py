@@ -27,6 +27,7 @@ def test_the_summary_of_a_finished_run_agrees_with_its_shards_and_its_metrics(ti
         size[0] * (size[1] if len(size) > 1 else 1)
         for size in json.loads((tiny_run / "checkpoints/step-00000012/manifest.json").read_text())["tensors"].values()
     )
+    assert (summary["tasks"], summary["evaluated_after_step"]) == ({}, 12)
     assert summary["tokens_per_second"] > 0
     assert summary["mfu"] > 0
     assert 0 <= summary["data_wait_share"] < 1
@@ -58,7 +59,8 @@ def values(**more) -> dict:
                  "de": {"bits_per_byte": None, "unigram_bits_per_byte": 2.0}}  # fmt: skip
     return {"languages": languages, "steps": 6, "consumed_tokens": 3072, "wall_seconds": 75.0, "mfu": 0.52,
             "tokens_per_second": 2000.0, "paths": {"checkpoint": "c"}, "finished": True,
-            "energy": energy_totals("nowhere").to_json(), **more}  # fmt: skip
+            "tasks": {"last_word": {"fr": {"accuracy": 0.25, "standard_error": 0.05, "chance": 0.0}}},
+            "evaluated_after_step": 6, "energy": energy_totals("nowhere").to_json(), **more}  # fmt: skip
 
 
 def test_a_finished_run_names_what_comes_next_and_a_stopped_one_how_to_go_on(tiny_config, capsys):
@@ -66,11 +68,15 @@ def test_a_finished_run_names_what_comes_next_and_a_stopped_one_how_to_go_on(tin
     text = capsys.readouterr().out
     assert "fr        2.000    2.500     -20.0 %" in text
     assert "\nde " not in text  # not validated: nothing to compare
+    assert "validation bits per byte\n" in text
+    assert "fr        25.0% ± 5.0%\nguessing            0%" in text
     assert "6 of 12 steps, 3.07 k tokens in 1m15s; 2 ktok/s, MFU 52%, last checkpoint c" in text
     for verb in ("export", "generate", "report"):
         assert f"hanse {verb} run={tiny_config.run}" in text
-    outcome.closing(tiny_config, values(finished=False))
+    outcome.closing(tiny_config, values(finished=False, evaluated_after_step=4, tasks={}))
     text = capsys.readouterr().out
+    assert "validation bits per byte, after step 4\n" in text
+    assert "right answers" not in text
     assert "the same command goes on (exit code 75)" in text
     assert "hanse export" not in text
 

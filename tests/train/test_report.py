@@ -168,7 +168,7 @@ def test_what_comes_out_of_files_is_text_and_never_markup(report, tiny_data, tmp
 def test_losses_that_are_not_numbers_are_told_and_drawn_as_gaps(report, tiny_data, tmp_path):
     records = [START, step(1), step(2), step(3, loss=math.nan), step(4, gradient_norm=math.inf), step(5)]
     page = report(write_run(tmp_path / "run", config(tiny_data, 20), records))
-    assert "The loss of 1 steps is not a number, first at step 3." in text_of(page)
+    assert "The loss of 1 step is not a number, first at step 3." in text_of(page)
     loss = next(line for line in re.findall(r'class="series line c0" d="([^"]*)"', page))
     assert loss.count("M") == 2
     for data in re.findall(r'<script type="application/json">(.*?)</script>', page, re.DOTALL):

@@ -139,6 +139,15 @@ def test_wrong_settings_that_only_transformers_or_the_data_can_tell(refusal):
     assert "data.sequence_length=6000: 'de' in" in said
 
 
+def test_a_mixture_of_what_the_shards_do_not_have_is_found_by_check(hanse, tiny_settings, place, capfd):
+    settings = [*tiny_settings, "--check", f"run={place / 'new'}"]
+    assert hanse("train", *settings, "data.mixture={pt: 1}") == EXIT_USER_ERROR
+    assert "no training shards for pt" in capfd.readouterr().err
+    assert hanse("train", *settings, "data.mixture={de: 1}") == 0
+    assert hanse("train", *settings, "data.mixture={pt: 1}", "data.shards=elsewhere") == 0
+    assert not (place / "new").exists()
+
+
 def test_an_error_that_one_of_two_ranks_finds_is_told_once(hanse, tiny_settings, place, capfd):
     path = place / "run/checkpoints/step-00000006/model/rank-00001.safetensors"  # rank 1 verifies every second file
     flip_a_bit(path)

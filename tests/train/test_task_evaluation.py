@@ -148,6 +148,7 @@ def test_tasks_on_the_way_are_those_of_hanse_evaluate_at_any_stage_and_number_of
     known = asked["stage-1"][4]["evaluation_tasks"]
     assert state["task_accuracy"] == {task: {name: row["accuracy"] for name, row in rows.items()}
                                       for task, rows in known.items()}  # fmt: skip
+    assert json.loads((tmp_path / "stage-1/summary.json").read_text())["tasks"] == known
 
     # all but the oldest were evaluated; the third is damaged; the second was evaluated with other settings
     evaluations = tmp_path / "stage-1/evaluations"

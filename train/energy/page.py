@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from common.terminal import count, duration
+from common.terminal import count, duration, many
 from train.energy.grid import GridFactor
 from train.energy.totals import EnergyTotals
 
@@ -36,7 +36,7 @@ def energy_rows(totals: EnergyTotals) -> list[list[str]]:
     if totals.grid_market:
         rows.append(("emissions", _kilograms(totals.kg_co2e_market),
                      _factors("market-based", totals.how, totals.grid_market)))  # fmt: skip
-    starts = f"{totals.starts} start{'s' * (totals.starts != 1)}, lost work included"
+    starts = f"{many(totals.starts, 'start')}, lost work included"
     rows += [
         ("wall time", duration(totals.wall_seconds), starts),
         ("device time", f"{totals.device_hours:,.3g} h", ", ".join(totals.devices)),

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from common.errors import HanseError
 from common.files import read_json
+from common.terminal import many
 from train.energy import grid
 from train.energy.config import EnergyConfig
 from train.energy.counters import Meter, find_source, gpu_watts
@@ -86,7 +87,8 @@ def rated_power(config: EnergyConfig, gpus: Sequence[str], root: Path) -> tuple[
     if cards is None:
         return None, "rated power of the GPUs is not known"
     whose = "energy.gpu_watts" if config.gpu_watts else "the driver's limit"
-    return cards + threads * config.thread_watts, f"{len(gpus)} GPUs at {cards / len(gpus):g} W ({whose}), {told}"
+    each = f"{many(len(gpus), 'GPU')} at {cards / len(gpus):g} W ({whose})"
+    return cards + threads * config.thread_watts, f"{each}, {told}"
 
 
 class EnergyRecorder:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from common.charts import Chart, Series, Table, draw, fitted
 from common.page import shown_count
@@ -25,9 +25,9 @@ class Section:
     step: int
     tasks: list[Chart]
     answers: Table
-    text: Table
-    harness: Table
-    samples: list[tuple[str, str, str]]
+    text: Table = field(default_factory=lambda: Table([], []))
+    harness: Table = field(default_factory=lambda: Table([], []))
+    samples: list[tuple[str, str, str]] = field(default_factory=list)
 
 
 def evaluated(evidence: Evidence) -> Section | None:
@@ -35,14 +35,12 @@ def evaluated(evidence: Evidence) -> Section | None:
     scores = task_scores(evidence.records, evidence.saved)
     if not evidence.saved and not scores:
         return None
-    latest = evidence.saved[-1] if evidence.saved else None
-    if latest is None or max(scores, default=0) > latest.step:  # tasks that the run asked on its way
-        answers = _answers(scores[max(scores)], f"Asked after step {max(scores):,}. ")
-    else:
-        answers = _answers(latest.tasks)
-    charts = _charts(evidence, scores)
-    if latest is None:
-        return Section(0, charts, answers, Table([], []), Table([], []), [])
+    charts, newest = _charts(evidence, scores), max(scores, default=0)
+    on_its_way = _answers(scores.get(newest, {}), f"Asked after step {newest:,}. ")  # by the run itself
+    if not evidence.saved:
+        return Section(0, charts, on_its_way)
+    latest = evidence.saved[-1]
+    answers = on_its_way if newest > latest.step else _answers(latest.tasks)
     samples = [(language, prompt, _printable(text))
                for language, texts in latest.samples.items() for prompt, text in texts]  # fmt: skip
     return Section(latest.step, charts, answers, _text(latest), _harness(latest), samples)
@@ -61,7 +59,7 @@ def _charts(evidence: Evidence, scores: Mapping[int, Mapping[str, Numbers]]) -> 
         if languages:
             values = [value for one in series for value in one.finite]
             drawn.append(draw(task.replace("_", " ").capitalize(), "accuracy; dashed: guessing", series,
-                              last_step=last, scale=fitted([0.0, *values])))  # fmt: skip
+                              last_step=last, scale=fitted([0.0, *values] if any(values) else [0.0, 0.1])))  # fmt: skip
     return drawn
 
 

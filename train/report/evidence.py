@@ -10,6 +10,7 @@ from typing import Any
 from common.charts import PALETTE
 from common.errors import HanseError
 from common.files import read_json
+from common.terminal import many
 from data_pipelines.manifest import CorpusManifest
 from data_pipelines.shards import ShardsManifest
 from train.config import TrainConfig
@@ -58,7 +59,7 @@ class Evidence:
     def status(self) -> str:
         """How far it came."""
         if self.last_step >= self.config.steps:
-            return f"finished, {self.last_step:,} steps"
+            return f"finished, {many(self.last_step, 'step')}"
         return f"step {self.last_step:,} of {self.config.steps:,}"
 
     @property

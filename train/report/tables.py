@@ -9,7 +9,7 @@ from typing import Any
 
 from common.charts import Table
 from common.page import shown_count, shown_time
-from common.terminal import count, duration
+from common.terminal import count, duration, many
 from train.data_table import data_table
 from train.report.evidence import Evidence, Record
 
@@ -22,8 +22,8 @@ def subtitle(evidence: Evidence) -> str:
     parts = [
         config.model.architecture,
         f"{count(evidence.summary['parameters'])} parameters" if "parameters" in evidence.summary else "",
-        f"{len(evidence.languages)} languages" if evidence.languages else "",
-        f"ZeRO-{start.get('zero_stage', config.engine.zero_stage)} on {start.get('ranks', config.ranks)} ranks",
+        f"{many(len(evidence.languages), 'language')}" if evidence.languages else "",
+        f"ZeRO-{start.get('zero_stage', config.engine.zero_stage)} on {many(start.get('ranks', config.ranks), 'rank')}",
         str(start.get("precision", config.engine.precision)),
         f"started {shown_time(evidence.events[0]['time'])} UTC" if evidence.events else "",
     ]
@@ -37,7 +37,7 @@ def headlines(evidence: Evidence) -> list[tuple[str, str, str]]:
         last, base = evidence.evaluations[-1]["evaluation"], evidence.unigram
         mean = statistics.fmean(score["bits_per_byte"] for score in last.values())
         both = [name for name in last if name in base]
-        beside = f"mean of {len(last)} languages"
+        beside = f"mean of {many(len(last), 'language')}"
         if both:
             difference = statistics.fmean(last[name]["bits_per_byte"] / base[name] - 1 for name in both)
             beside = f"{abs(100 * difference):.1f} % {'under' if difference < 0 else 'above'} unigram"
@@ -53,9 +53,9 @@ def headlines(evidence: Evidence) -> list[tuple[str, str, str]]:
         mfu = totals.get("mfu") or statistics.median(r["mfu"] for r in evidence.steps)
         seconds = totals.get("wall_seconds") or sum(record["seconds"] for record in evidence.steps)
         tiles += [
-            (count(speed), "tokens per second", f"over {evidence.start.get('ranks', config.ranks)} ranks"),
+            (count(speed), "tokens per second", f"over {many(evidence.start.get('ranks', config.ranks), 'rank')}"),
             (f"{mfu:.0%}", "model FLOPs utilisation", "of the measured matrix peak"),
-            (duration(seconds), "training time", f"{evidence.last_step:,} steps"),
+            (duration(seconds), "training time", f"{many(evidence.last_step, 'step')}"),
         ]
     return tiles
 
@@ -67,7 +67,7 @@ def remarks(evidence: Evidence) -> list[str]:
         notes.append("No step has been made yet.")
     broken = [record["step"] for record in evidence.steps if not math.isfinite(record["loss"])]
     if broken:
-        notes.append(f"The loss of {len(broken)} steps is not a number, first at step {broken[0]:,}.")
+        notes.append(f"The loss of {many(len(broken), 'step')} is not a number, first at step {broken[0]:,}.")
     if any((record.get("mfu") or 0) > 1 for record in evidence.steps):
         notes.append("Some steps reached more than the measured matrix peak: it was measured while the machine was "
                      "busy with something else, so utilisation is overstated.")  # fmt: skip
@@ -165,7 +165,16 @@ def _facts(event: Record) -> str:
 def _fact(key: str, value: Any) -> str:
     if key == "peak_flops_per_second" and isinstance(value, dict):
         return f"matrix peak a rank {_peaks(value)}"
-    return str(value) if key == "path" else f"{key.replace('_', ' ')} {value}"
+    if key == "path":
+        return str(value)
+    if key == "peak_of_all_ranks":
+        return f"peak of all ranks {shown_count(value, 'FLOP/s')}"
+    if key == "bytes":
+        return shown_count(value, "B")
+    words = key.removesuffix("_seconds").replace("_", " ")
+    if isinstance(value, float):
+        return f"{words} {value:.3g}{' s' * key.endswith('_seconds')}"
+    return f"{words} {value}"
 
 
 def _peaks(peaks: Mapping[str, float]) -> str:
