@@ -19,7 +19,8 @@ from train.run_folder import RunFolder, complete_steps
 
 FORMAT = "hanse.reproduction/1"
 VALUES = ("loss", "gradient_norm", "learning_rate")
-LAYOUT = ("ranks", "zero_stage", "micro_batch_size", "threads_per_rank", "sequence_parallel")
+LAYOUT = ("ranks", "zero_stage", "micro_batch_size", "threads_per_rank", "sequence_parallel",
+          "tensor_parallel")  # fmt: skip
 SHOWN = 20  # differences and tensors that are told
 
 

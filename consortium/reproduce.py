@@ -115,9 +115,10 @@ def _prepared(
 
 
 def _on_ranks(engine: EngineConfig, ranks: int) -> dict[str, Any]:
-    """``ranks`` and ``engine`` of a replay: where they cannot share sequences as the run's did, none do."""
+    """``ranks`` and ``engine`` of a replay: where they cannot share sequences or matrices as the run's did, none do."""
     shared = engine.sequence_parallel if ranks % engine.sequence_parallel == 0 else 1
-    return {"ranks": ranks, "engine": replace(engine, sequence_parallel=shared)}
+    parts = engine.tensor_parallel if ranks % engine.tensor_parallel == 0 and engine.zero_stage in (1, 2) else 1
+    return {"ranks": ranks, "engine": replace(engine, sequence_parallel=shared, tensor_parallel=parts)}
 
 
 def _other_layout(config: TrainConfig) -> TrainConfig:
@@ -133,7 +134,7 @@ def _other_layout(config: TrainConfig) -> TrainConfig:
     for micro_batch, on in ((size // 2, ranks), (2 * size, ranks), (size, 1)):
         other = replace(config, run=str(Path(config.run) / "noise"), **_on_ranks(config.engine, on),
                         batch=replace(config.batch, micro_batch_size=micro_batch))  # fmt: skip
-        shared = other.engine.sequence_parallel
+        shared = other.engine.sharing
         if micro_batch and (micro_batch, on) != (size, ranks) and not other.timeline.problems(on, shared):
             return other
     raise HanseError(f"measure_noise=true: a batch of {config.batch.global_batch_size} on {ranks} ranks can be summed "

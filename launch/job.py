@@ -80,9 +80,11 @@ class Job:
     def arithmetic(self) -> str:
         """The global batch, factor by factor."""
         batch = self.train["batch"]
-        shared = self.train["engine"]["sequence_parallel"]
+        engine = self.train["engine"]
+        shared = engine["sequence_parallel"] * engine["tensor_parallel"]  # one of them is 1
         accumulation = batch["global_batch_size"] // (batch["micro_batch_size"] * self.ranks // shared)
-        to_each = f" / {shared} to a sequence" if shared > 1 else ""
+        what = "matrix" if engine["tensor_parallel"] > 1 else "sequence"
+        to_each = f" / {shared} to a {what}" if shared > 1 else ""
         ranks = f"{many(self.config.nodes, 'node')} x {many(self.ranks_per_node, 'rank')}"
         return (f"{ranks}{to_each} x {batch['micro_batch_size']} sequences x {accumulation} accumulated = "
                 f"{batch['global_batch_size']} sequences of "
@@ -196,7 +198,8 @@ def _memory(config: LaunchConfig, site: Site, queue: Queue, train: dict[str, Any
     parameters = least_parameters(train["model"]["settings"])
     if not available or not parameters:
         return
-    needed = state_bytes(parameters, ranks * config.nodes, train["engine"]["zero_stage"])
+    parts = train["engine"]["tensor_parallel"]
+    needed = state_bytes(parameters // parts, ranks * config.nodes // parts, train["engine"]["zero_stage"])
     if needed > available * GIB:
         yield (f"train.engine.zero_stage={train['engine']['zero_stage']}: {count(parameters)} parameters or more need "
                f"{needed / GIB:.0f} GiB on each of {ranks * config.nodes} GPUs for weights, gradients and optimizer "

@@ -25,6 +25,7 @@ from train.ranks import find_place
 from train.sequence_config import sequence_problems
 from train.stage_config import StageConfig, StageSchedule
 from train.stages import Timeline, stage_problems, timeline_of
+from train.tensor_config import tensor_problems
 from train.track_config import ProfilingConfig, TrackConfig
 
 if TYPE_CHECKING:
@@ -208,6 +209,7 @@ class TrainConfig:
             *one_of(self, "determinism", DETERMINISM),
             *attention_problems(self),
             *sequence_problems(self),
+            *tensor_problems(self),
             *one_of(self, "schedule.decay", DECAYS),
             *one_of(self, "data.mixture_rule", MIXTURE_RULES),
             *one_of(self, "data.packing", PACKINGS),
@@ -258,21 +260,21 @@ class TrainConfig:
             check_mixtures(self, ShardsManifest.read(Path(self.data.shards)))
 
 
-def batch_problems(batch: BatchConfig, ranks: int, sequence_parallel: int = 1) -> list[str]:
+def batch_problems(batch: BatchConfig, ranks: int, sharing: int = 1) -> list[str]:
     """The arithmetic of a global batch: micro-batch x ranks x accumulation must give it exactly.
 
-    Ranks that share sequences are one, and ``sequence_parallel`` divides ``ranks``.
+    Ranks that share sequences or matrices are one, and ``sharing``, their number, divides ``ranks``.
     """
-    unit = batch.micro_batch_size * ranks // sequence_parallel
+    unit = batch.micro_batch_size * ranks // sharing
     if batch.global_batch_size % unit == 0:
         return []
     below, above = batch.global_batch_size // unit * unit, -(-batch.global_batch_size // unit) * unit
     nearest = f"{below} or {above}" if below else str(above)
-    fewer, more = ([other for other in counts if other % sequence_parallel == 0
-                    and batch.global_batch_size % (batch.micro_batch_size * other // sequence_parallel) == 0][:1]
+    fewer, more = ([other for other in counts if other % sharing == 0
+                    and batch.global_batch_size % (batch.micro_batch_size * other // sharing) == 0][:1]
                    for counts in (range(ranks - 1, 0, -1), range(ranks + 1, 2 * ranks + 1)))  # fmt: skip
     of_ranks = f"; or {' or '.join(map(str, [*fewer, *more]))} ranks" if fewer or more else ""
-    shared, by = (" / engine.sequence_parallel", f" / {sequence_parallel}") if sequence_parallel > 1 else ("", "")
+    shared, by = (" / (engine.sequence_parallel or tensor_parallel)", f" / {sharing}") if sharing > 1 else ("", "")
     return [f"batch.global_batch_size={batch.global_batch_size}: not a multiple of batch.micro_batch_size x ranks"
             f"{shared} = {batch.micro_batch_size} x {ranks}{by} = {unit}; nearest: {nearest}{of_ranks}"]  # fmt: skip
 

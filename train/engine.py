@@ -32,6 +32,7 @@ from train.ranks import Place
 from train.sequence_parallel import SequenceGroup, share_sequences
 from train.shares import Fragment, Shares
 from train.stream import MicroBatch
+from train.tensor_parallel import TensorGroup
 from train.zero_config import bucket_elements, deepspeed_config
 
 os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
@@ -86,15 +87,19 @@ class Engine:
         settings = deepspeed_config(config, ranks, precision, parameters)
         with _one_class_of_optimizer(), allowed_everywhere() if precision == "fp16" else nullcontext():
             optimizer = build(config, model)  # before parameters are cut, and so lose their shapes
+            self.tensor = TensorGroup.join(config.engine.tensor_parallel)
+            self.tensor.cut(module)
             if land:
-                land(Landing(module, settings, precision))
+                land(Landing(module, settings, precision, self.tensor))
+            self.tensor.landed(module)
             self.engine, *_ = deepspeed.initialize(
                 model=module, optimizer=optimizer, config=settings, mpu=alone(config.engine.zero_stage, module)
             )
         self.zero: Any = self.engine.optimizer
         self.stage = config.engine.zero_stage
         look_once(self.zero, self.stage)
-        at_once(self.zero, self.stage, self.engine.device)
+        if self.tensor.size == 1:  # else a norm counts what ranks share otherwise than what all of them have
+            at_once(self.zero, self.stage, self.engine.device)
         sum_over_ranks(self.zero, self.stage)
         named = {self.names[id(one)]: one for one in self.engine.module.parameters()}
         self.shares = Shares(self.zero, self.stage, named, averaged=config.ema.decay > 0)
@@ -132,13 +137,14 @@ class Engine:
         if batch == self.batch:
             return
         self.batch = batch
-        self.accumulation = batch.global_batch_size // (batch.micro_batch_size * self.ranks // self.group.size)
+        readers = self.ranks // self.config.engine.sharing
+        self.accumulation = batch.global_batch_size // (batch.micro_batch_size * readers)
         micro_batch, accumulation = batch.micro_batch_size, self.accumulation
         if self.exact:  # DeepSpeed sees one backward a step
             self.exact.micro_batches = batch.global_batch_size // batch.micro_batch_size
             micro_batch, accumulation = micro_batch * accumulation, 1
         self.engine.set_train_micro_batch_size(micro_batch)
-        sharers = 1 if self.stage == 0 else self.ranks
+        sharers = 1 if self.stage == 0 else self.ranks // self.tensor.size
         self.engine.set_train_batch_size(micro_batch * accumulation * sharers)  # it counts slices
         self.engine.micro_steps = 0  # it counts them to tell a step's last
         self.zero.gradient_accumulation_steps = accumulation
@@ -180,7 +186,7 @@ class Engine:
             self.exact.begin(last=self._turn == self.accumulation)
             self.engine.backward(total * (1 / global_targets), scale_wrt_gas=False)
         else:
-            self.engine.backward(total * (self.ranks / global_targets), scale_wrt_gas=False)
+            self.engine.backward(total * (self.ranks // self.tensor.size / global_targets), scale_wrt_gas=False)
 
     def end_micro_batch(self) -> None:
         """To be called after each backward but a step's last."""
@@ -242,7 +248,9 @@ class Engine:
         squares = dict.fromkeys(map(layer_of, self.shapes), 0.0)
         flat = {group: torch.cat([part.flatten() for part in parts]) if parts else torch.zeros(0)
                 for group, parts in self.zero.averaged_gradients.items()}  # fmt: skip
-        for part in self.fragments():
+        for part in self.shares:
+            if not self.tensor.counts(part.name):
+                continue
             mine = flat[part.group].narrow(0, part.offset, part.stop - part.start)
             squares[layer_of(part.name)] += float(torch.linalg.vector_norm(mine.float())) ** 2
         total = torch.tensor(list(squares.values()), dtype=torch.float64, device=self.engine.device)
@@ -260,7 +268,7 @@ class Engine:
         return self.loss_scale.scale if self.loss_scale else 1.0
 
     def replicated(self) -> dict[str, Tensor]:
-        """{name: weights} of what every rank holds whole between two steps; nothing at stage 3."""
+        """{name: weights} of what every rank holds between two steps, or those with its parts; nothing at stage 3."""
         if self.stage == 3:
             return {}
         return {self.names[id(one)]: one for one in self.engine.module.parameters()}
@@ -317,8 +325,12 @@ class Engine:
             self.engine.train()
 
     def fragments(self, *, changed: bool = False) -> Iterator[Fragment]:
-        """This rank's share of every parameter (:meth:`train.shares.Shares.each`)."""
-        return self.shares.each(changed=changed)
+        """This rank's share of the whole model, in ranges of its tensors (:meth:`train.shares.Shares.each`).
+
+        Collective, to the last one: ranks that share matrices exchange on the way. A tensor may have several ranges.
+        """
+        mine = self.shares.each(changed=changed)
+        return self.tensor.filled(mine) if changed else self.tensor.told(mine)
 
     @property
     def swapped(self) -> bool:

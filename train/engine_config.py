@@ -124,6 +124,7 @@ class EngineConfig:
     quantized_weights: bool = False
     quantized_gradients: bool = False
     sequence_parallel: int = 1
+    tensor_parallel: int = 1
 
     def problems(self, config: TrainConfig) -> list[str]:
         """Everything wrong with the values, alone and beside the rest of the configuration, one line each."""
@@ -198,6 +199,11 @@ class EngineConfig:
             found.append(f"engine.hpz_partition_size={self.hpz_partition_size}: must divide ranks={config.ranks}; it "
                          "is the number of GPUs of a node")  # fmt: skip
         return found
+
+    @property
+    def sharing(self) -> int:
+        """Ranks side by side that read the same samples: those that share sequences, or matrices."""
+        return self.sequence_parallel * self.tensor_parallel
 
     @property
     def offloaded(self) -> tuple[str, ...]:

@@ -131,12 +131,13 @@ def scored_in_turn(
 
     Ranks take every n-th batch. At ZeRO 3 all must run as often as others: who has none left runs the last once more.
     """
-    reader = place.data_parallel(engine.group.size)
+    sharing = engine.config.engine.sharing
+    reader = place.data_parallel(sharing)
     with engine.evaluating():
         for turn in range(-(-batches // reader.ranks)):
             index = turn * reader.ranks + reader.rank
             nll, first = engine.scores(batch(min(index, batches - 1)))
-            if index < batches and engine.group.index == 0:
+            if index < batches and place.rank % sharing == 0:
                 yield index, nll, first
 
 

@@ -69,7 +69,8 @@ def describe(
         "layout": {"ranks": place.ranks, "zero_stage": config.engine.zero_stage,
                    "micro_batch_size": config.batch.micro_batch_size, "threads_per_rank": config.threads_per_rank,
                    "attention": attention, **({"compiled": True} if compiled else {}),
-                   **({"sequence_parallel": shared} if (shared := config.engine.sequence_parallel) > 1 else {})},
+                   **{key: size for key in ("sequence_parallel", "tensor_parallel")
+                      if (size := getattr(config.engine, key)) > 1}},
     }  # fmt: skip
 
 

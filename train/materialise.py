@@ -32,6 +32,7 @@ from transformers.initialization import guard_torch_init_functions
 from train.init_config import InitConfig
 from train.model import build_model
 from train.parametrisation import fresh_factors, scale_fresh
+from train.tensor_parallel import TensorGroup
 
 Read = Callable[[str, Tensor], None]  # (name of a parameter, its elements to be filled, flat and in fp32)
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -60,13 +61,14 @@ class Fill:
     of: PreTrainedModel
     module: nn.Module
     parameters: dict[str, nn.Parameter]
+    shapes: dict[str, torch.Size]  # theirs, which may be cut later
 
     def values(self, constructed: dict[int, Tensor]) -> Iterator[tuple[nn.Parameter, Tensor]]:
         """Each parameter with its fresh values in fp32, in host memory."""
         held = dict(self.module._parameters)
         for key, one in self.parameters.items():
             begun = constructed.get(id(one))
-            fresh = torch.empty(one.shape, dtype=one.dtype) if begun is None else begun.clone()
+            fresh = torch.empty(self.shapes[key], dtype=one.dtype) if begun is None else begun.clone()
             self.module._parameters[key] = nn.Parameter(fresh, requires_grad=False)
         with torch.no_grad(), guard_torch_init_functions():
             cast(Any, self.of)._init_weights(self.module)
@@ -142,7 +144,7 @@ class Recipe(TorchDispatchMode):
             if id(one) not in self._written and not kept:
                 self.odd = f"{type(module).__name__}.{key} is drawn by its construction"
         if own:
-            self.steps.append(Fill(of, module, own))
+            self.steps.append(Fill(of, module, own, {key: one.shape for key, one in own.items()}))
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         named, target = kwargs or {}, args[0] if args else None
@@ -168,12 +170,12 @@ class Landing:
 
     Args:
         module: what DeepSpeed will be given; ``settings``: its configuration.
-        precision: of the weights.
+        precision: of the weights; ``tensor``: who shares them with this rank.
     """
 
-    def __init__(self, module: nn.Module, settings: dict[str, Any], precision: str):
+    def __init__(self, module: nn.Module, settings: dict[str, Any], precision: str, tensor: TensorGroup):
         self.dtype, self.device = DTYPES[precision], torch.device(get_accelerator().current_device_name())
-        self.first = dist.get_rank() == 0
+        self.first, self.tensor = dist.get_rank() == 0, tensor
         self.zero, self._numbers = None, dict[int, int]()
         if settings["zero_optimization"]["stage"] == 3:
             # An empty module: with none it would leave out what it does to linear layers.
@@ -189,14 +191,16 @@ class Landing:
     def __call__(self, parameter: nn.Parameter, values: Tensor | None) -> None:
         """Give a parameter without memory its values: those of the first rank, whatever others pass."""
         if values is None:
-            values = torch.empty(parameter.shape, dtype=self.dtype, device=self.device)
-        landed = nn.Parameter(values.to(self.device, self.dtype), requires_grad=parameter.requires_grad)
+            values = torch.empty(self.tensor.shape_of(parameter), dtype=self.dtype, device=self.device)
+        mine = self.tensor.received(parameter, values.to(self.device, self.dtype))
+        landed = nn.Parameter(mine, requires_grad=parameter.requires_grad)
+        vars(landed).update(vars(parameter))  # which are swapped as well: what AutoTP noted on it stays there
         torch.utils.swap_tensors(parameter, landed)
         if self.zero:
             deepspeed.zero.Init.param_id = self._numbers[id(parameter)]
             self.zero._convert_to_zero_parameters([parameter])
             deepspeed.zero.Init.param_id = max(self._numbers.values()) + 1
-        del values, landed
+        del values, mine, landed
         give_back()
 
     def agree_on_random_numbers(self) -> None:
@@ -218,15 +222,15 @@ class Beginning:
 
     Attributes:
         model: its parameters lie on the meta device.
-        recipe, seed, init: how fresh weights are drawn; ``rebuild``: the whole model, where the recipe is odd.
+        recipe, factors, seed: how fresh weights are drawn; ``rebuild``: the whole model, where the recipe is odd.
         saved: reads the weights of a parameter; None: they are fresh.
         fresh: whether some are fresh, or are until they are read.
     """
 
     model: PreTrainedModel
     recipe: Recipe
+    factors: dict[str, float]
     seed: int
-    init: InitConfig
     rebuild: Callable[[], PreTrainedModel]
     saved: Read | None = None
     fresh: bool = True
@@ -238,7 +242,7 @@ class Beginning:
         for parameter, values in self._each(landing.first):
             name = names.pop(id(parameter))
             if landing.first and self.saved:
-                filled = torch.empty(parameter.shape) if values is None else values
+                filled = torch.empty(landing.tensor.shape_of(parameter)) if values is None else values
                 self.saved(name, filled.view(-1))
                 landing(parameter, filled)
             else:
@@ -268,7 +272,6 @@ class Beginning:
                 yield from ((one, turn) for one in step.parameters.values() if last.get(id(one)) == turn)
 
     def _drawn(self) -> Iterator[tuple[nn.Parameter, Tensor]]:
-        factors = fresh_factors(self.model, self.init)
         names = {id(one): name for name, one in self.model.named_parameters()}
         due = {(id(one), turn) for one, turn in self._fills()}
         room = torch.empty(max((step.shape.numel() for step in self.recipe.steps if isinstance(step, Draw)), default=0))
@@ -278,7 +281,7 @@ class Beginning:
                 continue
             for one, values in step.values(self.recipe.constructed):
                 if (id(one), turn) in due:  # else it was tied to another since
-                    factor = factors.get(names[id(one)], 1.0)
+                    factor = self.factors.get(names[id(one)], 1.0)
                     yield one, values.mul_(factor) if factor != 1.0 else values
 
 
@@ -299,11 +302,11 @@ def begin(
     recipe = Recipe()
     with recipe.watching():
         model = build_model(shape, seed, attention)
-    fresh_factors(model, init)  # what it cannot do it says now
+    factors = fresh_factors(model, init)  # what it cannot do it says now
 
     def rebuild() -> PreTrainedModel:
         whole = build_model(shape, seed, attention)
         scale_fresh(whole, init)
         return whole
 
-    return Beginning(model, recipe, seed, init, rebuild, saved, fresh or saved is None)
+    return Beginning(model, recipe, factors, seed, rebuild, saved, fresh or saved is None)

@@ -101,13 +101,13 @@ def compiles(config: TrainConfig, model: PreTrainedModel, device: torch.device) 
     """Whether the layers of a start are compiled: as asked, else where it is known to pay and does no harm.
 
     On an H100 it made training half as fast again, with ``flex`` for packed documents. ZeRO 3 gathers weights in
-    between, FlashAttention would be cut out, and above D0 bits are promised. Where ranks share sequences it was not
-    tried on GPUs, nor on AMD's at all.
+    between, FlashAttention would be cut out, and above D0 bits are promised. Where ranks share sequences or matrices
+    it was not tried on GPUs, nor on AMD's at all.
     """
     engine = config.engine
     if engine.compile is not None:
         return engine.compile
-    fits = engine.zero_stage < 3 and config.determinism == "D0" and engine.sequence_parallel == 1
+    fits = engine.zero_stage < 3 and config.determinism == "D0" and engine.sharing == 1
     plain = _layers(model) is not None and model.config._attn_implementation not in FLASH
     return fits and plain and torch.version.hip is None and can_compile(device)
 

@@ -39,6 +39,7 @@ def opening(
     each = " and ".join(f"{size:,}" for size in dict.fromkeys(stage.tokens_per_step for stage in line))
     tokens = f"{many(line.steps, 'step')} of {each} tokens = {count(line.tokens(line.steps))}"
     shared = f", {config.engine.sequence_parallel} to a sequence" if config.engine.sequence_parallel > 1 else ""
+    shared += f", {config.engine.tensor_parallel} to a matrix" if config.engine.tensor_parallel > 1 else ""
     zero = f"{many(place.ranks, 'rank')}{shared}, ZeRO-{config.engine.zero_stage}"
     lines = [
         f"{config.name}: {count(parameters)} parameters, {zero}, {tokens} tokens",

@@ -10,10 +10,9 @@ from typing import Any
 from common.errors import HanseError
 from common.files import read_json, write_json
 from common.terminal import count, duration, many, next_step, say, table
-from train.engine_config import ZERO_STAGES
 from train.hardware import GPUS
 from train.memory import SUM_BYTES, VALUE_BYTES, on_host
-from train.plan_fit import GB, Choice, choose, layout_of, needs, room, uneven
+from train.plan_fit import GB, Choice, choose, layout_of, needs, room, stages_of, uneven
 from train.plan_stages import as_json as stages_as_json
 from train.plan_stages import show_stages
 from train.plan_subject import Machine, Subject, describe, find_machine
@@ -107,17 +106,19 @@ def _show_memory(plan: Plan) -> None:
     ranks, chosen, subject = nodes * plan.machine.gpus_per_node, plan.choices[nodes], plan.subject
     size, available = chosen.micro_batch if chosen else 1, room(plan.config, plan.machine.memory_gb)
     rows = []
-    for stage in ZERO_STAGES:
+    for stage in stages_of(subject):
         need = needs(subject, ranks, stage, size)
         parts = [f"{getattr(need, part) / GB:,.1f}" for part in MEMORY]
         rows.append([stage, *parts, f"{need.total / GB:,.1f}", "yes" if need.total <= available else "no"])
     table(f"\nGB on each of {many(ranks, 'GPU')}, micro-batch {size}", ["ZeRO", *MEMORY, "sum", "fits"], rows)
     value = VALUE_BYTES[subject.precision]
-    layout = layout_of(subject, ranks, chosen.stage if chosen else ZERO_STAGES[-1])
+    layout = layout_of(subject, ranks, chosen.stage if chosen else stages_of(subject)[-1])
     gradients = SUM_BYTES if layout.exact else VALUE_BYTES[layout.accumulated]
-    own = f", and {SUM_BYTES} N / {ranks} beside them at 1" if layout.exact else ""
+    own, share = f", and {SUM_BYTES} N / {ranks} beside them at 1" if layout.exact else "", layout.ranks
+    if share < ranks:
+        say(f"N: {count(subject.held)} parameters, of the parts of one of {ranks // share} GPUs that share matrices")
     say(
-        f"weights {value} N, gradients {gradients} N, optimizer {subject.optimizer_bytes:.3g} N bytes; / {ranks}: "
+        f"weights {value} N, gradients {gradients} N, optimizer {subject.optimizer_bytes:.3g} N bytes; / {share}: "
         f"optimizer from stage 1, gradients from 2{own}, weights at 3; fits: in {1 - plan.config.spare_memory:.0%} of "
         "a GPU"
     )

@@ -9,6 +9,7 @@ from common.terminal import many
 from train.engine_config import ZERO_STAGES
 from train.memory import Layout, Memory, memory
 from train.plan_subject import Subject
+from train.tensor_config import STAGES as STAGES_OF_PARTS
 from train.verb_config import PlanConfig
 
 GB = 1e9
@@ -36,19 +37,24 @@ def choose(subject: Subject, ranks: int, available: float) -> Choice | None:
     Sequences are the longest of the run's stages, and the micro-batch divides the batches of all of them.
     """
     sizes = micro_batches(subject, ranks)
-    for stage in ZERO_STAGES[1:]:
+    for stage in filter(None, stages_of(subject)):
         fitting = [(size, need) for size in sizes if (need := needs(subject, ranks, stage, size)).total <= available]
         if fitting:
             return Choice(ranks, stage, *fitting[-1])
     return None
 
 
+def stages_of(subject: Subject) -> tuple[int, ...]:
+    """The ZeRO stages at which it can be trained."""
+    return tuple(one for one in ZERO_STAGES if subject.config.engine.tensor_parallel == 1 or one in STAGES_OF_PARTS)
+
+
 def micro_batches(subject: Subject, ranks: int) -> list[int]:
     """All micro-batches, ascending, that so many ranks can make the batches of every stage of; none where it is uneven.
 
-    Ranks that share sequences are one.
+    Ranks that share sequences or matrices are one.
     """
-    shared = subject.config.engine.sequence_parallel
+    shared = subject.config.engine.sharing
     if ranks % shared or common_batch(subject) % (ranks // shared):
         return []
     each = common_batch(subject) // (ranks // shared)
@@ -62,12 +68,13 @@ def common_batch(subject: Subject) -> int:
 
 def uneven(subject: Subject, nodes: int, gpus_per_node: int) -> str | None:
     """Why steps cannot be shared out among the GPUs of so many nodes, and what would do; None: they can."""
-    ranks, shared = nodes * gpus_per_node, subject.config.engine.sequence_parallel
+    ranks, engine = nodes * gpus_per_node, subject.config.engine
+    shared, key = engine.sharing, "tensor_parallel" if engine.tensor_parallel > 1 else "sequence_parallel"
     if micro_batches(subject, ranks):
         return None
     advice = []
     if ranks % shared:
-        why = f"train.engine.sequence_parallel={shared} does not divide them"
+        why = f"train.engine.{key}={shared} does not divide them"
     else:
         groups = ranks // shared
         sizes = [size for size in dict.fromkeys(stage.size for stage in subject.config.timeline) if size % groups]
@@ -83,14 +90,14 @@ def uneven(subject: Subject, nodes: int, gpus_per_node: int) -> str | None:
 
 def _even_nodes(subject: Subject, nodes: int, gpus_per_node: int) -> list[int]:
     """The nearest numbers of nodes, below and above, whose GPUs share the steps out evenly."""
-    most = common_batch(subject) * subject.config.engine.sequence_parallel // gpus_per_node
+    most = common_batch(subject) * subject.config.engine.sharing // gpus_per_node
     even = [one for one in range(1, most + 1) if micro_batches(subject, one * gpus_per_node)]
     return [*[one for one in even if one < nodes][-1:], *[one for one in even if one > nodes][:1]]
 
 
 def needs(subject: Subject, ranks: int, stage: int, micro_batch: int) -> Memory:
     """Memory of one GPU."""
-    return memory(subject.parameters, subject.activations, layout_of(subject, ranks, stage), micro_batch)
+    return memory(subject.held, subject.activations, layout_of(subject, ranks, stage), micro_batch)
 
 
 def layout_of(subject: Subject, ranks: int, stage: int) -> Layout:
@@ -98,6 +105,7 @@ def layout_of(subject: Subject, ranks: int, stage: int) -> Layout:
     engine = subject.config.engine
     determinism = subject.config.determinism
     accumulated, _ = engine.sums(subject.precision, determinism)
-    return Layout(ranks, stage, subject.precision, accumulated=accumulated, exact=determinism == "D2",
+    holders = ranks // engine.tensor_parallel  # of the same parts
+    return Layout(holders, stage, subject.precision, accumulated=accumulated, exact=determinism == "D2",
                   largest=subject.largest, kind=subject.config.optimizer.kind, optimizer_bytes=subject.optimizer_bytes,
                   offloaded=tuple(what for what in engine.offloaded if what == "optimizer" or stage == 3))  # fmt: skip

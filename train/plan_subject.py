@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +22,8 @@ from train.mixture import Share
 from train.model import flops_per_token, model_config, parameter_counts, shape_of_model
 from train.optimizers import bytes_per_parameter
 from train.plan_stages import StagePlan, plan_stages, whole
+from train.scaling import SUMS_BACKWARD, SUMS_FORWARD
+from train.tensor_config import DIVIDED
 from train.verb_config import PlanConfig
 
 
@@ -42,7 +45,7 @@ class Subject:
 
     Attributes:
         flops: a token, by sequence length; ``flops_per_token``: the mean of the run's stages.
-        largest: elements of the largest parameter.
+        held: parameters of one rank's model, fewer where ranks share matrices; ``largest``: elements of the largest.
         exchanged: bytes of a token (:func:`exchanged`).
         optimizer_bytes: a parameter: master, moments, average; what a checkpoint holds.
         shares: of each language; empty where there are no shards yet.
@@ -51,6 +54,7 @@ class Subject:
     config: TrainConfig
     vocabulary: int
     parameters: int
+    held: int
     largest: int
     layers: int
     flops: dict[int, int]
@@ -70,6 +74,8 @@ def describe(config: PlanConfig) -> Subject:
         ConfigError: it would refuse it.
     """
     found, wrong = configuration_of("train", config.train, "ranks=${engine.sequence_parallel}")
+    if found and (parts := found["engine"]["tensor_parallel"]) > 1:  # one of both is 1
+        found, wrong = configuration_of("train", config.train, f"ranks={parts}")
     if found is None or wrong:
         raise ConfigError(wrong)
     train = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(TrainConfig), found))
@@ -90,16 +96,17 @@ def subject_of(train: TrainConfig) -> Subject:
     vocabulary = manifest.vocabulary_size if manifest else train.model.vocabulary_size
     longest = max(stage.length for stage in train.timeline)
     shape = model_config(train.model, vocabulary, longest)
-    model = shape_of_model(shape)
+    model, part = shape_of_model(shape), of_rank(shape, train.engine.tensor_parallel)
+    held = shape_of_model(part)
     flops = {stage.length: flops_per_token(model, stage.length) for stage in train.timeline}
     stages, whole_run = plan_stages(train, manifest), train.timeline.tokens(train.steps)
     precision = "bf16" if train.engine.precision == "auto" else train.engine.precision
     masked = (*PLAIN, "auto") if precision == "fp32" or train.determinism != "D0" else PLAIN
     return Subject(
-        train, shape.vocab_size, parameter_counts(model)[0], max(one.numel() for one in model.parameters()),
-        shape.num_hidden_layers,
+        train, shape.vocab_size, parameter_counts(model)[0], parameter_counts(held)[0],
+        max(one.numel() for one in held.parameters()), shape.num_hidden_layers,
         flops, sum(flops[stage.length] * stage.tokens for stage in train.timeline) // whole_run,
-        activations(shape, longest, precision, train.engine.recompute_every_layers, train.engine.sequence_parallel,
+        activations(part, longest, precision, train.engine.recompute_every_layers, train.engine.sequence_parallel,
                     masked=train.model.attention in masked),
         exchanged(shape, train, precision), precision,
         bytes_per_parameter(model, train), stages, whole(stages, train, manifest) if manifest else {},
@@ -107,18 +114,34 @@ def subject_of(train: TrainConfig) -> Subject:
 
 
 def exchanged(shape: PretrainedConfig, train: TrainConfig, precision: str) -> float:
-    """Bytes that a token costs one of the ranks which share its sequence in all-to-alls; 0 where none do.
+    """Bytes that a token costs one of the ranks which share its sequence, or matrices; 0 where none do.
 
-    In each layer queries, keys and values on the way to attention and its result on the way back; as much in the
-    backward pass, and once more where it computes the forward pass again.
+    Of a sequence, all-to-all: in each layer queries, keys and values on the way to attention and its result on the way
+    back; as much in the backward pass, and once more where it computes the forward pass again. Of matrices, summed,
+    which is twice as much: what attention and MLP add, and in the backward pass what each of the five matrices that
+    take the layer's state gives back.
     """
     shared, heads = train.engine.sequence_parallel, shape.num_attention_heads
+    if train.engine.tensor_parallel > 1:
+        sums = SUMS_FORWARD * (2 if train.engine.recompute_every_layers else 1) + SUMS_BACKWARD
+        return float(2 * sums * shape.num_hidden_layers * shape.hidden_size * VALUE_BYTES[precision])
     if shared == 1:
         return 0.0
     size = getattr(shape, "head_dim", None) or shape.hidden_size // heads
     values = (2 * heads + 2 * max(shape.num_key_value_heads, shared)) * size / shared
     return float((3 if train.engine.recompute_every_layers else 2) * shape.num_hidden_layers * values
                  * VALUE_BYTES[precision])  # fmt: skip
+
+
+def of_rank(shape: PretrainedConfig, parts: int) -> PretrainedConfig:
+    """The model whose shapes are those of one of the ranks that share matrices: its heads, its part of the MLP."""
+    if parts == 1:
+        return shape
+    held = copy.deepcopy(shape)
+    held.head_dim = getattr(shape, "head_dim", None) or shape.hidden_size // shape.num_attention_heads
+    for key in DIVIDED:
+        setattr(held, key, getattr(shape, key) // parts)
+    return held
 
 
 def find_machine(config: PlanConfig) -> Machine:

@@ -74,12 +74,13 @@ def predicted(subject: Subject, machine: Machine, mfu: float, choice: Choice, st
         return None
     engine = subject.config.engine
     tokens = stage.length * choice.micro_batch  # of a micro-batch
-    flops = subject.flops[stage.length] * tokens / engine.sequence_parallel
+    flops = subject.flops[stage.length] * tokens / engine.sharing
     work = Work(
         subject.parameters, subject.layers, choice.stage,
-        stage.size // (choice.micro_batch * choice.ranks // engine.sequence_parallel),
+        stage.size // (choice.micro_batch * choice.ranks // engine.sharing),
         flops / (machine.gpu.bf16_flops * mfu), bool(engine.recompute_every_layers),
-        VALUE_BYTES[subject.precision], sharing=engine.sequence_parallel, exchanged=subject.exchanged * tokens,
+        VALUE_BYTES[subject.precision], sharing=engine.sharing, exchanged=subject.exchanged * tokens,
+        matrices=engine.tensor_parallel > 1,
     )  # fmt: skip
     expected, worst, best = (
         efficiency(work, choice.ranks, network(machine.name, machine.gpus_per_node, machine.network_gbit, turn))

@@ -25,9 +25,9 @@ class Place:
         """Whether this rank speaks and writes for all."""
         return self.rank == 0
 
-    def data_parallel(self, sequence_parallel: int) -> Place:
-        """The place of its sequence group among them: so many ranks that lie side by side read the same samples."""
-        return Place(self.rank // sequence_parallel, self.ranks // sequence_parallel)
+    def data_parallel(self, sharing: int) -> Place:
+        """The place of its group among them: so many ranks that lie side by side read the same samples."""
+        return Place(self.rank // sharing, self.ranks // sharing)
 
 
 class ToldElsewhere(HanseError):  # noqa: N818

@@ -21,6 +21,10 @@ TURN_SECONDS = (15e-6, 60e-6)  # of one turn of a ring: on a good network, and o
 # Bytes/s that a GPU sends to the others of its node: NVLink 3 and 4, half of the data sheets' figure for both ways.
 LINK_BYTES_PER_SECOND = {"A100": 300e9, "H100": 450e9, "H200": 450e9, "GH200": 450e9}
 
+# Sums of ranks that share matrices (DeepSpeed AutoTP) in a layer: of what attention and MLP add; of the gradients that
+# queries, keys, values, gate and up give back, each by itself.
+SUMS_FORWARD, SUMS_BACKWARD = 2, 5
+
 
 @dataclass(frozen=True)
 class Network:
@@ -70,7 +74,7 @@ class Work:
         recompute: whether the backward pass computes the forward pass again.
         value_bytes: of a weight and of a gradient on the way.
         bucket_bytes: what stages 0 to 2 send at once, at most.
-        sharing: ranks that share a sequence; ``exchanged``: bytes that one gives them in a micro-batch, all-to-all.
+        sharing: ranks that share a sequence, or ``matrices``; ``exchanged``: bytes one gives them in a micro-batch.
     """
 
     parameters: float
@@ -83,6 +87,7 @@ class Work:
     bucket_bytes: float = 1e9
     sharing: int = 1
     exchanged: float = 0.0
+    matrices: bool = False
 
 
 def step_seconds(work: Work, ranks: int, network: Network) -> float:
@@ -91,11 +96,13 @@ def step_seconds(work: Work, ranks: int, network: Network) -> float:
     The backward pass takes twice as long as the forward pass, and what it recomputes. Stage 3 gathers the weights in
     both and reduces gradients in every backward pass; stage 2 reduces them in every one, stage 1 in a step's last; both
     gather the new weights when the optimizer is done, with nothing to hide it behind. Nor is there for what ranks that
-    share sequences exchange in each layer, twice in every pass. Stage 0 sums gradients in a step's last pass: that is a
-    reduction and a gathering.
+    share sequences exchange in each layer, twice in every pass, or for what those that share matrices sum: in two
+    halves, as in a ring, with as many turns each. Stage 0 sums gradients in a step's last pass: that is a reduction and
+    a gathering.
     """
     passes = 3 if work.recompute else 2
-    exchange = network.all_to_all(work.exchanged, work.sharing, 2 * passes * work.layers) if work.sharing > 1 else 0.0
+    messages = 2 * ((passes - 1) * SUMS_FORWARD + SUMS_BACKWARD) if work.matrices else 2 * passes
+    exchange = network.all_to_all(work.exchanged, work.sharing, messages * work.layers) if work.sharing > 1 else 0.0
     return work.accumulation * exchange + _without_exchange(work, ranks, network)
 
 

@@ -18,7 +18,7 @@ from common.files import read_json, sha256_file, write_json
 from common.terminal import say
 from data_pipelines.shards import ShardsManifest
 from data_pipelines.tokenizer import token_byte_lengths, tokenizer_sha256
-from train import lock, outcome
+from train import lock, outcome, sequence_parallel, tensor_parallel
 from train.ability import agree_on_attention, agree_on_compiling
 from train.attention import ways as attention_ways
 from train.checkpoint import DAMAGED, Checkpoint, Damaged
@@ -48,7 +48,6 @@ from train.precision import agree as agree_on_precision
 from train.ranks import Place, gathered, together
 from train.retention import sweep
 from train.run_folder import RunFolder, complete_steps, folder_of
-from train.sequence_parallel import check_model
 from train.stages import Stage
 from train.state_hash import StateHasher
 from train.stopwatch import Stopwatch
@@ -94,7 +93,7 @@ class Run:
     @property
     def reader(self) -> Place:
         """This rank among those that read different samples."""
-        return self.place.data_parallel(self.config.engine.sequence_parallel)
+        return self.place.data_parallel(self.config.engine.sharing)
 
     @property
     def skipped(self) -> list[tuple[int, int]]:
@@ -131,7 +130,8 @@ def set_up(config: TrainConfig, place: Place, folder: RunFolder, device: torch.d
     precision, peaks = agree_on_precision(asked_precision(config, resumed), device)
     attention = choose_attention(config, data, precision, device, place)
     with together(place):
-        check_model(config, data.model)
+        sequence_parallel.check_model(config, data.model)
+        tensor_parallel.check_model(config, data.model, precision)
         if change:
             change.check(first_step, data.windows_at)
         beginning = begin_model(config, data, attention, resumed, initial)

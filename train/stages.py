@@ -170,13 +170,13 @@ class Timeline:
                 pieces.append((stage,))
         return pieces
 
-    def problems(self, ranks: int, sequence_parallel: int = 1) -> list[str]:
+    def problems(self, ranks: int, sharing: int = 1) -> list[str]:
         """What is wrong with how the stages divide tokens, sequences and ranks, one line each."""
         from train.config import batch_problems  # which reads this module when it is asked for a run's stages
 
         found = []
         for stage in self.stages:
-            wrong = batch_problems(stage.batch, ranks, sequence_parallel)
+            wrong = batch_problems(stage.batch, ranks, sharing)
             if stage.steps < 1:
                 what = "what is left of its tokens" if stage.name else f"tokens={self.given}"
                 wrong.append(f"{what}: less than one step, which takes batch.global_batch_size x data.sequence_length "
@@ -242,7 +242,7 @@ def stage_problems(config: TrainConfig) -> list[str]:
         return found
     for stage in config.timeline:
         found += [stage.where + line for line in stage.data.problems()] if stage.name else []
-    return found or [*config.timeline.problems(config.ranks_of_start, config.engine.sequence_parallel),
+    return found or [*config.timeline.problems(config.ranks_of_start, config.engine.sharing),
                      *schedule_problems(config)]  # fmt: skip
 
 

@@ -15,7 +15,8 @@ from train.local_start import rank_of_local_start, start_ranks
 from train.pools import check_mixtures
 from train.ranks import ToldElsewhere, find_place, torchrun_variables
 from train.run_folder import RunFolder
-from train.sequence_config import ranks_problems
+from train.sequence_config import ranks_problems as sequence_ranks
+from train.tensor_config import ranks_problems as tensor_ranks
 
 
 def run(config: TrainConfig) -> int:
@@ -38,8 +39,9 @@ def _be_a_rank(config: TrainConfig) -> int:
         from train.agreement import with_model_of_weights
 
         config = with_model_of_weights(config)
-    shared = config.engine.sequence_parallel
-    problems = ranks_problems(shared, place.ranks) or config.timeline.problems(place.ranks, shared)
+    engine = config.engine
+    problems = sequence_ranks(engine.sequence_parallel, place.ranks) + tensor_ranks(engine.tensor_parallel, place.ranks)
+    problems = problems or config.timeline.problems(place.ranks, engine.sharing)
     problems += config.profiling.problems(place.ranks) if config.profile else []
     if problems:
         raise ConfigError(problems)

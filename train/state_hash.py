@@ -33,7 +33,8 @@ from train.shares import Fragment
 BLOCK = 1 << 16  # elements, 256 KiB: a rank sends at most that much a tensor, and SHA-256 runs at full speed
 READ = 64  # blocks of a checkpoint in memory at once
 
-Shares = Mapping[str, tuple[int, int]]  # {parameter: the range of its elements that a rank owns}
+Shares = Mapping[str, Sequence[tuple[int, int]]]  # {parameter: the ranges of its elements that a rank owns}
+Key = tuple[str, int]  # of a range: parameter, first element
 
 
 @dataclass(frozen=True)
@@ -46,25 +47,27 @@ class State:
 
 @dataclass(frozen=True)
 class Piece:
-    """Elements ``start..stop`` of a parameter that rank ``source`` holds, of a block that rank ``target`` hashes."""
+    """Elements ``start..stop`` of a parameter, which begin a range of rank ``source``, of a block that rank ``target``
+    hashes: it begins in the range there that begins at ``owner``."""
 
     source: int
     target: int
     name: str
     start: int
     stop: int
+    owner: int
 
 
 def pieces(shares: Sequence[Shares], names: Iterable[str], block: int = BLOCK) -> Iterator[Piece]:
     """What travels between the ranks, in an order all share: the beginnings of shares that begin inside a block."""
     for name in names:
-        held = sorted((*share[name], rank) for rank, share in enumerate(shares) if name in share)
+        held = sorted((*span, rank) for rank, share in enumerate(shares) for span in share.get(name, ()))
         begins = [start for start, _, _ in held]
         for start, stop, rank in held:
             first = start // block * block
             if first < start:
-                _, _, owner = held[bisect_right(begins, first) - 1]
-                yield Piece(rank, owner, name, start, min(stop, first + block))
+                owner, _, target = held[bisect_right(begins, first) - 1]
+                yield Piece(rank, target, name, start, min(stop, first + block), owner)
 
 
 def hashes_of(values: Sequence[Tensor], start: int, block: int = BLOCK) -> bytes:
@@ -90,37 +93,44 @@ class StateHasher:
 
     def __init__(self, engine: Engine, place: Place):
         self.engine, self.place = engine, place
-        mine = {part.name: (part.start, part.stop) for part in engine.fragments()}
+        mine: dict[str, list[tuple[int, int]]] = {}
+        for part in engine.fragments():
+            mine.setdefault(part.name, []).append((part.start, part.stop))
         shares: list[Shares] = gathered(place, mine)
         self._out: dict[int, list[Piece]] = {}
         self._in: dict[int, list[Piece]] = {}
+        self._own: list[Piece] = []
         for piece in pieces(shares, engine.shapes):
-            if piece.source == place.rank and piece.target != place.rank:
+            if piece.source == piece.target == place.rank:
+                self._own.append(piece)
+            elif piece.source == place.rank:
                 self._out.setdefault(piece.target, []).append(piece)
-            if piece.target == place.rank and piece.source != place.rank:
+            elif piece.target == place.rank:
                 self._in.setdefault(piece.source, []).append(piece)
         self._pool = ThreadPoolExecutor(max(1, torch.get_num_threads()), "state-hash")
 
     def take(self) -> State | None:
         """The hash of the state as it is now, on rank 0."""
-        parts = {part.name: part for part in self.engine.fragments()}
+        parts = {(part.name, part.start): part for part in self.engine.fragments()}
         received, requests = self._exchange(parts)
-        joined = {piece.name for batch in self._in.values() for piece in batch}
-        work = {name: self._hash(part, {}) for name, part in parts.items() if name not in joined}
+        joined = {(piece.name, piece.owner) for batch in (*self._in.values(), self._own) for piece in batch}
+        work = {key: self._hash(part, {}) for key, part in parts.items() if key not in joined}
         for request in requests:
             request.wait()
-        tails = self._sorted_out(received)
-        work |= {name: self._hash(parts[name], tails) for name in joined}
-        found = {name + ending: (parts[name].start, future.result()) for name, futures in work.items()
-                 for ending, future in futures.items()}  # fmt: skip
+        tails = self._sorted_out(received, parts)
+        work |= {key: self._hash(parts[key], tails) for key in joined}
+        found: dict[str, list[tuple[int, bytes]]] = {}
+        for (name, start), futures in work.items():
+            for ending, future in futures.items():
+                found.setdefault(name + ending, []).append((start, future.result()))
         return self._together(found)
 
-    def _exchange(self, parts: Mapping[str, Fragment]) -> tuple[dict[int, Tensor], list[Any]]:
+    def _exchange(self, parts: Mapping[Key, Fragment]) -> tuple[dict[int, Tensor], list[Any]]:
         """Begin to send and receive: one message between two ranks; (what will be there by rank, to be waited for)."""
         operations, received = [], {}
         for target, batch in self._out.items():
-            message = torch.cat([values[piece.start - parts[piece.name].start : piece.stop - parts[piece.name].start]
-                                 for piece in batch for _, _, values in parts[piece.name].tensors()])  # fmt: skip
+            message = torch.cat([values[: piece.stop - piece.start] for piece in batch
+                                 for _, _, values in parts[piece.name, piece.start].tensors()])  # fmt: skip
             operations.append(dist.P2POp(dist.isend, message, target))
         for source, batch in self._in.items():
             size = sum(len(self.engine.endings(piece.name)) * (piece.stop - piece.start) for piece in batch)
@@ -128,33 +138,39 @@ class StateHasher:
             operations.append(dist.P2POp(dist.irecv, received[source], source))
         return received, dist.batch_isend_irecv(operations) if operations else []
 
-    def _sorted_out(self, received: Mapping[int, Tensor]) -> dict[str, list[Tensor]]:
-        """{tensor: what other ranks hold of the last block that is hashed here, in order}."""
-        found: dict[str, list[tuple[int, Tensor]]] = {}
+    def _sorted_out(self, received: Mapping[int, Tensor], parts: Mapping[Key, Fragment]
+                    ) -> dict[tuple[str, int, str], list[Tensor]]:  # fmt: skip
+        """{parameter, first element of a range, ending: what lies elsewhere of its last block, in order}."""
+        found: dict[tuple[str, int, str], list[tuple[int, Tensor]]] = {}
+        for piece in self._own:
+            for _, ending, held in parts[piece.name, piece.start].tensors():
+                values = held[: piece.stop - piece.start].detach().cpu()
+                found.setdefault((piece.name, piece.owner, ending), []).append((piece.start, values))
         for source, batch in self._in.items():
             message, at = received[source].cpu(), 0
             for piece in batch:
                 for ending in self.engine.endings(piece.name):
                     values = message[at : at + piece.stop - piece.start]
-                    found.setdefault(piece.name + ending, []).append((piece.start, values))
+                    found.setdefault((piece.name, piece.owner, ending), []).append((piece.start, values))
                     at += piece.stop - piece.start
         return {key: [values for _, values in sorted(held, key=lambda one: one[0])] for key, held in found.items()}
 
-    def _hash(self, part: Fragment, tails: Mapping[str, list[Tensor]]) -> dict[str, Any]:
+    def _hash(self, part: Fragment, tails: Mapping[tuple[str, int, str], list[Tensor]]) -> dict[str, Any]:
         """{ending: its hashes, to come}; hashing lets go of the interpreter's lock."""
-        return {ending: self._pool.submit(hashes_of, [values.detach().cpu(), *tails.get(part.name + ending, [])],
-                                          part.start) for _, ending, values in part.tensors()}  # fmt: skip
+        return {ending: self._pool.submit(
+                    hashes_of, [values.detach().cpu(), *tails.get((part.name, part.start, ending), [])], part.start)
+                for _, ending, values in part.tensors()}  # fmt: skip
 
-    def _together(self, mine: dict[str, tuple[int, bytes]]) -> State | None:
-        shares: list[dict[str, tuple[int, bytes]]] | None = [mine]
+    def _together(self, mine: dict[str, list[tuple[int, bytes]]]) -> State | None:
+        shares: list[dict[str, list[tuple[int, bytes]]]] | None = [mine]
         if self.place.ranks > 1:
             shares = [{}] * self.place.ranks if self.place.first else None
             dist.gather_object(mine, shares, 0)
         if shares is None:
             return None
         return state_of({
-            name + ending: b"".join(hashes for _, hashes in sorted(share[name + ending] for share in shares
-                                                                   if name + ending in share))
+            name + ending: b"".join(hashes for _, hashes in sorted(one for share in shares
+                                                                   for one in share.get(name + ending, ())))
             for name, ending in self._tensors()
         })  # fmt: skip
 

@@ -58,6 +58,7 @@ def accumulate(engine: Engine, batch: Batch, languages: int, watch: Stopwatch) -
     sources = torch.from_numpy(np.concatenate([part.sources for part in batch.micro_batches]))
     labels = torch.cat([torch.from_numpy(part.labels >= 0).sum(1) for part in batch.micro_batches])
     sums.index_add_(0, sources, torch.stack((torch.cat(losses).cpu(), labels), 1).double())
+    sums *= engine.tensor.index == 0  # others of the group have the same; not set to 0: NaN is to be seen
     return sums
 
 

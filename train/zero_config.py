@@ -35,14 +35,14 @@ def deepspeed_config(config: TrainConfig, ranks: int, precision: str, parameters
                  "stage3_max_live_parameters": bucket, "stage3_max_reuse_distance": bucket}  # fmt: skip
     zero |= offload(config)
     batch, clipping = config.timeline.at(0).batch, config.optimizer.gradient_clipping
-    micro_batch, slices = batch.micro_batch_size, batch.global_batch_size * config.engine.sequence_parallel
+    micro_batch, slices = batch.micro_batch_size, batch.global_batch_size * config.engine.sharing
     accumulation = slices // (micro_batch * ranks)
     if config.determinism == "D2":  # accumulation and clipping are ours: DeepSpeed sees one backward a step
         micro_batch, accumulation, clipping = micro_batch * accumulation, 1, 0.0
         zero["memory_efficient_linear"] = False  # ZeRO-3's: a product of its own, which may round otherwise
     accumulated, travelling = config.engine.sums(precision, config.determinism)
     return {
-        "train_batch_size": slices * sharers // ranks,  # of sequences, which it takes for sequences
+        "train_batch_size": slices * sharers // ranks,  # of sequences or matrices, which it takes for sequences
         "train_micro_batch_size_per_gpu": micro_batch,
         "gradient_accumulation_steps": accumulation,
         "gradient_clipping": clipping,
@@ -54,6 +54,7 @@ def deepspeed_config(config: TrainConfig, ranks: int, precision: str, parameters
         "communication_data_type": travelling,
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,  # torch's fused AdamW is as fast there (benchmarks/host_adam.py)
+        **({"tensor_parallel": {"autotp_size": parts}} if (parts := config.engine.tensor_parallel) > 1 else {}),
         "steps_per_print": 10**12,
         "timers": {"throughput": {"enabled": False}},  # it waits for the GPU twice a micro-batch
         "wall_clock_breakdown": False,

@@ -27,7 +27,7 @@ def train() -> dict[str, Any]:
         "name": "voyage", "run": "runs/voyage", "tokens": 10**12,
         "data": {"shards": "data/shards", "sequence_length": 4096},
         "batch": {"global_batch_size": 1024, "micro_batch_size": 2}, "model": {"settings": settings},
-        "engine": {"zero_stage": 1, "sequence_parallel": 1},
+        "engine": {"zero_stage": 1, "sequence_parallel": 1, "tensor_parallel": 1},
     }  # fmt: skip
 
 

@@ -98,12 +98,17 @@ def test_ranks_that_share_sequences_are_one(job, train):
     train["engine"]["sequence_parallel"] = 4
     made = job("lumi", nodes=32)
     assert made.arithmetic.startswith("32 nodes x 8 ranks / 4 to a sequence x 2 sequences x 8 accumulated = 1024 seq")
+    train["engine"] |= {"sequence_parallel": 1, "tensor_parallel": 4}
+    assert job("lumi", nodes=32).arithmetic.startswith("32 nodes x 8 ranks / 4 to a matrix x 2 sequences x 8 acc")
 
 
 def test_a_model_that_cannot_fit_is_refused(job, train):
     train["model"]["settings"] |= {"hidden_size": 8192, "num_hidden_layers": 80, "intermediate_size": 28672,
                                    "num_attention_heads": 64}  # fmt: skip
     assert "take a higher ZeRO stage" in " ".join(problems(job, "leonardo", nodes=4))
+    train["engine"]["tensor_parallel"] = 4  # a quarter of the weights and gradients on each GPU is still too much
+    assert "take a higher ZeRO stage" in " ".join(problems(job, "leonardo", nodes=4))
+    train["engine"]["tensor_parallel"] = 1
     train["engine"]["zero_stage"] = 3
     job("leonardo", nodes=32)
 

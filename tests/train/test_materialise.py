@@ -15,6 +15,7 @@ from train.init_config import InitConfig
 from train.materialise import begin
 from train.model import build_model
 from train.parametrisation import scale_fresh
+from train.tensor_parallel import TensorGroup
 
 SMALL = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "head_dim": 8,
          "num_key_value_heads": 2, "vocab_size": 99, "pad_token_id": 0, "eos_token_id": 1}  # fmt: skip
@@ -24,7 +25,7 @@ GPT2 = {"n_embd": 8, "n_layer": 1, "n_head": 2, "vocab_size": 99, "bos_token_id"
 class Kept:
     """Where weights land in these tests: beside each other, copied."""
 
-    first, device = True, torch.device("cpu")
+    first, device, tensor = True, torch.device("cpu"), TensorGroup()
 
     def __init__(self):
         self.values, self._before = {}, []

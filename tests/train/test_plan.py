@@ -194,8 +194,8 @@ def test_gpus_that_do_not_divide_a_step_are_told_apart_from_those_it_does_not_fi
 @given(st.integers(1, 96), st.integers(1, 64))
 def test_what_would_do_does(size, nodes):
     """The batch sizes and numbers of nodes that are proposed do divide."""
-    subject = SimpleNamespace(config=SimpleNamespace(
-        timeline=[SimpleNamespace(size=size)], engine=SimpleNamespace(sequence_parallel=1)))  # fmt: skip
+    alone = SimpleNamespace(sequence_parallel=1, tensor_parallel=1, sharing=1)
+    subject = SimpleNamespace(config=SimpleNamespace(timeline=[SimpleNamespace(size=size)], engine=alone))
     said = uneven(subject, nodes, 2)
     if said is None:
         assert size % (2 * nodes) == 0

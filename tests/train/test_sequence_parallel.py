@@ -66,7 +66,7 @@ def test_the_batch_is_that_of_the_groups():
     assert told["gradient_accumulation_steps"] == 4
     assert told["train_batch_size"] == 4 * 4 * 8  # DeepSpeed counts the slices of each rank
     assert batch_problems(BatchConfig(6, 1), 4, 2) == []
-    assert "micro_batch_size x ranks / engine.sequence_parallel = 1 x 4 / 2 = 2" in batch_problems(
+    assert "x ranks / (engine.sequence_parallel or tensor_parallel) = 1 x 4 / 2 = 2" in batch_problems(
         BatchConfig(7, 1), 4, 2
     )[0]  # fmt: skip
     assert [Place(rank, 4).data_parallel(2) for rank in range(4)] == [Place(0, 2)] * 2 + [Place(1, 2)] * 2

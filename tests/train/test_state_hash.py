@@ -16,17 +16,17 @@ def test_cut_between_any_ranks_the_blocks_have_the_hashes_of_the_whole(data, siz
     values = torch.arange(size, dtype=torch.float32)
     cuts = [0, *sorted(data.draw(some.lists(some.integers(0, size), min_size=ranks - 1, max_size=ranks - 1))), size]
     order = data.draw(some.permutations(range(ranks)))  # which rank has which share is up to the layout too
+    several = data.draw(some.integers(1, ranks))
     shares = [{} for _ in range(ranks)]
-    for rank, start, stop in zip(order, cuts[:-1], cuts[1:], strict=True):
-        if start < stop:
-            shares[rank] = {"w": (start, stop)}
+    for turn, start, stop in zip(order, cuts[:-1], cuts[1:], strict=True):
+        if start < stop:  # a rank may have several
+            shares[turn % several].setdefault("w", []).append((start, stop))
     travelling = list(pieces(shares, ["w"], block))
     found = []
     for rank, share in enumerate(shares):
-        if share:
-            start, stop = share["w"]
-            mine = sorted((one.start, one.stop) for one in travelling if one.target == rank)
-            sent = [one for one in travelling if one.source == rank]
+        for start, stop in share.get("w", ()):
+            mine = sorted((one.start, one.stop) for one in travelling if (one.target, one.owner) == (rank, start))
+            sent = [one for one in travelling if one.source == rank and start <= one.start < stop]
             assert all(start == one.start and one.stop <= stop for one in sent)
             held = [values[start:stop], *(values[begin:end] for begin, end in mine)]
             found.append((start, hashes_of(held, start, block)))

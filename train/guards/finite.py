@@ -10,7 +10,6 @@ import numpy as np
 import torch
 
 from common.errors import FlakyError, HanseError
-from train.guards.replicas import differing
 from train.order import RunStream
 from train.ranks import gathered, together
 
@@ -73,7 +72,7 @@ def stop_unless_alike(run: Run, step: int) -> None:
     """
     if not due(step, run.config.guards.weights_every_steps):
         return
-    found = differing(run.engine.replicated())
+    found = run.engine.tensor.differing(run.engine.replicated())
     with together(run.place):
         if found:
             name = next(iter(found))
@@ -102,7 +101,7 @@ def look_again(run: Run, step: int, batch: Batch) -> str:
     for handle in handles:
         handle.remove()
     in_group = run.engine.group.total(torch.tensor(len(sequences), device=run.engine.engine.device))
-    if in_group and not sequences:
+    if run.engine.tensor.total(in_group) and not sequences:
         return ""  # what is not finite here came from a rank that shares the sequence
     told = []
     if sequences:

@@ -10,6 +10,7 @@ and by, one that errs once may pass.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -24,20 +25,20 @@ def checksums(weights: Mapping[str, Tensor]) -> Tensor:
     return torch.stack(sums) if sums else torch.zeros(0, dtype=torch.int64)
 
 
-def differing(weights: Mapping[str, Tensor]) -> dict[str, list[int]]:
-    """{name of a tensor that is not the same on all ranks: the ranks to suspect}. Collective.
+def differing(weights: Mapping[str, Tensor], group: Any = None) -> dict[str, list[int]]:
+    """{name of a tensor that is not the same on all ranks of a group: which of them to suspect}. Collective.
 
     Those to suspect hold something else than most; none where there is no majority.
     """
     mine = checksums(weights)
     bounds = torch.cat((mine, -mine))
-    dist.all_reduce(bounds, dist.ReduceOp.MAX)
+    dist.all_reduce(bounds, dist.ReduceOp.MAX, group=group)
     largest, smallest = bounds[: len(mine)], -bounds[len(mine) :]
     places = torch.nonzero(largest != smallest).flatten().tolist()
     if not places:
         return {}
-    all_of_them = [torch.empty_like(mine) for _ in range(dist.get_world_size())]
-    dist.all_gather(all_of_them, mine)
+    all_of_them = [torch.empty_like(mine) for _ in range(dist.get_world_size(group))]
+    dist.all_gather(all_of_them, mine, group=group)
     names = list(weights)
     return {names[place]: outvoted([int(one[place]) for one in all_of_them]) for place in places}
 
