@@ -107,5 +107,5 @@ def test_the_verb_names_steps_checkpoints_and_the_last_clean_one(hanse, tiny_run
     told = json.loads((tmp_path / "seen.json").read_text())
     assert [document["id"] for document in told["documents"]] == [ids[0]]
     assert told["checkpoints"] == [6, 12]
-    assert "documents, 12 steps done" in capfd.readouterr().out
+    assert "1 document, 12 steps done" in capfd.readouterr().out
     assert hanse("whosaw", f"run={tmp_path}", "what=x") == 2
