@@ -18,6 +18,11 @@ def at_least(config: Any, least: int, *keys: str) -> list[str]:
     return [f"{key}={value}: must be {least} or more" for key, value in values.items() if not value >= least]
 
 
+def divides_ranks(key: str, size: int, ranks: int) -> list[str]:
+    """A line if ranks cannot be put into groups of ``size``; a launcher may have decided how many there are."""
+    return [f"{key}={size}: must divide ranks={ranks}"] if ranks % size else []
+
+
 def one_of(config: Any, key: str, allowed: tuple[Any, ...]) -> list[str]:
     """A line if the value of ``key`` is none of those allowed."""
     value = value_of(config, key)

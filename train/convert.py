@@ -33,7 +33,7 @@ def from_universal(source: Universal, output: Path, config: CheckpointVerbConfig
         HanseError: the folder is damaged, of another model, or something has to be said about it.
     """
     source.verify()
-    state, origin, model = _ours(source) if source.ours is not None else _theirs(source, config)
+    state, origin, model = carried(source.ours, source.folder) if source.ours is not None else _theirs(source, config)
     shapes = {name: tuple(one.shape) for name, one in shape_of_model(model).named_parameters()}
     prefix = source.prefix(next(iter(shapes)))
     there = {name.removeprefix(prefix): shape for name, shape in source.shapes.items() if name.startswith(prefix)}
@@ -64,16 +64,22 @@ def _values(source: Universal, names: dict[str, str], keys: tuple[str, ...]) -> 
             yield source.read(there, key)
 
 
-def _ours(source: Universal) -> tuple[dict[str, Any], dict[str, Any] | None, PretrainedConfig]:
-    """(state, origin, configuration) of the checkpoint that a universal one was made from."""
+def carried(record: Any, folder: Path) -> tuple[dict[str, Any], dict[str, Any] | None, PretrainedConfig]:
+    """(state, origin, configuration) of the checkpoint of ours that one of another layout was made from.
+
+    Args:
+        record: what that layout carries of it: ``state`` and ``origin``; ``folder``: where, for the error.
+
+    Raises:
+        HanseError: not all of it is there.
+    """
     try:
-        assert source.ours is not None
-        state, origin = dict(source.ours["state"]), dict(source.ours["origin"])
-        return state, origin or None, configuration_in(state["model"], source.folder)
+        state, origin = dict(record["state"]), dict(record["origin"])
+        return state, origin or None, configuration_in(state["model"], folder)
     except (KeyError, TypeError, ValueError) as error:
         if isinstance(error, HanseError):
             raise
-        raise HanseError(f"{source.folder}: what it says of the checkpoint it was made from is incomplete") from None
+        raise HanseError(f"{folder}: what it says of the checkpoint it was made from is incomplete") from None
 
 
 def _theirs(source: Universal, config: CheckpointVerbConfig) -> tuple[dict[str, Any], dict[str, Any], PretrainedConfig]:

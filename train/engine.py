@@ -144,8 +144,7 @@ class Engine:
             self.exact.micro_batches = batch.global_batch_size // batch.micro_batch_size
             micro_batch, accumulation = micro_batch * accumulation, 1
         self.engine.set_train_micro_batch_size(micro_batch)
-        sharers = 1 if self.stage == 0 else self.ranks // self.tensor.size
-        self.engine.set_train_batch_size(micro_batch * accumulation * sharers)  # it counts slices
+        self.engine.set_train_batch_size(micro_batch * accumulation * self.engine.dp_world_size)  # it counts slices
         self.engine.micro_steps = 0  # it counts them to tell a step's last
         self.zero.gradient_accumulation_steps = accumulation
 
@@ -345,17 +344,16 @@ class Engine:
         assert isinstance(optimizer, Stepper)
         mine = {part.name: (part.group, Piece(part.start, part.stop, part.offset)) for part in self.shares.held()
                 if len(self.moments[part.name]) == 1}  # fmt: skip
-        shares = [mine]
-        if self.stage > 0:
-            shares *= self.ranks
-            dist.all_gather_object(shares, mine)
+        sharers = self.zero.dp_process_group
+        shares: list[dict[str, tuple[int, Piece]]] = [{}] * dist.get_world_size(sharers)
+        dist.all_gather_object(shares, mine, sharers)
         dtype = torch.bfloat16 if self.precision == "bf16" else torch.float32
         groups = {name: group for share in shares for name, (group, _) in share.items()}
         matrices = {
             id(flat): Matrices(
                 {name: shape for name, shape in self.shapes.items() if groups.get(name) == number},
                 [{name: piece for name, (group, piece) in share.items() if group == number} for share in shares],
-                dist.get_rank() if self.stage > 0 else 0, dtype,
+                dist.get_rank(sharers), dtype,
             )
             for number, flat in enumerate(self.shares.flats)
         }  # fmt: skip

@@ -29,6 +29,7 @@ from train.agreement import disagreements
 from train.checkpoint import FORMAT as OURS_FORMAT
 from train.checkpoint_config import CheckpointVerbConfig
 from train.checkpoint_writer import write_papers, write_stream
+from train.convert import carried
 from train.megatron_files import LATEST, LAYER, MegatronFiles
 from train.megatron_model import EMBEDDING, HEAD
 from train.model import shape_of_model
@@ -58,7 +59,11 @@ def from_megatron(source: MegatronFiles, output: Path, config: CheckpointVerbCon
     """
     hashes = verify(source)
     record = source.common.get(OURS)
-    state, origin, model = _ours(source, record) if record is not None else _theirs(source, config, hashes)
+    if record is not None:
+        state, origin, model = carried(record, source.folder)
+        megatron_model.check_written(model)
+    else:
+        state, origin, model = _theirs(source, config, hashes)
     named = megatron_model.names(model)
     shapes = {name: tuple(one.shape) for name, one in shape_of_model(model).named_parameters()}
     _check_shapes(source, model, named, shapes)
@@ -99,22 +104,9 @@ def told_by_us(source: MegatronFiles) -> bool:
     return (source.folder.parent / MANIFEST).is_file()
 
 
-def _ours(source: MegatronFiles, record: Any) -> tuple[dict[str, Any], dict[str, Any] | None, PretrainedConfig]:
-    """(state, origin, configuration) of the checkpoint that one of Megatron's was made from."""
-    try:
-        state, origin = dict(record["state"]), dict(record["origin"])
-        model = configuration_in(state["model"], source.folder / "common.pt")
-    except (KeyError, TypeError, ValueError) as error:
-        if isinstance(error, HanseError):
-            raise
-        raise HanseError(f"{source.folder}: what it says of the checkpoint it was made from is incomplete") from None
-    megatron_model.check_written(model)
-    return state, origin or None, model
-
-
 def _theirs(source: MegatronFiles, config: CheckpointVerbConfig, hashes: Mapping[str, str]
             ) -> tuple[dict[str, Any], dict[str, Any], PretrainedConfig]:  # fmt: skip
-    """The same for one that Megatron trained."""
+    """(state, origin, configuration) of one that Megatron trained."""
     args = source.args
     shards = ShardsManifest.read(Path(config.shards)) if config.shards else None
     count_of = functools.partial(megatron_model.count_of, args)

@@ -9,14 +9,13 @@ from pathlib import Path
 from common.errors import ConfigError
 from data_pipelines.shards import ShardsManifest
 from train.config import TrainConfig
+from train.config_rules import divides_ranks
 from train.determinism import set_variables
 from train.init_config import FROM_CHECKPOINT
 from train.local_start import rank_of_local_start, start_ranks
 from train.pools import check_mixtures
 from train.ranks import ToldElsewhere, find_place, torchrun_variables
 from train.run_folder import RunFolder
-from train.sequence_config import ranks_problems as sequence_ranks
-from train.tensor_config import ranks_problems as tensor_ranks
 
 
 def run(config: TrainConfig) -> int:
@@ -40,7 +39,8 @@ def _be_a_rank(config: TrainConfig) -> int:
 
         config = with_model_of_weights(config)
     engine = config.engine
-    problems = sequence_ranks(engine.sequence_parallel, place.ranks) + tensor_ranks(engine.tensor_parallel, place.ranks)
+    problems = [line for key in ("sequence_parallel", "tensor_parallel")
+                for line in divides_ranks(f"engine.{key}", getattr(engine, key), place.ranks)]  # fmt: skip
     problems = problems or config.timeline.problems(place.ranks, engine.sharing)
     problems += config.profiling.problems(place.ranks) if config.profile else []
     if problems:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from train.config_rules import divides_ranks
 from train.init_config import FROM_CHECKPOINT
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ def tensor_problems(config: TrainConfig) -> list[str]:
         return [f"{here}must be 1 or more"]
     if size == 1:
         return []
-    found = ranks_problems(size, config.ranks_of_start)
+    found = divides_ranks("engine.tensor_parallel", size, config.ranks_of_start)
     untested = {
         f"engine.zero_stage={engine.zero_stage}": (engine.zero_stage not in STAGES, "set 1 or 2"),
         f"engine.sequence_parallel={engine.sequence_parallel}": (engine.sequence_parallel > 1, "one of them must be 1"),
@@ -39,11 +40,6 @@ def tensor_problems(config: TrainConfig) -> list[str]:
     if config.model.architecture == FROM_CHECKPOINT:
         return found  # its model is not known yet
     return found + model_problems(size, config.model.architecture, config.model.settings)
-
-
-def ranks_problems(size: int, ranks: int) -> list[str]:
-    """The same of the number of ranks alone, which a launcher may have decided."""
-    return [f"engine.tensor_parallel={size}: must divide ranks={ranks}"] if ranks % size else []
 
 
 def model_problems(size: int, architecture: str, settings: Mapping[str, Any]) -> list[str]:
