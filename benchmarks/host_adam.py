@@ -3,7 +3,7 @@
     python -m benchmarks.host_adam [--parameters 50000000] [--threads 1 2] [--rounds 7]
 
 One flat fp32 tensor, as ZeRO hands it over. Both take the same steps in turns; medians, and how far the weights are
-apart in the end. CPUAdam is compiled at the first start, for a minute or two.
+apart in the end. CPUAdam is compiled at the first start, for some minutes.
 """
 
 from __future__ import annotations

@@ -20,8 +20,8 @@ VARIABLES = {
     "NVTE_ALLOW_NONDETERMINISTIC_ALGO": "0",
 }
 LAYOUT = ("batch.micro_batch_size", "engine.precision", "engine.fp16", "model.attention", "threads_per_rank",
-          "engine.gradient_accumulation", "engine.communication", "engine.offload_optimizer", "engine.compile",
-          "engine.quantized_weights", "engine.quantized_gradients")  # fmt: skip
+          "engine.gradient_accumulation", "engine.communication", "engine.offload_optimizer", "engine.offload_adamw",
+          "engine.compile", "engine.quantized_weights", "engine.quantized_gradients")  # fmt: skip
 FROZEN = {"D0": (), "D1": (*LAYOUT, "ranks", "engine.zero_stage", "engine.sequence_parallel"),
           "D2": LAYOUT}  # keys that a run is held to  # fmt: skip
 

@@ -20,6 +20,7 @@ ZERO_STAGES = (0, 1, 2, 3)
 PRECISIONS = ("auto", "bf16", "fp16", "fp32")
 SUM_TYPES = ("auto", "fp32", "bf16", "fp16")
 PLACES = ("none", "cpu", "nvme")
+HOST_ADAMW = ("torch", "deepspeed")
 OPTIMIZERS = {"adamw": "AdamW", "muon": "Muon (AdamW for embeddings and vectors)", "ademamix": "AdEMAMix"}
 OF_ALL = ("learning_rate", "betas", "epsilon", "weight_decay", "gradient_clipping")
 OF_KIND = {"adamw": (), "muon": ("momentum",), "ademamix": ("slow_beta", "slow_weight", "slow_warmup_steps")}
@@ -118,6 +119,7 @@ class EngineConfig:
     recompute_every_layers: int = 0
     compile: bool | None = None
     offload_optimizer: str = "none"
+    offload_adamw: str = "torch"
     offload_parameters: str = "none"
     nvme_path: str | None = None
     hpz_partition_size: int = 1
@@ -132,6 +134,7 @@ class EngineConfig:
             *one_of(self, "zero_stage", ZERO_STAGES), *one_of(self, "precision", PRECISIONS),
             *one_of(self, "gradient_accumulation", SUM_TYPES), *one_of(self, "communication", SUM_TYPES),
             *one_of(self, "offload_optimizer", PLACES), *one_of(self, "offload_parameters", PLACES),
+            *one_of(self, "offload_adamw", HOST_ADAMW),
             *at_least(self, 0, "recompute_every_layers"), *at_least(self, 1, "hpz_partition_size"),
         )]  # fmt: skip
         if config.determinism != "D0" and self.precision == "auto":
@@ -164,6 +167,12 @@ class EngineConfig:
                 (config.guards.layer_norms_every_steps,
                  "not with guards.layer_norms_every_steps, which reads gradients beside the weights"),
             ) if wrong]  # fmt: skip
+        if self.offload_adamw == "deepspeed":
+            here = "engine.offload_adamw=deepspeed"
+            if self.offload_optimizer == "none":
+                found.append(f"{here}: updates states in host memory; set engine.offload_optimizer=cpu, or take torch")
+            if config.optimizer.kind != "adamw":
+                found.append(f"{here}: is AdamW, not optimizer.kind={config.optimizer.kind}; take torch")
         if self.offload_optimizer == "nvme":
             here = "engine.offload_optimizer=nvme"
             if self.zero_stage != 3:

@@ -8,6 +8,7 @@ import sys
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch.utils.cpp_extension import _get_build_directory
@@ -17,7 +18,7 @@ from common.terminal import say
 from train.engine_config import EngineConfig
 
 COMMUNICATION, SWAPPING, PINNING = "ShareMemCommBuilder", "AsyncIOBuilder", "PinMemoryBuilder"
-QUANTIZING = "QuantizerBuilder"
+QUANTIZING, HOST_ADAM = "QuantizerBuilder", "CPUAdamBuilder"
 
 
 def compile_op(builder_name: str) -> bool:
@@ -43,6 +44,18 @@ def compile_op(builder_name: str) -> bool:
     return True
 
 
+def compiled(builder_name: str) -> bool:
+    """Whether a part has been compiled here."""
+    from deepspeed.accelerator import get_accelerator
+
+    builder = get_accelerator().create_op_builder(builder_name)
+    return builder is not None and _library(builder).is_file()
+
+
+def _library(builder: Any) -> Path:
+    return Path(_get_build_directory(builder.name, verbose=False)) / f"{builder.name}.so"
+
+
 def prepare(engine: EngineConfig) -> None:
     """Compile what a configuration needs of DeepSpeed, before DeepSpeed does.
 
@@ -51,6 +64,8 @@ def prepare(engine: EngineConfig) -> None:
     """
     if engine.offload_optimizer == "nvme" or engine.offload_parameters == "nvme":
         prepare_swapping()
+    if engine.offload_adamw == "deepspeed":
+        prepare_host_adam()
     if engine.quantized_weights or engine.quantized_gradients:
         _prepare(QUANTIZING, "engine.quantized_weights, quantized_gradients",
                  "the nvcc of torch's CUDA, whose architectures TORCH_CUDA_ARCH_LIST may name as 9.0, not 9.0a",
@@ -65,13 +80,17 @@ def prepare_swapping() -> None:
              "a C++ compiler and the headers of libaio (package libaio-dev or libaio-devel)", "take cpu")  # fmt: skip
 
 
+def prepare_host_adam() -> None:
+    """Compile DeepSpeed's update of AdamW in host memory (Ren et al., ZeRO-Offload, arXiv 2101.06840)."""
+    _prepare(HOST_ADAM, "engine.offload_adamw=deepspeed", "a C++ compiler", "take torch")
+
+
 def _prepare(builder_name: str, keys: str, wants: str, instead: str) -> None:
     from deepspeed.accelerator import get_accelerator
 
     builder, reason = get_accelerator().create_op_builder(builder_name), ""
     if builder is not None:
-        library = Path(_get_build_directory(builder.name, verbose=False)) / f"{builder.name}.so"
-        if not library.is_file() and os.environ.get("RANK", "0") == "0":
+        if not _library(builder).is_file() and os.environ.get("RANK", "0") == "0":
             say(f"compiling DeepSpeed's {builder.name}, which takes some minutes, this once")
         try:
             if compile_op(builder_name):

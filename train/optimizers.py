@@ -4,11 +4,13 @@
     ademamix  Pagliardini et al., arXiv 2409.03137: AdamW with a second, slow mean of the gradient, as Apertus took
     muon      Jordan et al., kellerjordan.github.io/posts/muon; scaled as in arXiv 2502.16982: :mod:`train.muon`
 
+In host memory AdamW may be DeepSpeed's CPUAdam (Ren et al., ZeRO-Offload, arXiv 2101.06840), a fused kernel, too.
+
 ZeRO hands an optimizer one tensor a group of parameters, flat, of which this rank owns a share. To the first two, which
 go element by element, that makes no difference; Muon brings the matrices together again.
 
-Those that are ours use only operations that round once (plain products, sums, quotients and roots are exact to the last
-bit by IEEE 754, wherever they are computed). Multiplying and adding in one go rounds once or twice, depending on
+Those written out here use only operations that round once (plain products, sums, quotients and roots are exact to the
+last bit by IEEE 754, wherever they are computed). Multiplying and adding in one go rounds once or twice, depending on
 whether an element lies in a vector register or in the remainder of a loop, and so on where the layout cuts.
 """
 
@@ -17,6 +19,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -92,14 +95,14 @@ def bytes_per_parameter(model: PreTrainedModel, config: TrainConfig) -> float:
 
 def build(config: TrainConfig, model: PreTrainedModel) -> torch.optim.Optimizer:
     """The optimizer as DeepSpeed takes it: over the model's own parameters, which ZeRO then replaces by flat ones."""
-    settings = config.optimizer
+    settings, host = config.optimizer, config.engine.offload_adamw == "deepspeed"
     plain: list[dict[str, Any]] = [
         {"params": list(group.parameters.values()), "weight_decay": settings.weight_decay if group.decays else 0.0,
-         "method": group.method, "moments": group.moments}
+         "method": "cpu_adam" if host else group.method, "moments": group.moments}
         for group in groups_of(model, settings.kind, decay_embeddings=settings.decay_embeddings)
     ]  # fmt: skip
     groups = split_by_rate(plain, rate_factors(config.model.init, model))
-    if settings.kind == "adamw" and config.determinism != "D2":
+    if settings.kind == "adamw" and config.determinism != "D2" and not host:
         betas = (settings.betas[0], settings.betas[1])
         return torch.optim.AdamW(groups, lr=settings.learning_rate, betas=betas, eps=settings.epsilon, fused=True)
     return Stepper(groups, settings, steps=config.steps)
@@ -144,6 +147,36 @@ def adamw(of: Stepper, weights: Tensor, gradient: Tensor, state: dict[str, Tenso
     weights.sub_((mean / scale).mul_(rate / (1 - first**count)))
 
 
+def cpu_adam(of: Stepper, weights: Tensor, gradient: Tensor, state: dict[str, Tensor], group: dict[str, Any]) -> None:
+    """The same by DeepSpeed's kernel, in place, on the threads of OpenMP. All four tensors: fp32, in host memory.
+
+    It is told the corrections of means within the rate, epsilon and decay, in double precision. Its own are products
+    of all steps that a process has made, so a run that goes on would round otherwise than one that never stopped.
+    """
+    (first, second), rate, count = of.settings.betas, group["lr"], int(state["step"])
+    root = math.sqrt(1 - second**count)
+    scaled = rate * root / (1 - first**count)  # of the mean over the root of the mean of squares, neither corrected
+    decay = rate * group["weight_decay"] / scaled if scaled else 0.0
+    kernel, number = host_kernel()
+    kernel.adam_update(number, count, scaled, first, second, of.settings.epsilon * root, decay, False,
+                       weights.data, gradient.float().contiguous(), state["exp_avg"], state["exp_avg_sq"])  # fmt: skip
+
+
+@cache
+def host_kernel() -> tuple[Any, int]:
+    """(DeepSpeed's module, the number of its AdamW for this process); compiled before, by :mod:`train.ops`.
+
+    All numbers of a step are told at the step, so that one serves all parameters.
+    """
+    from deepspeed.ops.adam import DeepSpeedCPUAdam
+    from deepspeed.ops.op_builder import CPUAdamBuilder
+
+    kernel, number = CPUAdamBuilder().load(verbose=False), DeepSpeedCPUAdam.optimizer_id
+    DeepSpeedCPUAdam.optimizer_id += 1
+    kernel.create_adam(number, 0.0, 0.0, 0.0, 0.0, 0.0, True, False)  # True: AdamW; False: says nothing
+    return kernel, number
+
+
 def ademamix(of: Stepper, weights: Tensor, gradient: Tensor, state: dict[str, Tensor], group: dict[str, Any]) -> None:
     """A step of AdEMAMix: the slow mean is added to AdamW's, and is not corrected for its start at 0."""
     rate, (first, _), count = group["lr"], of.settings.betas, int(state["step"])
@@ -185,4 +218,4 @@ def muon(of: Stepper, weights: Tensor, gradient: Tensor, state: dict[str, Tensor
     weights.sub_(update.mul_(group["lr"]))
 
 
-STEPS = {"adamw": adamw, "ademamix": ademamix, "muon": muon}
+STEPS = {"adamw": adamw, "cpu_adam": cpu_adam, "ademamix": ademamix, "muon": muon}

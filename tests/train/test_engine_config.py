@@ -76,13 +76,14 @@ def test_all_that_does_not_go_together_is_said_at_once():
         "engine.offload_optimizer=cpu", "determinism=D2", "threads_per_rank=1", "optimizer.kind=muon",
         "guards.layer_norms_every_steps=5", "engine.offload_parameters=cpu", "engine.hpz_partition_size=3",
         "engine.quantized_gradients=true", "engine.precision=fp32", "engine.gradient_accumulation=bf16",
-        "engine.nvme_path=/x", "ema.decay=1", "ema.every_steps=0", "loss.z_weight=-1",
+        "engine.nvme_path=/x", "ema.decay=1", "ema.every_steps=0", "loss.z_weight=-1", "engine.offload_adamw=deepspeed",
     )  # fmt: skip
     keys = [line.partition(":")[0] for line in found]
     assert keys == [
         "loss.z_weight=-1.0", "ema.every_steps=0", "ema.decay=1.0", "engine.gradient_accumulation=bf16",
-        "engine.gradient_accumulation=bf16", *["engine.offload_optimizer=cpu"] * 3, "engine.offload_parameters=cpu",
-        "engine.nvme_path=/x", *["engine.hpz_partition_size=3"] * 2, *["engine.quantized_gradients=True"] * 3,
+        "engine.gradient_accumulation=bf16", *["engine.offload_optimizer=cpu"] * 3,
+        "engine.offload_adamw=deepspeed", "engine.offload_parameters=cpu", "engine.nvme_path=/x",
+        *["engine.hpz_partition_size=3"] * 2, *["engine.quantized_gradients=True"] * 3,
         "engine.hpz_partition_size=3",
     ]  # fmt: skip
 
@@ -123,6 +124,15 @@ def test_a_compiler_that_fails_is_one_line(monkeypatch):
         ("engine.precision=fp8", "engine.precision=fp8: one of auto, bf16, fp16, fp32"),
         ("engine.communication=int8", "engine.communication=int8: one of auto, fp32, bf16, fp16"),
         ("engine.offload_optimizer=disk", "engine.offload_optimizer=disk: one of none, cpu, nvme"),
+        (
+            ("engine.offload_optimizer=cpu", "engine.offload_adamw=intel"),
+            "engine.offload_adamw=intel: one of torch, deepspeed",
+        ),
+        (
+            "engine.offload_adamw=deepspeed",
+            "engine.offload_adamw=deepspeed: updates states in host memory; set engine.offload_optimizer=cpu, or take "
+            "torch",
+        ),
     ],
 )
 def test_what_is_not_offered_is_refused_with_what_is(override, message):

@@ -5,11 +5,10 @@ import json
 from pathlib import Path
 
 import pytest
-from torch.utils.cpp_extension import _get_build_directory
 
 from common.errors import EXIT_DONE, EXIT_GO_ON
 from tests.train.multirank import losses, train_cases
-from train import ledger
+from train import ledger, ops
 from train.checkpoint import Checkpoint
 from train.run_folder import complete_steps, folder_of, read_metrics
 from train.state_hash import State, state_of_checkpoint
@@ -27,7 +26,7 @@ LARGE = [  # a rank's share of the matrices is above the megabyte from which on 
     f"tokens={SWAPPED * 8 * 16}", f"checkpoint.every_steps={HALF}",
 ]  # fmt: skip
 SHORT = [*COMMON, f"tokens={SWAPPED * 8 * 16}", f"checkpoint.every_steps={HALF}"]
-COMPILED = (Path(_get_build_directory("async_io", verbose=False)) / "async_io.so").is_file()  # takes minutes
+DISK, CPU_ADAM = (ops.compiled(name) for name in (ops.SWAPPING, ops.HOST_ADAM))  # which takes minutes
 
 
 def disk_cases(folder):
@@ -38,6 +37,20 @@ def disk_cases(folder):
         "moved": [*LARGE, *disk, f"until_step={HALF}"], "moved on": LARGE,
         "back": [*LARGE, *memory, f"until_step={HALF}"], "back on": [*LARGE, *disk],
     }  # fmt: skip
+
+
+def cpu_adam_cases(folder):
+    """By DeepSpeed's AdamW; at ZeRO 3, where async_io is compiled, also with moments on a disk."""
+    host = [*SHORT, "engine.offload_optimizer=cpu", "engine.offload_adamw=deepspeed"]
+    cases = {f"cpu_adam-{stage}": [*host, f"engine.zero_stage={stage}"] for stage in (1, 2, 3)}
+    third = cases["cpu_adam-3"]
+    cases |= {"cpu_adam-cut": [*third, f"until_step={HALF}"], "cpu_adam-cut on": third}
+    if DISK:
+        disk = disk_cases(folder)
+        cases["cpu_adam-memory"], cases["cpu_adam-disk"] = (
+            [*disk[place], "engine.offload_adamw=deepspeed"] for place in ("memory", "disk")
+        )
+    return cases
 
 
 def stages(theta):
@@ -69,7 +82,8 @@ def runs(tiny_settings, tmp_path_factory):
         "nan": [*FP16, "engine.fp16.initial_scale_power=8"],
         "lasts": [*FP16, "engine.fp16.max_overflows=2"],
         **short_cases(),
-        **(disk_cases(folder) if COMPILED else {}),
+        **(disk_cases(folder) if DISK else {}),
+        **(cpu_adam_cases(folder) if CPU_ADAM else {}),
     }  # fmt: skip
     places = {name: folder / name.partition(" ")[0] for name in kinds}
     cases = {name: [*tiny_settings, f"run={places[name]}", *more] for name, more in kinds.items()}
@@ -135,7 +149,7 @@ def test_a_loss_that_is_no_number_ends_the_run_at_once_and_so_does_an_overflow_t
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not COMPILED, reason="async_io is not compiled here: train once with engine.offload_optimizer=nvme")
+@pytest.mark.skipif(not DISK, reason="async_io is not compiled here: train once with engine.offload_optimizer=nvme")
 def test_moments_on_a_disk_are_those_in_memory_and_a_checkpoint_goes_on_either_way(runs):
     codes = {name: runs[name][1] for name in disk_cases(Path())}
     assert codes == {"memory": EXIT_DONE, "disk": EXIT_DONE, "moved": EXIT_GO_ON, "moved on": EXIT_DONE,
@@ -159,6 +173,24 @@ def test_moments_in_host_memory_are_those_beside_the_weights(runs, stage):
     assert max(abs(found[step] / expected[step] - 1) for step in expected) < 1e-6
     weights, others = (Checkpoint(folder_of(run / "checkpoints", SWAPPED)).weights() for run, _ in (here, hosted))
     assert all(float((others[name] - one).norm() / one.norm()) < 1e-4 for name, one in weights.items())
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not CPU_ADAM, reason="CPUAdam is not compiled: train once with engine.offload_adamw=deepspeed")
+def test_deepspeeds_cpu_adam_learns_as_torchs_adamw_and_its_run_goes_on_to_the_last_bit(runs):
+    for stage in (1, 2, 3):
+        (here, _), (hosted, code) = runs[f"zero-{stage}"], runs[f"cpu_adam-{stage}"]
+        assert code == EXIT_DONE
+        expected, found = losses(here), losses(hosted)
+        assert 0 < max(abs(found[step] / expected[step] - 1) for step in expected) < 1e-6, "another kernel, as right"
+        weights, others = (Checkpoint(folder_of(run / "checkpoints", SWAPPED)).weights() for run in (here, hosted))
+        assert all(float((others[name] - one).norm() / one.norm()) < 1e-4 for name, one in weights.items())
+    (cut, code), (whole, _) = runs["cpu_adam-cut"], runs["cpu_adam-3"]
+    assert (code, runs["cpu_adam-cut on"][1]) == (EXIT_GO_ON, EXIT_DONE)
+    assert losses(cut) == losses(whole)
+    assert state_at(cut, SWAPPED) == state_at(whole, SWAPPED)
+    if DISK:
+        assert state_at(runs["cpu_adam-disk"][0], SWAPPED) == state_at(runs["cpu_adam-memory"][0], SWAPPED)
 
 
 @pytest.mark.slow

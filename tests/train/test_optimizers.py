@@ -11,12 +11,13 @@ from hypothesis import strategies as some
 
 from common.errors import HanseError
 from tests.train.test_engine_config import configured
+from train import ops
 from train.config import ModelConfig
 from train.engine_config import AverageConfig, OptimizerConfig
 from train.lock import config_sha256
 from train.model import build_model, model_config
 from train.muon import Matrices, Piece, dealt, orthogonal
-from train.optimizers import Stepper, groups_of, mixed, moments_of
+from train.optimizers import Stepper, groups_of, host_kernel, mixed, moments_of
 from train.run_folder import RunFolder
 
 SETTINGS = OptimizerConfig(learning_rate=1e-2)
@@ -44,6 +45,44 @@ def test_adamw_of_single_roundings_is_torchs_within_rounding():
         ours.step()
         torchs.step()
     torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.skipif(not ops.compiled(ops.HOST_ADAM), reason="CPUAdam is not compiled here: train once with "
+                    "engine.offload_adamw=deepspeed")  # fmt: skip
+def test_deepspeeds_cpu_adam_is_torchs_within_rounding_and_knows_no_step_before_its_first():
+    torch.manual_seed(0)
+    mine, theirs = (torch.nn.Parameter(torch.linspace(-1, 1, 999)) for _ in range(2))
+    ours = stepper(mine, "cpu_adam", ("exp_avg", "exp_avg_sq"))
+    torchs = torch.optim.AdamW([theirs], lr=1e-2, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.1)
+    gradients = torch.randn(20, 999)
+    for gradient in gradients:
+        mine.grad, theirs.grad = gradient.clone(), gradient.clone()
+        ours.step()
+        torchs.step()
+        torchs_state = torchs.state[theirs]
+    torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-6)
+    for key in ("exp_avg", "exp_avg_sq"):
+        torch.testing.assert_close(ours.state[mine][key], torchs_state[key])
+    for group in ours.param_groups:
+        group["lr"] = 0.0
+    before = mine.detach().clone()
+    mine.grad = gradients[0].clone()
+    ours.step()
+    assert torch.equal(mine.detach(), before)
+
+    # On: a process that never made the first ten steps, and has other numbers in its kernel.
+    whole, cut = (torch.nn.Parameter(torch.linspace(-1, 1, 999)) for _ in range(2))
+    all_, late = (stepper(one, "cpu_adam", ("exp_avg", "exp_avg_sq")) for one in (whole, cut))
+    for number, gradient in enumerate(gradients):
+        if number == 10:
+            cut.data.copy_(whole.data)
+            late.state[cut] = {key: value.clone() for key, value in all_.state[whole].items()}
+        whole.grad, cut.grad = gradient.clone(), gradient.clone()
+        all_.step()
+        if number >= 10:
+            host_kernel.cache_clear()
+            late.step()
+    assert torch.equal(whole.detach(), cut.detach())
 
 
 def test_ademamix_is_the_formula_of_its_paper_in_double_precision():
