@@ -32,7 +32,7 @@ from train.run_folder import RunFolder
 from train.schedule import learning_rate
 from train.setup import Run, set_up
 from train.step import Batch, accumulate, agree, note_step
-from train.validate import KEPT, Measured, evaluated
+from train.validate import KEPT, evaluated
 
 Batches = Generator[tuple[Batch, float], None, None]
 
@@ -79,7 +79,7 @@ def train_as_rank(config: TrainConfig, place: Place, device: torch.device) -> in
 def _loop(run: Run, energy: EnergyRecorder, started: float) -> int:
     config, metrics, engine, writer, watchdog = run.config, run.metrics, run.engine, run.writer, run.watchdog
     requests = Requests(run.folder, config.checkpoint.every_minutes)
-    clock, compilations, newest = StepClock(), Compilations(metrics), Measured()
+    clock, compilations = StepClock(), Compilations(metrics)
     watch, times, tracer = run.watch, Times(run.place, config.guards.times_every_steps, run.watch), Tracer(run)
     step, batches, stop = run.first_step, prefetched(run, run.first_step), False
     energy.begin(run)
@@ -114,7 +114,6 @@ def _loop(run: Run, energy: EnergyRecorder, started: float) -> int:
 
         last, stop = step == config.steps, told.stop or step == config.until_step
         measured = evaluated(run, step, last=last)
-        newest = measured if measured.step else newest
         compilations.step(step)
         if told.written:
             note_checkpoint(run, requests, writer.advance())
@@ -132,7 +131,7 @@ def _loop(run: Run, energy: EnergyRecorder, started: float) -> int:
         metrics.close(step)
         energy.record("end", step)
         if run.place.first:
-            outcome.finish(run, step, newest, clock, run.seconds_before + time.monotonic() - started)
+            outcome.finish(run, step, clock, run.seconds_before + time.monotonic() - started)
     return EXIT_DONE if step == config.steps else EXIT_GO_ON
 
 
