@@ -106,8 +106,10 @@ def summary(
     """
     config, data, line = run.config, run.data, run.config.timeline
     tokens, flops = run.work(step)
-    speed = tokens / (step - run.first_step) / clock.mean_seconds if clock.steps else 0.0
-    per_token = flops // tokens
+    per_step, per_token = float(line.at(step - 1).tokens_per_step), run.flops_per_token(line.at(step - 1))
+    if tokens:  # none: it went back to the step that it began with
+        per_step, per_token = tokens / (step - run.first_step), flops // tokens
+    speed = per_step / clock.mean_seconds if clock.steps else 0.0
     languages = sorted({*data.training, *data.validation})
     corpus = data.manifest.folder.parent / "corpus"
     paths = {
