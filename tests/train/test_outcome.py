@@ -59,7 +59,7 @@ def values(**more) -> dict:
                  "de": {"bits_per_byte": None, "unigram_bits_per_byte": 2.0}}  # fmt: skip
     return {"languages": languages, "steps": 6, "consumed_tokens": 3072, "wall_seconds": 75.0, "mfu": 0.52,
             "tokens_per_second": 2000.0, "paths": {"checkpoint": "c"}, "finished": True,
-            "tasks": {"last_word": {"fr": {"accuracy": 0.25, "standard_error": 0.05, "chance": 0.0}}},
+            "tasks": {"last_word": {"fr": {"accuracy": 0.25, "standard_error": 0.05, "items": 75, "chance": 0.0}}},
             "evaluated_after_step": 6, "energy": energy_totals("nowhere").to_json(), **more}  # fmt: skip
 
 
@@ -69,7 +69,7 @@ def test_a_finished_run_names_what_comes_next_and_a_stopped_one_how_to_go_on(tin
     assert "fr        2.000    2.500     -20.0 %" in text
     assert "\nde " not in text  # not validated: nothing to compare
     assert "validation bits per byte\n" in text
-    assert "fr        25.0% ± 5.0%\nguessing            0%" in text
+    assert "fr        25.0% (17% to 36%)\nguessing                  0%" in text
     assert "6 of 12 steps, 3.07 k tokens in 1m15s; 2 ktok/s, MFU 52%, last checkpoint c" in text
     for verb in ("export", "generate", "report"):
         assert f"hanse {verb} run={tiny_config.run}" in text
