@@ -36,16 +36,28 @@ def run(config: CheckpointVerbConfig) -> None:
         convert(config, folder)
     elif (folder / "checkpoints").is_dir():
         every_of_run(RunFolder(folder), check=config.action == "check")
-    elif universal_folder(folder):
-        show_universal(Universal(folder), check=config.action == "check")
-    elif found := megatron_folder(folder):
-        show_megatron(open_megatron(found), check=config.action == "check")
+    elif isinstance(theirs := of_others(folder), Universal):
+        show_universal(theirs, check=config.action == "check")
+    elif theirs:
+        show_megatron(theirs, check=config.action == "check")
     elif (folder / "manifest.json").is_file():
         show(Checkpoint(folder), check=config.action == "check")
     else:
         weights = open_weights(folder)
         assert isinstance(weights, HubWeights)
         show_hub(weights, check=config.action == "check")
+
+
+def of_others(folder: Path) -> Universal | MegatronFiles | None:
+    """The checkpoint of DeepSpeed or Megatron that a folder is; None: it is neither.
+
+    Raises:
+        HanseError: it is one, and damaged.
+    """
+    if universal_folder(folder):
+        return Universal(folder)
+    found = megatron_folder(folder)
+    return open_megatron(found) if found else None
 
 
 # --- what it holds --------------------------------------------------------------------------------------------------
@@ -319,11 +331,11 @@ def convert(config: CheckpointVerbConfig, folder: Path) -> None:
     """Write a checkpoint of ours as a universal one of DeepSpeed or one of Megatron, or the other way round."""
     output = Path(str(config.output))
     restore(output)
-    theirs = universal_folder(folder) or megatron_folder(folder)
+    theirs = of_others(folder)
     if theirs and config.layout:
         raise ConfigError([f"layout={config.layout}: {folder} is none of ours, and becomes one; leave it out"])
     if theirs:
-        _to_ours(config, folder, output)
+        _to_ours(config, theirs, output)
     elif config.layout == "megatron":
         _to_megatron(folder, output)
     else:
@@ -331,24 +343,21 @@ def convert(config: CheckpointVerbConfig, folder: Path) -> None:
     next_step(f"hanse checkpoint folder={output} action=check")
 
 
-def _to_ours(config: CheckpointVerbConfig, folder: Path, output: Path) -> None:
-    if universal_folder(folder):
+def _to_ours(config: CheckpointVerbConfig, source: Universal | MegatronFiles, output: Path) -> None:
+    if isinstance(source, Universal):
         from train.convert import from_universal  # which brings transformers
 
-        step = from_universal(Universal(folder), output, config)
-        say(f"wrote {output} (step {step:,}): every number is the one in {folder}")
+        step = from_universal(source, output, config)
+        say(f"wrote {output} (step {step:,}): every number is the one in {source.folder}")
         return
     from train.megatron import from_megatron
 
-    found = megatron_folder(folder)
-    assert found
-    source = open_megatron(found)
     state = from_megatron(source, output, config)
     if source.left_out:
         say("left out: the state of the optimizer; a run begins with these weights, and cannot go on from them")
     if not state["tokenizer_sha256"]:
         say("nothing tells the tokenizer: train with the one these weights know (shards=... writes down which it is)")
-    say(f"wrote {output} (step {state['step']:,}, weights alone): every number is the one in {found}")
+    say(f"wrote {output} (step {state['step']:,}, weights alone): every number is the one in {source.folder}")
     say(f"  hanse train init_from={output} model=from_checkpoint ...")
 
 
