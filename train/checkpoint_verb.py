@@ -16,7 +16,7 @@ from torch import Tensor
 from common.errors import ConfigError, HanseError
 from common.files import PARTIAL
 from common.folders import replaced_folder, restore
-from common.terminal import count, next_step, say, table
+from common.terminal import count, many, next_step, say, table
 from train import universal
 from train.checkpoint import DAMAGED, KEY, Checkpoint
 from train.checkpoint_config import CheckpointVerbConfig
@@ -103,7 +103,7 @@ def _line(one: Checkpoint) -> list[str]:
 def _layout(state: Mapping[str, Any]) -> str:
     if "ranks" not in state:
         return "unknown"
-    return f"{state['ranks']} rank{'s' if state['ranks'] > 1 else ''}, ZeRO {state.get('zero_stage', '?')}"
+    return f"{many(state['ranks'], 'rank')}, ZeRO {state.get('zero_stage', '?')}"
 
 
 def _size(one: Checkpoint) -> int:
@@ -123,11 +123,11 @@ def show(one: Checkpoint, *, check: bool) -> None:
         states.setdefault(name, []).append(key)
     keys = sorted({key for found in states.values() for key in found})
     facts = {"format": one.manifest["format"], **_facts(one.state, one.shapes)}
-    facts["optimizer"] = f"{', '.join(keys)} after {_updates(one.state):,} updates" if keys else (
+    facts["optimizer"] = f"{', '.join(keys)} after {many(_updates(one.state), 'update')}" if keys else (
         "none: a run begins with these weights (init_from), and cannot go on from them")  # fmt: skip
     facts["parents"] = "; ".join(f"{p['role']} {p['manifest_sha256'][:16]}..." for p in one.parents) or "none"
     facts["Merkle root"] = str(one.manifest["merkle_root"])
-    facts["size"] = f"{count(_size(one), 'B')} in {len(one.files) + 1} files"
+    facts["size"] = f"{count(_size(one), 'B')} in {many(len(one.files) + 1, 'file')}"
     _tell(one.folder, facts)
     if check:
         one.verify()
@@ -140,6 +140,10 @@ def show(one: Checkpoint, *, check: bool) -> None:
         next_step(f"hanse checkpoint folder={one.folder} action=check")
 
 
+def _amount(shapes: Mapping[str, tuple[int, ...]]) -> str:
+    return f"{count(sum(map(math.prod, shapes.values())))} parameters in {many(len(shapes), 'tensor')}"
+
+
 def _updates(state: Mapping[str, Any]) -> int:
     return int(state["step"]) - int(state.get("engine", {}).get("skipped_updates", 0))
 
@@ -147,13 +151,12 @@ def _updates(state: Mapping[str, Any]) -> int:
 def _facts(state: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> dict[str, str]:
     """What a state says, for people."""
     model, skipped = state["model"], state.get("skipped_samples") or []
-    gone_past = f", {len(skipped)} ranges gone past" if skipped else ""
+    gone_past = f", {many(len(skipped), 'range')} gone past" if skipped else ""
     facts = {
         "step": f"{state['step']:,}",
         "order of data": f"goes on with sample {state['consumed_samples']:,}{gone_past}",
         "tokens": f"{state['consumed_tokens']:,}" if "consumed_tokens" in state else "unknown",
-        "model": f"{model.get('model_type')}, {count(sum(map(math.prod, shapes.values())))} parameters in "
-        f"{len(shapes)} tensors, fp32; forward in {state['precision']}",
+        "model": f"{model.get('model_type')}, {_amount(shapes)}, fp32; forward in {state['precision']}",
         "written by": _layout(state) + "; any other layout reads it",
         "data": f"Merkle root {str(state['data_merkle_root'])[:16]}..., tokenizer "
         f"{str(state['tokenizer_sha256'])[:16]}...",
@@ -169,11 +172,11 @@ def show_universal(one: Universal, *, check: bool) -> None:
     """A universal checkpoint of DeepSpeed."""
     hashed = one.verify() if check else 0
     written = f"DeepSpeed {one.states.get('ds_version')}" if one.ours is None else "hanse checkpoint action=convert"
-    elements = sum(map(math.prod, one.shapes.values()))
+    updates = many(one.step - one.skipped, "update")
     facts = {"format": "DeepSpeed universal checkpoint", "written by": written,
              "step": f"{one.step:,}, of which {one.skipped:,} changed nothing", "samples": f"{one.samples:,}",
-             "model": f"{count(elements)} parameters in {len(one.shapes)} tensors, fp32; forward in {one.precision}",
-             "optimizer": f"{', '.join(universal.PARTS[1:])} after {one.step - one.skipped:,} updates"}  # fmt: skip
+             "model": f"{_amount(one.shapes)}, fp32; forward in {one.precision}",
+             "optimizer": f"{', '.join(universal.PARTS[1:])} after {updates}"}  # fmt: skip
     _tell(one.folder, facts)
     if check:
         rows = [Values.of(name, part, one.read(name, part)) for name in one.shapes for part in universal.PARTS]
@@ -191,13 +194,13 @@ def show_megatron(one: MegatronFiles, *, check: bool) -> None:
 
     if check:
         verify(one)
-    args, elements = one.args, sum(map(math.prod, one.tensors.values()))
+    args, places = one.args, many(one.left_out, "place")
     sizes = ", ".join(f"{key} {args[key]}" for key in MEGATRON_SIZES if args.get(key))
     facts = {"format": f"Megatron checkpoint, {one.kind}", "step": f"{one.iteration:,}",
              "samples": f"{args.get('consumed_train_samples') or 0:,}",
-             "model": f"{count(elements)} parameters in {len(one.tensors)} tensors",
+             "model": _amount(one.tensors),
              "arguments": sizes or "none that tell a model: set model_folder=... to convert it",
-             "left out": f"state of an optimizer, in {one.left_out} places" if one.left_out else "nothing"}  # fmt: skip
+             "left out": f"state of an optimizer, in {places}" if one.left_out else "nothing"}  # fmt: skip
     _tell(one.folder, facts)
     if check:
         _table_of_values([Values.of(name, "weights", one.read(name).reshape(-1)) for name in one.tensors])
@@ -211,9 +214,8 @@ def show_megatron(one: MegatronFiles, *, check: bool) -> None:
 def show_hub(one: HubWeights, *, check: bool) -> None:
     """Weights in a Hugging Face folder."""
     hashes = one.verify() if check else {}
-    elements = sum(map(math.prod, one.shapes.values()))
     facts = {"format": "Hugging Face folder, weights alone", "model": f"{one.settings.get('model_type')}, "
-             f"{count(elements)} parameters in {len(one.shapes)} tensors", "files": ", ".join(one.files)}  # fmt: skip
+             f"{_amount(one.shapes)}", "files": ", ".join(one.files)}  # fmt: skip
     if hashes:
         facts["identity"] = one.identity(hashes)
     _tell(one.folder, facts)

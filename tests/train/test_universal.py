@@ -95,7 +95,7 @@ def test_every_file_but_none_of_deepspeeds_objects_is_plain(converted):
 def test_inspect_and_check_tell_what_is_in_it(trained, converted, hanse, capfd):
     assert hanse("checkpoint", f"folder={trained}") == 0
     said = capfd.readouterr().out
-    assert "goes on with sample 96, 1 ranges gone past" in said
+    assert "goes on with sample 96, 1 range gone past" in said
     assert "exp_avg, exp_avg_sq after 10 updates" in said
     assert "2 ranks, ZeRO 1; any other layout reads it" in said
     assert [word for line in said.splitlines() if "mlp.down_proj" in line for word in line.split()][:5] == [
