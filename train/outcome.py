@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,7 @@ from train.data_table import say_losses, say_tasks
 from train.energy.page import energy_line
 from train.energy.totals import energy_totals
 from train.evaluate import LanguageScore
+from train.local_start import REPLAY
 from train.metrics import StepClock
 from train.ranks import Place
 from train.run_folder import RunFolder, complete_steps, evaluations_in, folder_of
@@ -188,6 +190,8 @@ def closing(config: TrainConfig, values: Mapping[str, Any]) -> None:
     say(f"{steps} in {duration(values['wall_seconds'])}; {count(values['tokens_per_second'], 'tok')}/s, "
         f"MFU {values['mfu']:.0%}, last checkpoint {values['paths']['checkpoint']}")  # fmt: skip
     say(energy_line(values["energy"]))
+    if REPLAY in os.environ:
+        return
     if values["finished"]:
         _next(config)
     else:

@@ -12,6 +12,7 @@ from data_pipelines.shards import ShardsManifest
 from train import outcome
 from train.config import BatchConfig, DataConfig, TrainConfig
 from train.energy.totals import energy_totals
+from train.local_start import REPLAY
 from train.ranks import Place
 from train.run_folder import RunFolder, read_metrics
 
@@ -78,6 +79,16 @@ def test_a_finished_run_names_what_comes_next_and_a_stopped_one_how_to_go_on(tin
     assert "validation bits per byte, after step 4\n" in text
     assert "right answers" not in text
     assert "the same command goes on (exit code 75)" in text
+    assert "hanse export" not in text
+
+
+@pytest.mark.parametrize("finished", [True, False])
+def test_a_replay_tells_its_numbers_and_nothing_of_what_comes_next(tiny_config, capsys, monkeypatch, finished):
+    monkeypatch.setenv(REPLAY, "1")
+    outcome.closing(tiny_config, values(finished=finished))
+    text = capsys.readouterr().out
+    assert "last checkpoint c" in text
+    assert "stopped when asked" not in text
     assert "hanse export" not in text
 
 
