@@ -44,6 +44,7 @@ def tree(graph: Graph) -> Iterator[str]:
     drawn: set[str] = set()
 
     def below(thing: Thing, prefix: str) -> Iterator[str]:
+        """Lines of what was made from a thing; ``prefix``: the branches that pass by to its left."""
         children = graph.children(thing.sha256)
         for number, child in enumerate(children):
             last = number == len(children) - 1

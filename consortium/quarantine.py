@@ -51,6 +51,11 @@ class _Copier:
         self.files: list[str] = []
 
     def run(self) -> None:
+        """Copy everything, as far as it may be.
+
+        Raises:
+            HanseError: something cannot be read or may not be copied, or what a contribution needs is missing.
+        """
         try:
             handle = os.open(self.source, os.O_RDONLY | os.O_DIRECTORY)
         except OSError as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import replace
@@ -24,6 +25,7 @@ from train.attention_config import for_reading
 from train.checkpoint import PARTS, Checkpoint
 from train.config import TrainConfig
 from train.engine_config import EngineConfig
+from train.local_start import REPLAY
 from train.run_folder import RunFolder, complete_steps, folder_of
 from train.state_hash import tensors_under
 
@@ -145,16 +147,24 @@ def _replay(config: TrainConfig, original: RunFolder, again: RunFolder, first: i
     """Train the segment in ``again``, from the original's checkpoint of step ``first``; its steps.
 
     Raises:
-        HanseError: that checkpoint is damaged, or the training failed.
+        HanseError: that checkpoint is damaged, or the training failed or was stopped.
     """
     if first:
         checkpoint = Checkpoint(folder_of(original.checkpoints, first))
         checkpoint.verify()
         shutil.copytree(checkpoint.folder, folder_of(again.checkpoints, first))
-    code = start.run(config)
+    os.environ[REPLAY] = "1"
+    try:
+        code = start.run(config)
+    finally:
+        del os.environ[REPLAY]
     if code not in (EXIT_DONE, EXIT_GO_ON):
         raise HanseError(f"{again.path}: the replay ended with exit code {code}; its logs are in {again.path / 'logs'}")
-    return _steps(again)
+    steps = _steps(again)
+    if config.until_step not in steps:
+        raise HanseError(f"{again.path}: the replay was stopped after step {max(steps, default=first)} of "
+                         f"{config.until_step}: nothing is compared")  # fmt: skip
+    return steps
 
 
 def noise_band(ours: Steps, other: Steps, first: int, last: int) -> dict[int, dict[str, float]]:

@@ -111,6 +111,7 @@ class _Reader:
         self.lines, self.numbers = np.zeros(0, np.uint64), np.zeros(0, np.uint32)
 
     def until(self, edge: int) -> tuple[Lines, Numbers]:
+        """Counts of the hashes after those read before, up to ``edge`` itself."""
         while self.group < self.groups and not (len(self.lines) and self.lines[-1] > edge):
             with pq.ParquetFile(self.source) as file:  # opened again: a thousand parts need no thousand open files
                 table = file.read_row_group(self.group)

@@ -290,7 +290,14 @@ def _text(url: str) -> str:
 
 
 def _from_web(root: Path) -> Bring:
+    """What brings a file over HTTP into ``root``."""
+
     def bring(file: File) -> Path:
+        """Go on where an earlier download broke off, if the file is still the same.
+
+        Raises:
+            HanseError: no answer, or not all of it came.
+        """
         part = root / INCOMING / hashlib.sha256(file.url.encode()).hexdigest()
         part.parent.mkdir(parents=True, exist_ok=True)
         tag = part.with_suffix(".etag")

@@ -33,6 +33,7 @@ class Language:
     queue: list[tuple[int, Pair]] = field(default_factory=list)
 
     def add(self, pair: Pair, change: int) -> None:
+        """A pair is there so many times more, or fewer."""
         count = self.pairs.get(pair, 0) + change
         self.pairs[pair] = count
         if change > 0:

@@ -16,7 +16,7 @@ from torch import Tensor
 from common.errors import ConfigError, HanseError
 from common.files import PARTIAL
 from common.folders import replaced_folder, restore
-from common.terminal import count, next_step, say, table
+from common.terminal import count, many, next_step, say, table
 from train import universal
 from train.checkpoint import DAMAGED, KEY, Checkpoint
 from train.checkpoint_config import CheckpointVerbConfig
@@ -36,16 +36,28 @@ def run(config: CheckpointVerbConfig) -> None:
         convert(config, folder)
     elif (folder / "checkpoints").is_dir():
         every_of_run(RunFolder(folder), check=config.action == "check")
-    elif universal_folder(folder):
-        show_universal(Universal(folder), check=config.action == "check")
-    elif found := megatron_folder(folder):
-        show_megatron(open_megatron(found), check=config.action == "check")
+    elif isinstance(theirs := of_others(folder), Universal):
+        show_universal(theirs, check=config.action == "check")
+    elif theirs:
+        show_megatron(theirs, check=config.action == "check")
     elif (folder / "manifest.json").is_file():
         show(Checkpoint(folder), check=config.action == "check")
     else:
         weights = open_weights(folder)
         assert isinstance(weights, HubWeights)
         show_hub(weights, check=config.action == "check")
+
+
+def of_others(folder: Path) -> Universal | MegatronFiles | None:
+    """The checkpoint of DeepSpeed or Megatron that a folder is; None: it is neither.
+
+    Raises:
+        HanseError: it is one, and damaged.
+    """
+    if universal_folder(folder):
+        return Universal(folder)
+    found = megatron_folder(folder)
+    return open_megatron(found) if found else None
 
 
 # --- what it holds --------------------------------------------------------------------------------------------------
@@ -91,7 +103,7 @@ def _line(one: Checkpoint) -> list[str]:
 def _layout(state: Mapping[str, Any]) -> str:
     if "ranks" not in state:
         return "unknown"
-    return f"{state['ranks']} rank{'s' if state['ranks'] > 1 else ''}, ZeRO {state.get('zero_stage', '?')}"
+    return f"{many(state['ranks'], 'rank')}, ZeRO {state.get('zero_stage', '?')}"
 
 
 def _size(one: Checkpoint) -> int:
@@ -111,11 +123,11 @@ def show(one: Checkpoint, *, check: bool) -> None:
         states.setdefault(name, []).append(key)
     keys = sorted({key for found in states.values() for key in found})
     facts = {"format": one.manifest["format"], **_facts(one.state, one.shapes)}
-    facts["optimizer"] = f"{', '.join(keys)} after {_updates(one.state):,} updates" if keys else (
+    facts["optimizer"] = f"{', '.join(keys)} after {many(_updates(one.state), 'update')}" if keys else (
         "none: a run begins with these weights (init_from), and cannot go on from them")  # fmt: skip
     facts["parents"] = "; ".join(f"{p['role']} {p['manifest_sha256'][:16]}..." for p in one.parents) or "none"
     facts["Merkle root"] = str(one.manifest["merkle_root"])
-    facts["size"] = f"{count(_size(one), 'B')} in {len(one.files) + 1} files"
+    facts["size"] = f"{count(_size(one), 'B')} in {many(len(one.files) + 1, 'file')}"
     _tell(one.folder, facts)
     if check:
         one.verify()
@@ -128,6 +140,10 @@ def show(one: Checkpoint, *, check: bool) -> None:
         next_step(f"hanse checkpoint folder={one.folder} action=check")
 
 
+def _amount(shapes: Mapping[str, tuple[int, ...]]) -> str:
+    return f"{count(sum(map(math.prod, shapes.values())))} parameters in {many(len(shapes), 'tensor')}"
+
+
 def _updates(state: Mapping[str, Any]) -> int:
     return int(state["step"]) - int(state.get("engine", {}).get("skipped_updates", 0))
 
@@ -135,13 +151,12 @@ def _updates(state: Mapping[str, Any]) -> int:
 def _facts(state: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> dict[str, str]:
     """What a state says, for people."""
     model, skipped = state["model"], state.get("skipped_samples") or []
-    gone_past = f", {len(skipped)} ranges gone past" if skipped else ""
+    gone_past = f", {many(len(skipped), 'range')} gone past" if skipped else ""
     facts = {
         "step": f"{state['step']:,}",
         "order of data": f"goes on with sample {state['consumed_samples']:,}{gone_past}",
         "tokens": f"{state['consumed_tokens']:,}" if "consumed_tokens" in state else "unknown",
-        "model": f"{model.get('model_type')}, {count(sum(map(math.prod, shapes.values())))} parameters in "
-        f"{len(shapes)} tensors, fp32; forward in {state['precision']}",
+        "model": f"{model.get('model_type')}, {_amount(shapes)}, fp32; forward in {state['precision']}",
         "written by": _layout(state) + "; any other layout reads it",
         "data": f"Merkle root {str(state['data_merkle_root'])[:16]}..., tokenizer "
         f"{str(state['tokenizer_sha256'])[:16]}...",
@@ -157,11 +172,11 @@ def show_universal(one: Universal, *, check: bool) -> None:
     """A universal checkpoint of DeepSpeed."""
     hashed = one.verify() if check else 0
     written = f"DeepSpeed {one.states.get('ds_version')}" if one.ours is None else "hanse checkpoint action=convert"
-    elements = sum(map(math.prod, one.shapes.values()))
+    updates = many(one.step - one.skipped, "update")
     facts = {"format": "DeepSpeed universal checkpoint", "written by": written,
              "step": f"{one.step:,}, of which {one.skipped:,} changed nothing", "samples": f"{one.samples:,}",
-             "model": f"{count(elements)} parameters in {len(one.shapes)} tensors, fp32; forward in {one.precision}",
-             "optimizer": f"{', '.join(universal.PARTS[1:])} after {one.step - one.skipped:,} updates"}  # fmt: skip
+             "model": f"{_amount(one.shapes)}, fp32; forward in {one.precision}",
+             "optimizer": f"{', '.join(universal.PARTS[1:])} after {updates}"}  # fmt: skip
     _tell(one.folder, facts)
     if check:
         rows = [Values.of(name, part, one.read(name, part)) for name in one.shapes for part in universal.PARTS]
@@ -179,13 +194,13 @@ def show_megatron(one: MegatronFiles, *, check: bool) -> None:
 
     if check:
         verify(one)
-    args, elements = one.args, sum(map(math.prod, one.tensors.values()))
+    args, places = one.args, many(one.left_out, "place")
     sizes = ", ".join(f"{key} {args[key]}" for key in MEGATRON_SIZES if args.get(key))
     facts = {"format": f"Megatron checkpoint, {one.kind}", "step": f"{one.iteration:,}",
              "samples": f"{args.get('consumed_train_samples') or 0:,}",
-             "model": f"{count(elements)} parameters in {len(one.tensors)} tensors",
+             "model": _amount(one.tensors),
              "arguments": sizes or "none that tell a model: set model_folder=... to convert it",
-             "left out": f"state of an optimizer, in {one.left_out} places" if one.left_out else "nothing"}  # fmt: skip
+             "left out": f"state of an optimizer, in {places}" if one.left_out else "nothing"}  # fmt: skip
     _tell(one.folder, facts)
     if check:
         _table_of_values([Values.of(name, "weights", one.read(name).reshape(-1)) for name in one.tensors])
@@ -199,9 +214,8 @@ def show_megatron(one: MegatronFiles, *, check: bool) -> None:
 def show_hub(one: HubWeights, *, check: bool) -> None:
     """Weights in a Hugging Face folder."""
     hashes = one.verify() if check else {}
-    elements = sum(map(math.prod, one.shapes.values()))
     facts = {"format": "Hugging Face folder, weights alone", "model": f"{one.settings.get('model_type')}, "
-             f"{count(elements)} parameters in {len(one.shapes)} tensors", "files": ", ".join(one.files)}  # fmt: skip
+             f"{_amount(one.shapes)}", "files": ", ".join(one.files)}  # fmt: skip
     if hashes:
         facts["identity"] = one.identity(hashes)
     _tell(one.folder, facts)
@@ -319,11 +333,11 @@ def convert(config: CheckpointVerbConfig, folder: Path) -> None:
     """Write a checkpoint of ours as a universal one of DeepSpeed or one of Megatron, or the other way round."""
     output = Path(str(config.output))
     restore(output)
-    theirs = universal_folder(folder) or megatron_folder(folder)
+    theirs = of_others(folder)
     if theirs and config.layout:
         raise ConfigError([f"layout={config.layout}: {folder} is none of ours, and becomes one; leave it out"])
     if theirs:
-        _to_ours(config, folder, output)
+        _to_ours(config, theirs, output)
     elif config.layout == "megatron":
         _to_megatron(folder, output)
     else:
@@ -331,24 +345,21 @@ def convert(config: CheckpointVerbConfig, folder: Path) -> None:
     next_step(f"hanse checkpoint folder={output} action=check")
 
 
-def _to_ours(config: CheckpointVerbConfig, folder: Path, output: Path) -> None:
-    if universal_folder(folder):
+def _to_ours(config: CheckpointVerbConfig, source: Universal | MegatronFiles, output: Path) -> None:
+    if isinstance(source, Universal):
         from train.convert import from_universal  # which brings transformers
 
-        step = from_universal(Universal(folder), output, config)
-        say(f"wrote {output} (step {step:,}): every number is the one in {folder}")
+        step = from_universal(source, output, config)
+        say(f"wrote {output} (step {step:,}): every number is the one in {source.folder}")
         return
     from train.megatron import from_megatron
 
-    found = megatron_folder(folder)
-    assert found
-    source = open_megatron(found)
     state = from_megatron(source, output, config)
     if source.left_out:
         say("left out: the state of the optimizer; a run begins with these weights, and cannot go on from them")
     if not state["tokenizer_sha256"]:
         say("nothing tells the tokenizer: train with the one these weights know (shards=... writes down which it is)")
-    say(f"wrote {output} (step {state['step']:,}, weights alone): every number is the one in {found}")
+    say(f"wrote {output} (step {state['step']:,}, weights alone): every number is the one in {source.folder}")
     say(f"  hanse train init_from={output} model=from_checkpoint ...")
 
 

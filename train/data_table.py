@@ -10,6 +10,7 @@ from common.errors import HanseError
 from common.terminal import table
 from data_pipelines.manifest import CorpusManifest, Tally
 from data_pipelines.shards import ShardEntry, ShardsManifest
+from train.accuracy import right_answers
 
 
 @dataclass(frozen=True)
@@ -79,14 +80,10 @@ def say_losses(losses: Mapping[str, tuple[float | None, float | None]], step: in
 
 
 def say_tasks(tasks: Mapping[str, Mapping[str, Mapping[str, float]]]) -> None:
-    """Print the share of right answers: {task: {language: accuracy, standard error, chance ...}}."""
+    """Print the share of right answers: {task: {language: accuracy, items, chance ...}}."""
     languages = sorted({language for rows in tasks.values() for language in rows})
-    rows = [[name, *(_right(rows.get(name)) for rows in tasks.values())] for name in languages]
+    rows = [[name, *(right_answers(rows.get(name)) for rows in tasks.values())] for name in languages]
     if rows:
         guessing = [f"{next(iter(one.values()))['chance']:.0%}" if one else "" for one in tasks.values()]
         head = [name.replace("_", " ") for name in tasks]
-        table("right answers", ["language", *head], [*rows, ["guessing", *guessing]])
-
-
-def _right(row: Mapping[str, float] | None) -> str:
-    return f"{row['accuracy']:.1%} ± {row['standard_error']:.1%}" if row else ""
+        table("right answers, with 95 % intervals", ["language", *head], [*rows, ["guessing", *guessing]])

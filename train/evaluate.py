@@ -67,14 +67,17 @@ class Evaluation:
         labels = self.batches[index][1].labels[: len(self.windows[index])]
         return labels[labels != IGNORED]
 
-    def run(self, engine: Engine, place: Place) -> dict[str, LanguageScore]:
+    def run(self, engine: Engine, place: Place, pause: Callable[[], None]) -> dict[str, LanguageScore]:
         """Scores of every language; collective, and the same at any number of ranks.
 
         Each rank fills in the rows of its batches; the others' are 0 there, so that the sum over the ranks is exact.
+        ``pause``: see :func:`scored_in_turn`.
         """
         most = max((len(one.names) for one in self.origins.values()), default=0)
         rows = torch.zeros(len(self.batches), 1 + most, 4, dtype=torch.float64)
-        for index, nll, first in scored_in_turn(engine, place, len(self.batches), lambda one: self.batches[one][1]):
+        for index, nll, first in scored_in_turn(
+            engine, place, len(self.batches), lambda one: self.batches[one][1], pause
+        ):
             for column, score in self._of_batch(index, nll, first).items():
                 rows[index, column] = torch.tensor(astuple(score), dtype=torch.float64)
         return self._added(all_reduce_sum(rows, engine).numpy())
@@ -125,16 +128,18 @@ class Evaluation:
 
 
 def scored_in_turn(
-    engine: Engine, place: Place, batches: int, batch: Callable[[int], MicroBatch]
+    engine: Engine, place: Place, batches: int, batch: Callable[[int], MicroBatch], pause: Callable[[], None]
 ) -> Iterator[tuple[int, torch.Tensor, torch.Tensor]]:
     """(number of a batch, its scores) of those that are this rank's to count (:meth:`Engine.scores`). Collective.
 
     Ranks take every n-th batch. At ZeRO 3 all must run as often as others: who has none left runs the last once more.
+    Before each, all ranks ``pause``: what it raises, it raises on all of them.
     """
     sharing = engine.config.engine.sharing
     reader = place.data_parallel(sharing)
     with engine.evaluating():
         for turn in range(-(-batches // reader.ranks)):
+            pause()
             index = turn * reader.ranks + reader.rank
             nll, first = engine.scores(batch(min(index, batches - 1)))
             if index < batches and place.rank % sharing == 0:

@@ -14,6 +14,7 @@ from typing import Any
 
 from common.errors import HanseError
 from common.files import read_json, sha256_file
+from train.accuracy import interval
 from train.run_folder import RunFolder, folder_of
 
 FORMAT = "hanse.evaluation/1"
@@ -83,6 +84,9 @@ def read_evaluation(path: Path, folder: RunFolder) -> Saved:
         ]:
             if any(not math.isfinite(row[key]) for key in keys):
                 raise HanseError(f"{path}: holds what is not a number")
+        if any(not 0 <= row["accuracy"] <= 1 or row["items"] < 1
+               for one in value["tasks"].values() for row in one.values()):  # fmt: skip
+            raise HanseError(f"{path}: holds an accuracy that is no share of questions")
         return Saved(
             path=path,
             step=step,
@@ -162,11 +166,11 @@ def card_section(folder: RunFolder, step: int) -> str:
         return ""
     one, lines = found[-1], list[str]()
     if any(one.tasks.values()):
-        lines += ["| task | language | accuracy | standard error | guessing | questions |",
+        lines += ["| task | language | accuracy | 95 % interval | guessing | questions |",
                   "| --- | --- | ---: | ---: | ---: | ---: |"]  # fmt: skip
         for task, languages in one.tasks.items():
-            lines += [f"| {_cell(task)} | {_cell(name)} | {row['accuracy']:.3f} | {row['standard_error']:.3f} | "
-                      f"{row['chance']:.2f} | {row['items']:.0f} |" for name, row in languages.items()]  # fmt: skip
+            lines += [f"| {_cell(task)} | {_cell(name)} | {row['accuracy']:.1%} | {interval(row)} | "
+                      f"{row['chance']:.0%} | {row['items']:.0f} |" for name, row in languages.items()]  # fmt: skip
         lines.append("\nQuestions are made of the validation split (`hanse evaluate`).\n")
     if one.harness:
         lines += [f"lm-eval {_cell(one.harness_version)}:\n", "| task | metric | value |", "| --- | --- | ---: |"]

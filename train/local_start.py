@@ -18,6 +18,7 @@ from common.files import write_text
 from launch.local import run_ranks
 
 T = TypeVar("T")
+REPLAY = "HANSE_REPLAY"  # set for ranks of which 'hanse reproduce' tells itself what came out
 
 
 def start_ranks(module: str, config: Any, path: Path, log_folder: Path, *, threads: int = 0) -> int:

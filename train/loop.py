@@ -32,7 +32,7 @@ from train.run_folder import RunFolder
 from train.schedule import learning_rate
 from train.setup import Run, set_up
 from train.step import Batch, accumulate, agree, note_step
-from train.validate import KEPT, Measured, evaluated
+from train.validate import KEPT, Measured, evaluated, make_up
 
 Batches = Generator[tuple[Batch, float], None, None]
 
@@ -79,10 +79,10 @@ def train_as_rank(config: TrainConfig, place: Place, device: torch.device) -> in
 def _loop(run: Run, energy: EnergyRecorder, started: float) -> int:
     config, metrics, engine, writer, watchdog = run.config, run.metrics, run.engine, run.writer, run.watchdog
     requests = Requests(run.folder, config.checkpoint.every_minutes)
-    clock, compilations, newest = StepClock(), Compilations(metrics), Measured()
+    clock, compilations = StepClock(), Compilations(metrics)
     watch, times, tracer = run.watch, Times(run.place, config.guards.times_every_steps, run.watch), Tracer(run)
-    step, batches, stop = run.first_step, prefetched(run, run.first_step), False
     energy.begin(run)
+    step, batches, stop = run.first_step, prefetched(run, run.first_step), make_up(run, requests).left
     while step < config.steps and not stop:
         enter_stage(run, step)
         batch, waited = next(batches)
@@ -112,9 +112,9 @@ def _loop(run: Run, energy: EnergyRecorder, started: float) -> int:
             step, batches = go_back(run, requests, step, started)
             continue
 
-        last, stop = step == config.steps, told.stop or step == config.until_step
-        measured = evaluated(run, step, last=last)
-        newest = measured if measured.step else newest
+        last = step == config.steps
+        measured = evaluated(run, requests, step) if last or due(step, config.evaluate.every_steps) else Measured()
+        stop = told.stop or measured.left or step == config.until_step
         compilations.step(step)
         if told.written:
             note_checkpoint(run, requests, writer.advance())
@@ -131,8 +131,8 @@ def _loop(run: Run, energy: EnergyRecorder, started: float) -> int:
         tracer.close()
         metrics.close(step)
         energy.record("end", step)
-        if run.place.first:
-            outcome.finish(run, step, newest, clock, run.seconds_before + time.monotonic() - started)
+        if run.place.first and clock.steps:
+            outcome.finish(run, step, clock, run.seconds_before + time.monotonic() - started)
     return EXIT_DONE if step == config.steps else EXIT_GO_ON
 
 

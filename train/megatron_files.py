@@ -7,7 +7,7 @@
     FOLDER/iter_0000100/common.pt, *.distcp                 arguments and counters; the pieces
 
 (megatron/training/checkpointing.py of Megatron-LM, megatron/core/dist_checkpointing of megatron-core 0.16.1.) All of it
-is pickle, and read by ``train/megatron_pickle.py`` alone.
+is pickle, and read by ``train/pickled.py`` alone.
 
 In memory a tensor has one name in both formats, that of ``torch_dist`` with its layer in it, e.g.
 ``decoder.layers.3.mlp.linear_fc1.weight``.
@@ -28,7 +28,7 @@ from torch import Tensor
 
 from common.errors import HanseError
 from common.files import inside, is_plain, read_json
-from train.megatron_pickle import MetadataUnpickler, Stand, load_pickled
+from train.pickled import MEGATRON, MetadataUnpickler, Stand, load_pickled
 
 LATEST = "latest_checkpointed_iteration.txt"
 RANK_FILE = "model_optim_rng.pt"
@@ -136,7 +136,7 @@ class Classic(MegatronFiles):
                 raise HanseError(f"{path}: of a mixture of experts, which is not read")
             places[int(match[1]), int(match[2] or 0)] = f"{path.name}/{RANK_FILE}"
         super().__init__(folder, sorted(places.values()))
-        self._parts = {place: load_pickled(folder / name) for place, name in places.items()}
+        self._parts = {place: load_pickled(folder / name, MEGATRON) for place, name in places.items()}
         if not all(isinstance(part, dict) for part in self._parts.values()):
             raise HanseError(f"{folder}: its {RANK_FILE} hold no state of a training")
         self.common = next(iter(self._parts.values()))
@@ -252,7 +252,7 @@ class Distributed(MegatronFiles):
             if size < needed:
                 raise HanseError(f"{folder / name}: has {size} bytes instead of {needed} or more; get the folder again "
                                  "from where it came")  # fmt: skip
-        common = load_pickled(folder / "common.pt")
+        common = load_pickled(folder / "common.pt", MEGATRON)
         self.common = common if isinstance(common, dict) else {}
 
     def _index(self, metadata: Any) -> None:
@@ -313,4 +313,4 @@ class Distributed(MegatronFiles):
     def _blob(path: Path, piece: Piece) -> Any:
         with path.open("rb") as file:
             file.seek(piece.offset)
-            return load_pickled(path, file.read(piece.length))
+            return load_pickled(path, MEGATRON, file.read(piece.length))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -17,16 +18,16 @@ from train.data_table import say_losses, say_tasks
 from train.energy.page import energy_line
 from train.energy.totals import energy_totals
 from train.evaluate import LanguageScore
+from train.local_start import REPLAY
 from train.metrics import StepClock
 from train.ranks import Place
-from train.run_folder import RunFolder, complete_steps, folder_of
+from train.run_folder import RunFolder, complete_steps, evaluations_in, folder_of
 from train.stopwatch import memory_bytes
 from train.vocabulary import Adapted
 from train.weights import Weights
 
 if TYPE_CHECKING:
     from train.setup import Data, Run
-    from train.validate import Measured
 
 
 def opening(
@@ -82,25 +83,35 @@ def nothing_to_do(config: TrainConfig, folder: RunFolder, step: int, *, speaks: 
     return None
 
 
-def finish(run: Run, step: int, newest: Measured, clock: StepClock, wall_seconds: float) -> None:
-    """Write ``summary.json`` and say how the run stands; ``newest``: the last evaluation of this start."""
+def finish(run: Run, step: int, clock: StepClock, wall_seconds: float) -> None:
+    """Write ``summary.json`` and say how the run stands. Its evaluation is the last that ``metrics.jsonl`` holds, which
+    an earlier start may have made."""
+    evaluation = list(evaluations_in(run.folder.metrics).values())[-1:]
+    newest = evaluation[0] if evaluation else {}
+    losses = newest.get("evaluation", {})
     unigram = run.evaluation.unigram(run.data.training, run.data.manifest.vocabulary_size)
-    values = summary(run, step, losses=newest.losses, unigram=unigram, clock=clock, wall_seconds=wall_seconds)
-    values |= {"tasks": newest.tasks, "evaluated_after_step": newest.step or None}
+    values = summary(run, step, losses=losses, unigram=unigram, clock=clock, wall_seconds=wall_seconds)
+    values |= {"tasks": newest.get("evaluation_tasks", {}), "evaluated_after_step": newest.get("step")}
     values["energy"] = energy_totals(run.folder.path).to_json()
     run.folder.update_summary(values)
     closing(run.config, values)
 
 
 def summary(
-    run: Run, step: int, *, losses: Mapping[str, LanguageScore], unigram: Mapping[str, LanguageScore], clock: StepClock,
-    wall_seconds: float,
+    run: Run, step: int, *, losses: Mapping[str, Mapping[str, float]], unigram: Mapping[str, LanguageScore],
+    clock: StepClock, wall_seconds: float,
 ) -> dict[str, Any]:  # fmt: skip
-    """What came out, for people and scripts. Speed, MFU and FLOPs a token are this start's means."""
+    """What came out, for people and scripts. Speed, MFU and FLOPs a token are this start's means.
+
+    Args:
+        losses: {language: its rates} as ``metrics.jsonl`` has them.
+    """
     config, data, line = run.config, run.data, run.config.timeline
     tokens, flops = run.work(step)
-    speed = tokens / (step - run.first_step) / clock.mean_seconds if clock.steps else 0.0
-    per_token = flops // tokens
+    per_step, per_token = float(line.at(step - 1).tokens_per_step), run.flops_per_token(line.at(step - 1))
+    if tokens:  # none: it went back to the step that it began with
+        per_step, per_token = tokens / (step - run.first_step), flops // tokens
+    speed = per_step / clock.mean_seconds if clock.steps else 0.0
     languages = sorted({*data.training, *data.validation})
     corpus = data.manifest.folder.parent / "corpus"
     paths = {
@@ -135,11 +146,11 @@ def summary(
 
 
 def _language(
-    name: str, data: Data, losses: Mapping[str, LanguageScore], unigram: Mapping[str, LanguageScore]
+    name: str, data: Data, losses: Mapping[str, Mapping[str, float]], unigram: Mapping[str, LanguageScore]
 ) -> dict[str, Any]:
     shards = [shard for shard in data.manifest.shards if shard.language == name]
     return {
-        "bits_per_byte": losses[name].bits_per_byte if name in losses else None,
+        "bits_per_byte": losses[name]["bits_per_byte"] if name in losses else None,
         "unigram_bits_per_byte": unigram[name].bits_per_byte if name in unigram else None,
         "documents": sum(shard.documents for shard in shards),
         "bytes": sum(shard.bytes for shard in shards),
@@ -179,6 +190,8 @@ def closing(config: TrainConfig, values: Mapping[str, Any]) -> None:
     say(f"{steps} in {duration(values['wall_seconds'])}; {count(values['tokens_per_second'], 'tok')}/s, "
         f"MFU {values['mfu']:.0%}, last checkpoint {values['paths']['checkpoint']}")  # fmt: skip
     say(energy_line(values["energy"]))
+    if REPLAY in os.environ:
+        return
     if values["finished"]:
         _next(config)
     else:

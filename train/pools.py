@@ -39,6 +39,7 @@ class Pool:
         return self.source is None and not self.without
 
     def holds(self, source: str) -> bool:
+        """Whether text of this source of its language is in it."""
         return source == self.source if self.source is not None else source not in self.without
 
     def parts(self, sizes: Iterable[tuple[str, int]]) -> list[tuple[int, int]]:

@@ -35,12 +35,15 @@ class Requests:
             os.kill(os.getpid(), number)
         self._signalled = True
 
+    def stop(self, place: Place) -> bool:
+        """Whether this rank knows of a wish to stop; others may not yet."""
+        return self._signalled or (place.first and self.folder.stop_file.exists())
+
     def pending(self, place: Place) -> torch.Tensor:
         """(stop, save) as 0 or 1, float64."""
-        stop = self._signalled or (place.first and self.folder.stop_file.exists())
         asked = not self._granted and self.folder.save_file.exists()
         save = place.first and (asked or time.monotonic() - self._begun > self.every_seconds)
-        return torch.tensor([stop, save], dtype=torch.float64)
+        return torch.tensor([self.stop(place), save], dtype=torch.float64)
 
     def granted(self) -> None:
         """A checkpoint was begun."""

@@ -248,6 +248,16 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     return records
 
 
+def evaluations_in(metrics: Path) -> dict[int, dict[str, Any]]:
+    """{step: the record of its evaluation} of a ``metrics.jsonl``, in its order; empty where there is none.
+
+    Raises:
+        HanseError: a line in it is no record.
+    """
+    records = read_metrics(metrics) if metrics.is_file() else []
+    return {record["step"]: record for record in records if "evaluation" in record}
+
+
 def _holder() -> dict[str, Any]:
     """What tells this process from every other one."""
     return {

@@ -22,6 +22,7 @@ from common.files import sha256_file, write_json
 from common.terminal import Progress, count, next_step, say, table
 from data_pipelines.tokenizer import token_byte_lengths
 from train import harness
+from train.accuracy import interval
 from train.evaluations import DONE, FORMAT, name_of, to_evaluate
 from train.generate import Prompt, generate
 from train.harness import Share
@@ -286,10 +287,10 @@ def _show(value: Mapping[str, Any]) -> None:
                 + (" (titles in the corpus beside the shards; corpus=... says where)" if task == "description" else "")
             )
             continue
-        rows = [[name, f"{one['accuracy']:.1%}", f"± {one['standard_error']:.1%}", one["items"]]
+        rows = [[name, f"{one['accuracy']:.1%}", interval(one), one["items"]]
                 for name, one in languages.items()]  # fmt: skip
         chance = next(iter(languages.values()))["chance"]
-        table(f"\n{task} (guessing gives {chance:.0%})", ["language", "accuracy", "standard error", "items"], rows)
+        table(f"\n{task} (guessing gives {chance:.0%})", ["language", "accuracy", "95 % interval", "items"], rows)
     if value["lm_eval"]:
         names = sorted({key for one in value["lm_eval"]["tasks"].values() for key in one} - {"num_fewshot", "items"})
         rows = [[task, *(f"{one[key]:.4f}" if key in one else "" for key in names), one["items"]]

@@ -53,6 +53,7 @@ from train.state_hash import StateHasher
 from train.stopwatch import Stopwatch
 from train.stream import open_sources
 from train.task_evaluation import TaskEvaluation, open_tasks
+from train.validate import owes_evaluation
 from train.weights import Weights
 
 
@@ -62,6 +63,7 @@ class Run:
 
     Attributes:
         first_step: optimizer steps done before this start; ``seconds_before``: wall-clock seconds spent on them.
+        owes_evaluation: whether that of ``first_step`` is still to be made (train/validate.py).
         parameters: of the model; ``flops``: model FLOPs of one training token, by the length of the sequences.
         tasks: asked beside each evaluation; None: none are.
         watch: tells where this rank's time goes.
@@ -88,6 +90,7 @@ class Run:
     flops: dict[int, int]
     peak: float
     first_step: int
+    owes_evaluation: bool
     seconds_before: float
 
     @property
@@ -208,6 +211,7 @@ def set_up(config: TrainConfig, place: Place, folder: RunFolder, device: torch.d
         flops=flops,
         peak=peak,
         first_step=first_step,
+        owes_evaluation=resumed is not None and owes_evaluation(folder, resumed.state, place),
         seconds_before=resumed.state["wall_seconds"] if resumed else 0.0,
     )  # fmt: skip
 

@@ -8,7 +8,7 @@ anew, ranks may share sequences, and at ZeRO 3 all ranks run as often as each ot
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -104,8 +104,11 @@ class TaskEvaluation:
             ids[start:end], documents[start:end] = self.rows[row][0], number
         return ids, documents
 
-    def run(self, engine: Engine, place: Place) -> dict[str, dict[str, dict[str, float]]]:
-        """{task: {language: accuracy ...}} (:func:`train.tasks.summary`), the same on any ranks. Collective."""
+    def run(self, engine: Engine, place: Place, pause: Callable[[], None]) -> dict[str, dict[str, dict[str, float]]]:
+        """{task: {language: accuracy ...}} (:func:`train.tasks.summary`), the same on any ranks. Collective.
+
+        ``pause``: see :func:`train.evaluate.scored_in_turn`.
+        """
         found = torch.zeros(len(self.rows), 2, dtype=torch.float64)  # of a row: negative log-likelihood, likeliest
         where: dict[int, list[Asked]] = {}
 
@@ -113,7 +116,7 @@ class TaskEvaluation:
             made, where[index] = self.batch(index)
             return made
 
-        for index, nll, first in scored_in_turn(engine, place, self.batches, batch):
+        for index, nll, first in scored_in_turn(engine, place, self.batches, batch, pause):
             each, likeliest = nll.double().cpu(), first.cpu()
             for one in where[index]:
                 labels = slice(one.first, one.stop)

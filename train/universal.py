@@ -8,8 +8,8 @@
     FOLDER/TAG/*_model_states.pt          steps, samples, shapes; one for stages 1 and 2, or one a rank for stage 3
 
 (deepspeed/checkpoint/ds_to_universal.py, runtime/base_optimizer.py and runtime/zero/stage3.py of 0.19.8.) All of it is
-pickle. What is needed is read through ``torch.load(weights_only=True)``, which builds tensors and plain values and
-calls nothing else; ``optimizer_state.pt`` of DeepSpeed holds objects of its own, and is never opened here.
+pickle. What is needed holds tensors and plain values alone, and is read by ``train/pickled.py``; ``optimizer_state.pt``
+of DeepSpeed holds objects of its own, and is never opened here.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ from __future__ import annotations
 import io
 import math
 import os
-import pickle
 from collections.abc import Iterator
 from contextlib import suppress
 from hashlib import sha256
@@ -31,6 +30,7 @@ from common.errors import HanseError
 from common.files import inside, is_plain, read_json, sha256_file, write_json, write_text
 from train.checkpoint import Checkpoint
 from train.optimizers import MOMENTS
+from train.pickled import load_pickled
 
 FORMAT = "hanse.universal/1"
 MANIFEST = "hanse.json"
@@ -73,7 +73,7 @@ class Universal:
         there = [name for name in STATES if (found / name).is_file()]
         if not there:
             raise HanseError(f"{found}: holds no {' or '.join(STATES)}; get the folder again from where it came")
-        self.states: dict[str, Any] = load_plain(found / there[0])
+        self.states: dict[str, Any] = load_pickled(found / there[0])
         try:
             shapes = {str(name): tuple(map(int, shape)) for group in self.states["param_shapes"]
                       for name, shape in group.items()}  # fmt: skip
@@ -109,7 +109,7 @@ class Universal:
             HanseError: it is not what the shape says.
         """
         path = self._file(name, part)
-        held = load_plain(path)
+        held = load_pickled(path)
         tensor = held.get("param") if isinstance(held, dict) else held
         if not isinstance(tensor, Tensor) or tensor.numel() != math.prod(self.shapes[name]):
             raise HanseError(f"{path}: does not hold a tensor of {math.prod(self.shapes[name])} elements")
@@ -140,21 +140,6 @@ class Universal:
             told = "is a link" if path.is_symlink() else "is missing"
             raise HanseError(f"{path}: {told}; only AdamW's state is read, of parameters that were all trained")
         return path
-
-
-def load_plain(path: Path) -> Any:
-    """What a ``.pt`` file holds, if that is tensors and plain values; tensors stay on the disk until they are used.
-
-    Raises:
-        HanseError: it holds more, which could run code, or is no such file.
-    """
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except pickle.UnpicklingError:
-        raise HanseError(f"{path}: holds more than tensors and plain values, which is never read: unpickling it "
-                         "could run code") from None  # fmt: skip
-    except (OSError, RuntimeError, ValueError, EOFError, KeyError, AttributeError, TypeError):
-        raise HanseError(f"{path}: not a readable file of torch.save") from None
 
 
 def write_universal(checkpoint: Checkpoint, folder: Path, tell: Any = lambda done: None) -> None:

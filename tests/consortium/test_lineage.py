@@ -231,3 +231,12 @@ def test_the_page_in_a_browser(world, registry, tmp_path):
         assert browser.console == []
         assert len(browser.requests) == 1
         browser.picture(tmp_path / "lineage.png")
+        wide = browser.run("document.querySelector('svg').width.baseVal.value")
+        hint = "getComputedStyle(document.querySelector('.wider')).display"
+        for window, shown in ((wide + 65, "none"), (wide + 47, "block"), (700, "block")):
+            browser.open(path, int(window), 800)
+            assert browser.run(hint) == shown
+            hidden = browser.run("document.querySelector('.graph').scrollWidth "
+                                 "- document.querySelector('.graph').clientWidth")  # fmt: skip
+            assert (hidden > 0) == (shown == "block")
+            assert browser.run("document.documentElement.scrollWidth") == int(window)  # the page itself stays

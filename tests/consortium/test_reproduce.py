@@ -26,8 +26,11 @@ def test_at_d2_another_layout_gives_every_bit_again(hanse, tiny_settings, tmp_pa
     before = hashes(run)
     assert hanse("key", f"new={tmp_path / 'bob.key'}") == 0
     again = [f"run={run}", "to_step=12", "ranks=1", "zero_stage=3", f"key={tmp_path / 'bob.key'}"]
+    assert "hanse export" in capfd.readouterr().out
     assert hanse("reproduce", *again, "from_step=6", f"output={tmp_path / 'again'}") == 0
-    assert "steps 7 to 12: the same to the last bit" in capfd.readouterr().out
+    said = capfd.readouterr().out
+    assert "steps 7 to 12: the same to the last bit" in said
+    assert "hanse export" not in said  # of the replay
     told = json.loads((tmp_path / "again/reproduction.json").read_text())
     assert told["bitwise"]
     assert told["compared_state"]

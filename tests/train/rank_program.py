@@ -7,6 +7,7 @@ A case is ``{"name": ..., "config": {...}}`` and what goes wrong in it:
     "poison": n         the n-th step's loss is not finite, on rank 1 in each second sequence; "heals": only once
     "steep": [a, b]     the gradient is a thousand times too large in steps that begin with one of these samples
     "slow": seconds     a forward pass takes so much longer on rank 1
+    "stop": n           rank 1 is told to stop before the n-th batch that it evaluates
     "flip": n           before the n-th step's forward pass a bit of rank 1's copy of a weight becomes another
 
 Its result is the exit code, or the message of the HanseError. Whatever goes wrong, weights and moments are held to be
@@ -16,6 +17,7 @@ as they were after an update that was not made.
 import itertools
 import json
 import os
+import signal
 import sys
 import time
 from pathlib import Path
@@ -32,7 +34,7 @@ from train.engine import Engine, initialise_ranks
 from train.loop import train_as_rank
 from train.ranks import find_place
 
-ACCUMULATE, UPDATE = loop.accumulate, Engine.update
+ACCUMULATE, UPDATE, SCORES = loop.accumulate, Engine.update, Engine.scores
 FLIPPED = "model.layers.1.mlp.up_proj.weight"
 
 
@@ -47,8 +49,8 @@ def steepened(total, nll):
 
 
 def broken(case, place):
-    """``accumulate`` and ``update`` with the faults of a case."""
-    calls = itertools.count(1)
+    """``accumulate``, ``update`` and ``scores`` with the faults of a case."""
+    calls, evaluated = itertools.count(1), itertools.count(1)
 
     def accumulate(engine, batch, *rest):
         number = next(calls)
@@ -78,7 +80,12 @@ def broken(case, place):
         assert made != all(map(torch.equal, before, held(engine)))
         return made
 
-    return accumulate, update
+    def scores(engine, batch):
+        if next(evaluated) == case.get("stop") and place.rank == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return SCORES(engine, batch)
+
+    return accumulate, update, scores
 
 
 def held(engine):
@@ -94,7 +101,7 @@ def main(cases: str, results: str) -> None:
     outcomes = {}
     for case in json.loads(Path(cases).read_text()):
         config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(TrainConfig), case["config"]))
-        loop.accumulate, Engine.update = broken(case, place)
+        loop.accumulate, Engine.update, Engine.scores = broken(case, place)
         try:
             outcomes[case["name"]] = train_as_rank(config, place, device)
         except HanseError as error:

@@ -34,7 +34,8 @@ def test_all_that_has_no_effect_is_said_at_once():
 @pytest.mark.parametrize("override", IDLE)
 def test_it_is_taken_where_it_has_one(override):
     beside = [*BESIDE, IDLE[override]] if "precision" not in IDLE[override] else [IDLE[override]]
-    configured(override, *beside, *(["init_from=/model"] if "init_tokenizer" in IDLE[override] else []))
+    start = ["init_from=/model"] if "init_tokenizer" in IDLE[override] else []
+    assert configured(override, *beside, *start).without_effect() == []
 
 
 def test_what_weights_from_elsewhere_leave_of_the_rules_for_fresh_ones():
@@ -86,4 +87,4 @@ def test_a_strangers_run_is_read_as_it_is():
     "path", sorted(Path("configs/experiment").glob("*/train.yaml")), ids=lambda path: path.parent.name
 )
 def test_the_experiments_set_nothing_in_vain(path):
-    configured(f"experiment={path.parent.name}/train")
+    assert configured(f"experiment={path.parent.name}/train").without_effect() == []

@@ -49,7 +49,7 @@ def test_the_report_shows_tasks_over_the_steps_sources_lm_eval_and_samples(run, 
     page = (folder / "report.html").read_text(encoding="utf-8")
     text = text_of(page)
     assert "Next sentence" in text
-    assert "fr 60.0% ± 10.0%" in text
+    assert "fr 60.0% (39% to 78%)" in text
     assert "de, de_two 2.000 4.000 10.0%" in text
     assert "hellaswag_fr acc 0.2600 100 0" in text
     assert "Le serpent" in text
@@ -100,7 +100,7 @@ def test_task_scores_join_the_fairness_of_the_run_and_the_model_card(run):
     assert scores["fr"] == {"next_sentence": 0.6}
     assert scores["es"] == {}
     card = card_section(RunFolder(folder), 20)
-    assert "| next_sentence | fr | 0.600 | 0.100 | 0.25 | 20 |" in card
+    assert "| next_sentence | fr | 60.0% | 39% to 78% | 25% | 20 |" in card
     assert "| hellaswag_fr | acc | 0.2600 |" in card
     assert card_section(RunFolder(folder), 10) == ""
 
@@ -123,7 +123,7 @@ def test_tasks_that_a_run_asked_itself_are_drawn_too_and_of_two_who_asked_more_c
     assert hanse("report", f"run={folder}") == 0
     text = text_of((folder / "report.html").read_text(encoding="utf-8"))
     assert "Asked after step 20. Share of right answers" in text
-    assert "de 50.0% ± 20.0%" in text
+    assert "de 50.0% (17% to 83%)" in text
     assert "hanse evaluate, step" not in text
     write(saved(20))  # 20 questions
     found = task_scores(records, read_evaluations(RunFolder(folder))[0])

@@ -12,6 +12,7 @@ from data_pipelines.shards import ShardsManifest
 from train import outcome
 from train.config import BatchConfig, DataConfig, TrainConfig
 from train.energy.totals import energy_totals
+from train.local_start import REPLAY
 from train.ranks import Place
 from train.run_folder import RunFolder, read_metrics
 
@@ -59,7 +60,7 @@ def values(**more) -> dict:
                  "de": {"bits_per_byte": None, "unigram_bits_per_byte": 2.0}}  # fmt: skip
     return {"languages": languages, "steps": 6, "consumed_tokens": 3072, "wall_seconds": 75.0, "mfu": 0.52,
             "tokens_per_second": 2000.0, "paths": {"checkpoint": "c"}, "finished": True,
-            "tasks": {"last_word": {"fr": {"accuracy": 0.25, "standard_error": 0.05, "chance": 0.0}}},
+            "tasks": {"last_word": {"fr": {"accuracy": 0.25, "standard_error": 0.05, "items": 75, "chance": 0.0}}},
             "evaluated_after_step": 6, "energy": energy_totals("nowhere").to_json(), **more}  # fmt: skip
 
 
@@ -69,7 +70,7 @@ def test_a_finished_run_names_what_comes_next_and_a_stopped_one_how_to_go_on(tin
     assert "fr        2.000    2.500     -20.0 %" in text
     assert "\nde " not in text  # not validated: nothing to compare
     assert "validation bits per byte\n" in text
-    assert "fr        25.0% ± 5.0%\nguessing            0%" in text
+    assert "fr        25.0% (17% to 36%)\nguessing                  0%" in text
     assert "6 of 12 steps, 3.07 k tokens in 1m15s; 2 ktok/s, MFU 52%, last checkpoint c" in text
     for verb in ("export", "generate", "report"):
         assert f"hanse {verb} run={tiny_config.run}" in text
@@ -78,6 +79,16 @@ def test_a_finished_run_names_what_comes_next_and_a_stopped_one_how_to_go_on(tin
     assert "validation bits per byte, after step 4\n" in text
     assert "right answers" not in text
     assert "the same command goes on (exit code 75)" in text
+    assert "hanse export" not in text
+
+
+@pytest.mark.parametrize("finished", [True, False])
+def test_a_replay_tells_its_numbers_and_nothing_of_what_comes_next(tiny_config, capsys, monkeypatch, finished):
+    monkeypatch.setenv(REPLAY, "1")
+    outcome.closing(tiny_config, values(finished=finished))
+    text = capsys.readouterr().out
+    assert "last checkpoint c" in text
+    assert "stopped when asked" not in text
     assert "hanse export" not in text
 
 

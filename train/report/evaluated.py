@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from common.charts import Chart, Series, Table, draw, fitted
 from common.page import shown_count
+from train.accuracy import right_answers
 from train.evaluations import Numbers, Saved, task_scores
 from train.report.evidence import Evidence
 
@@ -65,15 +66,11 @@ def _charts(evidence: Evidence, scores: Mapping[int, Mapping[str, Numbers]]) -> 
 
 def _answers(tasks: Mapping[str, Numbers], when: str = "") -> Table:
     names = sorted({language for languages in tasks.values() for language in languages})
-    rows = [[name, *(_answer(languages.get(name)) for languages in tasks.values())] for name in names]
+    rows = [[name, *(right_answers(one.get(name), "not asked") for one in tasks.values())] for name in names]
     items = sorted({f"{row['items']:,.0f}" for one in tasks.values() for row in one.values()})
-    note = (f"{when}Share of right answers, with its standard error. Questions are made of the validation text: "
-            f"{' or '.join(items)} of each language.") if rows else ""  # fmt: skip
+    note = (f"{when}Share of right answers, with its 95 % interval (Wilson). Questions are made of the "
+            f"validation text: {' or '.join(items)} of each language.") if rows else ""  # fmt: skip
     return Table(["language", *(task.replace("_", " ") for task in tasks)], rows, note)
-
-
-def _answer(row: dict[str, float] | None) -> str:
-    return f"{row['accuracy']:.1%} ± {row['standard_error']:.1%}" if row else "not asked"
 
 
 def _text(latest: Saved) -> Table:

@@ -140,9 +140,11 @@ def test_groups_stay_apart_when_one_has_no_preference(decide):
 
 @given(st.text(max_size=300))
 def test_no_robots_txt_breaks_the_parser(text):
-    usage_rules(text)
-    tdm_rules(text)
-    page_objection({"X-Robots-Tag": text, "Content-Usage": text}, text)
+    rules = usage_rules(f"User-agent: {text}\nContent-Usage: {text} train-ai=n\n{text}")
+    assert {line.partition(": ")[0] for line in rules.split("\n")} <= {"User-agent", "Allow", "Disallow", "Crawl-delay"}
+    assert tdm_rules(text) == []  # no list of rules
+    signals = {"", "X-Robots-Tag: noai", "header Content-Usage", "meta robots: noai", "meta tdm-reservation"}
+    assert page_objection({"X-Robots-Tag": text, "Content-Usage": text}, text) in signals
 
 
 # ---------------------------------------------------------------- other files

@@ -1,8 +1,8 @@
-"""Pickles of strangers, as checkpoints of Megatron are: read without importing or calling anything that they name.
+"""Pickles of strangers, as checkpoints of DeepSpeed and Megatron are: read without importing or calling what they name.
 
-``torch.save``'s files go through ``torch.load(weights_only=True)``, ``.metadata`` of a distributed one through an
-unpickler of our own. For every class that a file names and that is on a list, both build a stand-in that keeps what it
-is given; a file that names any other is refused.
+``torch.save``'s files go through ``torch.load(weights_only=True)``, ``.metadata`` of a distributed one of Megatron
+through an unpickler of our own. For every class that a file names and that is on a list, both build a stand-in that
+keeps what it is given; a file that names any other is refused.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ import torch
 
 from common.errors import HanseError
 
-KNOWN = re.compile(r"argparse\.Namespace|types\.SimpleNamespace|_io\.BytesIO|pathlib\.(_local\.)?(Pure)?PosixPath"
-                   r"|collections\.defaultdict|(megatron|transformer_engine|numpy)\.[\w.]+")  # fmt: skip
+MEGATRON = re.compile(r"argparse\.Namespace|types\.SimpleNamespace|_io\.BytesIO|pathlib\.(_local\.)?(Pure)?PosixPath"
+                      r"|collections\.defaultdict|(megatron|transformer_engine|numpy)\.[\w.]+")  # fmt: skip
 DCP = "torch.distributed.checkpoint."
 METADATA = {
     *(f"{DCP}metadata.{name}" for name in (
@@ -46,16 +46,20 @@ def _refused(path: Path, what: str) -> HanseError:
     return HanseError(f"{path}: holds {what}, which is never read: unpickling it could run code")
 
 
-def load_pickled(path: Path, data: bytes | None = None) -> Any:
-    """What ``torch.save`` wrote into a file, or into ``data``, a part of it; tensors stay on the disk until used.
+def load_pickled(path: Path, known: re.Pattern[str] | None = None, data: bytes | None = None) -> Any:
+    """What ``torch.save`` wrote into a file; tensors stay on the disk until they are used.
+
+    Args:
+        known: classes that it may name, beside tensors and plain values.
+        data: read this instead, a part of the file.
 
     Raises:
-        HanseError: it holds more than tensors, plain values and what is on the list, or is no such file.
+        HanseError: it holds more, which could run code, or is no such file.
     """
     where: Any = path if data is None else io.BytesIO(data)
     try:
         named = torch.serialization.get_unsafe_globals_in_checkpoint(where)
-        strange = sorted(name for name in named if not KNOWN.fullmatch(name))
+        strange = sorted(name for name in named if not (known and known.fullmatch(name)))
         if strange:
             raise _refused(path, strange[0])
         with torch.serialization.safe_globals([(Stand, name) for name in named]):
