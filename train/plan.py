@@ -114,13 +114,14 @@ def _show_memory(plan: Plan) -> None:
     value = VALUE_BYTES[subject.precision]
     layout = layout_of(subject, ranks, chosen.stage if chosen else stages_of(subject)[-1])
     gradients = SUM_BYTES if layout.exact else VALUE_BYTES[layout.accumulated]
+    again = f" and once more / {layout.again_in}" if layout.again_in else ""
     own, share = f", and {SUM_BYTES} N / {ranks} beside them at 1" if layout.exact else "", layout.ranks
     if share < ranks:
         say(f"N: {count(subject.held)} parameters, of the parts of one of {ranks // share} GPUs that share matrices")
     say(
         f"weights {value} N, gradients {gradients} N, optimizer {subject.optimizer_bytes:.3g} N bytes; / {share}: "
-        f"optimizer from stage 1, gradients from 2{own}, weights at 3; fits: in {1 - plan.config.spare_memory:.0%} of "
-        "a GPU"
+        f"optimizer from stage 1, gradients from 2{own}, weights at 3{again}; fits: in "
+        f"{1 - plan.config.spare_memory:.0%} of a GPU"
     )
     if layout.offloaded:
         where = "host memory and disk" if subject.config.engine.nvme_path else "host memory"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -74,8 +75,9 @@ def describe(config: PlanConfig) -> Subject:
         ConfigError: it would refuse it.
     """
     found, wrong = configuration_of("train", config.train, "ranks=${engine.sequence_parallel}")
-    if found and (parts := found["engine"]["tensor_parallel"]) > 1:  # one of both is 1
-        found, wrong = configuration_of("train", config.train, f"ranks={parts}")
+    groups = ("sequence_parallel", "tensor_parallel", "hpz_partition_size")
+    if found and (fewest := math.lcm(*(found["engine"][key] for key in groups))) not in (0, found["ranks"]):
+        found, wrong = configuration_of("train", config.train, f"ranks={fewest}")  # that could train it at all
     if found is None or wrong:
         raise ConfigError(wrong)
     train = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(TrainConfig), found))

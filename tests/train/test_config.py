@@ -62,6 +62,10 @@ def test_under_a_launcher_the_ranks_are_those_it_started(hanse, capsys, tiny_set
     text = refused(hanse, capsys, *ours, "engine.sequence_parallel=1", "batch.global_batch_size=8")
     assert "1 x 3 = 3; nearest: 6 or 9" in text
     assert "must divide ranks=3" in refused(hanse, capsys, *ours, "engine.sequence_parallel=2")
+    hpz = [*ours, "engine.zero_stage=3", "engine.sequence_parallel=1"]
+    assert hanse("train", "--check", *hpz, "engine.hpz_partition_size=3") == 0
+    text = refused(hanse, capsys, *hpz, "engine.hpz_partition_size=2")
+    assert "engine.hpz_partition_size=2: must divide ranks=3; it is the number of GPUs of a node" in text
 
 
 def test_a_run_as_what_to_begin_with_is_answered_with_its_newest_checkpoint(hanse, capsys, tiny_settings, tmp_path):

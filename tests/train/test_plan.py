@@ -189,12 +189,15 @@ def test_gpus_that_do_not_divide_a_step_are_told_apart_from_those_it_does_not_fi
     shared = subject_of(configured("engine.sequence_parallel=2", "ranks=2", "model.settings.num_key_value_heads=2"))
     assert uneven(shared, 1, 3).startswith("1 node, 3 GPUs: train.engine.sequence_parallel=2 does not divide them")
     assert micro_batches(shared, 8) == [1, 2, 4, 8]  # 32 sequences, four groups
+    node = subject_of(configured("engine.zero_stage=3", "engine.hpz_partition_size=4", "ranks=4"))
+    assert uneven(node, 2, 1).startswith("2 nodes, 2 GPUs: train.engine.hpz_partition_size=4 does not divide them")
+    assert micro_batches(node, 8) == [1, 2, 4]
 
 
 @given(st.integers(1, 96), st.integers(1, 64))
 def test_what_would_do_does(size, nodes):
     """The batch sizes and numbers of nodes that are proposed do divide."""
-    alone = SimpleNamespace(sequence_parallel=1, tensor_parallel=1, sharing=1)
+    alone = SimpleNamespace(sequence_parallel=1, tensor_parallel=1, sharing=1, hpz_partition_size=1)
     subject = SimpleNamespace(config=SimpleNamespace(timeline=[SimpleNamespace(size=size)], engine=alone))
     said = uneven(subject, nodes, 2)
     if said is None:
@@ -244,6 +247,20 @@ def test_what_does_not_fit_is_said_with_what_would_help(hanse, capsys):
     said = capsys.readouterr().out
     assert "hanse launch" not in said
     assert "next: more nodes" in said
+
+
+def test_weights_that_each_node_holds_once_more_are_planned_at_stage_3(hanse, tmp_path, capsys):
+    found = {}
+    for size in (1, 4):
+        output = tmp_path / f"{size}.json"
+        more = ["train.engine.zero_stage=3", f"train.engine.hpz_partition_size={size}", "site=leonardo", "nodes=[16]"]
+        assert hanse("plan", *REQUEST, *more, f"output={output}") == EXIT_DONE
+        found[size] = json.loads(output.read_text())
+    weights = found[4]["fits"]["16"]["memory"]["weights"]
+    assert weights == pytest.approx(2 * found[4]["parameters"] * (1 / 64 + 1 / 4))
+    assert found[4]["fits"]["16"]["stage"] == 3
+    assert found[1]["fits"]["16"]["stage"] < 3  # what is not asked for at stage 3 alone goes lower where it fits
+    assert "weights at 3 and once more / 4; fits" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
