@@ -14,7 +14,7 @@ from benchmarks.memory import on_ranks
 from common.errors import EXIT_DONE, EXIT_USER_ERROR
 from tests.train.test_engine_config import configured
 from train.config import ModelConfig
-from train.hardware import GPUS, find_gpu
+from train.hardware import GPUS, data_sheet_peak, find_gpu
 from train.memory import Layout, activations, buffers, memory, on_host, saved_bytes, states
 from train.model import PackedLanguageModel, build_model, model_config, recompute_activations
 from train.plan_fit import choose, layout_of, micro_batches, room, uneven
@@ -123,6 +123,21 @@ def test_the_gpu_of_every_site_is_known(path):
 @pytest.mark.parametrize("name", ["NVIDIA A100-SXM-64GB", "NVIDIA GH200 480GB", "AMD Instinct MI250X", "h100"])
 def test_a_gpu_is_found_by_the_name_its_driver_gives(name):
     assert find_gpu(name)[0].split()[0].lower() in name.lower()
+
+
+@pytest.mark.parametrize("name", ["NVIDIA H100 PCIe", "NVIDIA H100 NVL", "NVIDIA H200 NVL", "NVIDIA L40S", "",
+                                  "NVIDIA H100 80GB HBM3 MIG 1g.10gb"])  # fmt: skip
+def test_another_part_of_the_same_family_is_not_taken_for_it(name):
+    assert find_gpu(name) is None
+    assert data_sheet_peak(["NVIDIA H100 80GB HBM3", name]) is None
+
+
+def test_the_peak_of_all_ranks_is_the_sum_of_theirs_or_not_known():
+    assert data_sheet_peak(["NVIDIA H100 80GB HBM3"] * 4) == 4 * 989.4e12
+    assert data_sheet_peak(["AMD Instinct MI250X"] * 8) == 8 * 191.5e12
+    assert data_sheet_peak(["NVIDIA A100-SXM4-40GB", "NVIDIA H200"]) == 312e12 + 989.4e12
+    assert data_sheet_peak(["NVIDIA H100 80GB HBM3", None]) is None
+    assert data_sheet_peak([None, None]) is None
 
 
 def test_a_plan_adds_up_and_is_written_for_programs(hanse, tmp_path, capsys):
