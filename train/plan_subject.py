@@ -38,6 +38,7 @@ class Machine:
     gpus_per_node: int
     site: str
     network_gbit: float | None  # of a node
+    storage_gb_per_second: float | None
 
 
 @dataclass(frozen=True)
@@ -162,4 +163,5 @@ def find_machine(config: PlanConfig) -> Machine:
     of_site = None if config.gpu else queue.gpu_memory_gb or site.node.gpu_memory_gb
     return Machine(found[0], found[1], config.gpu_memory_gb or of_site or found[1].memory_gb[0],
                    config.gpus_per_node or queue.gpus or site.node.gpus or 4, site.name,
-                   config.network_gbit or site.node.network_gbit)  # fmt: skip
+                   config.network_gbit or site.node.network_gbit,
+                   config.storage_gb_per_second or site.storage_gb_per_second)  # fmt: skip

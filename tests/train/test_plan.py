@@ -1,6 +1,7 @@
 """A plan says what training would need: its arithmetic is that of the engine, its memory that of tensors."""
 
 import json
+import re
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -153,10 +154,13 @@ def test_a_plan_adds_up_and_is_written_for_programs(hanse, tmp_path, capsys):
         used = one["tokens_per_second"] * plan["flops_per_token"]
         assert used / (one["ranks"] * GPUS["MI250X GCD"].bf16_flops) == pytest.approx(plan["mfu"])
         assert one["facility_mwh"] == pytest.approx(1.2 * one["mwh"])
+    assert plan["storage_gb_per_second"] == 240  # of the site
+    assert plan["checkpoint_write_seconds"] == pytest.approx(12 * plan["parameters"] / 240e9)
     assert plan["fits"]["1"]["stage"] > plan["fits"]["16"]["stage"]  # more GPUs, less on each
     said = capsys.readouterr().out
     assert "hanse launch site=lumi nodes=1 train.engine.zero_stage=3" in said
     assert "MI250X GCD 64 GB" in said
+    assert "checkpoint 96.4 GB, 0.402 s to write at 240 GB/s" in said
 
 
 # Dense bf16 TFLOP/s as the makers' data sheets print them, so that a peak that is wrong in the table is seen here.
@@ -248,8 +252,9 @@ def test_every_stage_is_planned_with_its_own_batch_and_sequences():
 def test_what_is_drawn_is_shown_with_its_repetition(hanse, tiny_settings, capsys):
     train = [f"train.{one}" for one in tiny_settings]
     rule = ["train.data.mixture_rule=unimax", "train.data.max_epochs=6", f"train.tokens={250 * 8 * 64}"]
-    assert hanse("plan", *train, *rule, "nodes=[1]", "gpus_per_node=2") == EXIT_DONE
+    assert hanse("plan", *train, *rule, "nodes=[1]", "gpus_per_node=2", "storage_gb_per_second=0.001") == EXIT_DONE
     said = capsys.readouterr().out
+    assert re.search(r"checkpoint (\S+) MB, \1 s to write at 0.001 GB/s", said)  # the site says nothing
     assert "language   asked  obtained" in said
     assert "WARNING: it: " in said
     assert "epochs; beyond 4 repeated text teaches ever less" in said
@@ -271,11 +276,28 @@ def test_weights_that_each_node_holds_once_more_are_planned_at_stage_3(hanse, tm
         more = ["train.engine.zero_stage=3", f"train.engine.hpz_partition_size={size}", "site=leonardo", "nodes=[16]"]
         assert hanse("plan", *REQUEST, *more, f"output={output}") == EXIT_DONE
         found[size] = json.loads(output.read_text())
+    assert (found[4]["storage_gb_per_second"], found[4]["checkpoint_write_seconds"]) == (None, None)
     weights = found[4]["fits"]["16"]["memory"]["weights"]
     assert weights == pytest.approx(2 * found[4]["parameters"] * (1 / 64 + 1 / 4))
     assert found[4]["fits"]["16"]["stage"] == 3
     assert found[1]["fits"]["16"]["stage"] < 3  # what is not asked for at stage 3 alone goes lower where it fits
-    assert "weights at 3 and once more / 4; fits" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "weights at 3 and once more / 4; fits" in said
+    assert "to write" not in said
+
+
+@pytest.mark.slow
+def test_a_real_run_tells_what_share_of_the_peak_it_reached(hanse, tiny_run, tiny_settings, tmp_path, capsys):
+    output, train = tmp_path / "plan.json", [f"train.{one}" for one in tiny_settings]
+    more = ["nodes=[1]", "gpus_per_node=2", "gpu=A100", f"output={output}"]
+    assert hanse("plan", *train, *more, f"measured_in={tiny_run}") == EXIT_DONE
+    plan, summary = json.loads(output.read_text()), json.loads((tiny_run / "summary.json").read_text())
+    rate = summary["tokens_per_second"] * summary["flops_per_token"] / summary["ranks"]
+    assert plan["mfu"] == pytest.approx(rate / 312e12)
+    assert plan["mfu_is"] == f"measured in {tiny_run}"
+    assert plan["times"][0]["tokens_per_second"] == pytest.approx(summary["tokens_per_second"])  # on as many ranks
+    assert f"(measured in {tiny_run})" in capsys.readouterr().out
+    assert plan["flops_per_token"] == summary["flops_per_token"]
 
 
 @pytest.mark.parametrize(
