@@ -1,18 +1,22 @@
 """Two kernels that the speed on a GPU hangs on, beside what else there is, forward and backward in bf16: the head with
-its loss, and attention that must not look across the borders of packed documents.
+its loss, and attention that must not look across the borders of packed documents. On a CPU the head alone, in fp32
+(``benchmarks.varlen`` compares attention there).
 
     python -m benchmarks.kernels [--tokens 8192] [--vocabularies 32768 131072] [--lengths 4096 8192]
+    python -m benchmarks.kernels --device cpu [--threads 1] [--rounds 15]
 
-Medians of ``triton.testing.do_bench``. Memory is what lies on top of the inputs at the worst moment. Errors are of the
-result and of each gradient, relative to float64 (norm of the difference over norm); ``repeats``: twice the same bits.
-Liger's kernels (``liger-kernel``), FlashAttention's (``flash-attn``) and torch's own ``linear_cross_entropy`` take part
-where they are installed; torch's FlashAttention (``torch.nn.attention.varlen``) is called as a model would call it that
-is told of documents.
+On a GPU medians of ``triton.testing.do_bench``, and as memory what lies on top of the inputs at the worst moment; on a
+CPU median and least of rounds in which all take turns. Errors are of the result and of each gradient, relative to
+float64 (norm of the difference over norm); ``repeats``: twice the same bits. Liger's kernels (``liger-kernel``),
+FlashAttention's (``flash-attn``) and torch's own ``linear_cross_entropy`` take part where they are installed; torch's
+FlashAttention (``torch.nn.attention.varlen``) is called as a model would call it that is told of documents.
 """
 
 from __future__ import annotations
 
 import argparse
+import statistics
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -24,11 +28,12 @@ from train import loss
 from train.attention import SMALL_TILES, attention_mask, block_mask, sequences
 from train.stream import IGNORED
 
-GPU = torch.device("cuda")
+GPU, CPU = torch.device("cuda"), torch.device("cpu")
+HEADS_ON_CPU = ((512, 128, 16_384), (512, 512, 32_768))  # tokens, width, vocabulary; the demo's, and a larger one
 Way = Callable[..., Tensor]
 
 
-def heads() -> Iterator[tuple[str, Way]]:
+def heads(device: torch.device) -> Iterator[tuple[str, Way]]:
     """What computes the sum of the losses of (hidden, weight, labels)."""
 
     def plain(hidden: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
@@ -46,11 +51,17 @@ def heads() -> Iterator[tuple[str, Way]]:
             loss._of_block = chosen
 
     yield "cross_entropy of all logits", plain
-    yield "the same, compiled", torch.compile(plain, dynamic=False)
+    if device == GPU:
+        yield "the same, compiled", torch.compile(plain, dynamic=False)
     yield "hanse", ours
-    yield "hanse, not compiled", not_compiled
+    if device == GPU:
+        yield "hanse, not compiled", not_compiled
     if theirs := getattr(F, "linear_cross_entropy", None):
         yield "torch's linear_cross_entropy", lambda *of: theirs(*of, ignore_index=IGNORED, reduction="sum")
+        chunks = torch.nn.LinearCrossEntropyOptions()
+        yield "the same, in chunks", lambda *of: theirs(*of, ignore_index=IGNORED, reduction="sum", options=chunks)
+    if device == CPU:
+        return
     try:
         from liger_kernel.ops.fused_linear_cross_entropy import LigerFusedLinearCrossEntropyFunction as Liger
     except ImportError:
@@ -103,34 +114,43 @@ def attentions(documents: Tensor, groups: int) -> Iterator[tuple[str, Way]]:
     yield "flash-attn", lambda q, k, v: one_after_another(installed, q, k, v)
 
 
-def measure(way: Way, inputs: list[Tensor], rest: tuple[Tensor, ...], above: Tensor | None, exact: list[Tensor]) -> str:
-    """A row: milliseconds, memory, errors, whether it repeats."""
-    from triton.testing import do_bench
-
+def passes(
+    way: Way, inputs: list[Tensor], rest: tuple[Tensor, ...], above: Tensor | None = None
+) -> Callable[[], list[Tensor]]:
+    """A function that goes forward and backward, and gives the result and the gradient of each input."""
     mine = [one.clone().requires_grad_() for one in inputs]
 
-    def once() -> Tensor:
+    def once() -> list[Tensor]:
         for one in mine:
             one.grad = None
         out = way(*mine, *rest)
         out.backward(above)
-        return out.detach()
+        return [out.detach(), *(one.grad for one in mine)]
 
-    out = once()
-    found = [out, *(one.grad for one in mine)]
+    return once
+
+
+def errors_of(once: Callable[[], list[Tensor]], exact: list[Tensor]) -> str:
+    """Whether it repeats its bits, and how far it is from float64."""
+    found = [one.clone() for one in once()]
+    repeats = all(torch.equal(one, before) for one, before in zip(once()[1:], found[1:], strict=True))
     errors = [f"{(a.double() - b).norm() / b.norm():.0e}" for a, b in zip(found, exact, strict=False)]
-    first = [one.clone() for one in found]
-    once()
-    repeats = all(torch.equal(one.grad, before) for one, before in zip(mine, first[1:], strict=True))
+    return f"repeats {'yes' if repeats else 'no ':3s}  errors {' '.join(errors)}"
+
+
+def measure(way: Way, inputs: list[Tensor], rest: tuple[Tensor, ...], above: Tensor | None, exact: list[Tensor]) -> str:
+    """A row: milliseconds, memory, errors, whether it repeats."""
+    from triton.testing import do_bench
+
+    once = passes(way, inputs, rest, above)
+    right = errors_of(once, exact)
     milliseconds = do_bench(once, warmup=50, rep=300, return_mode="median")
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
     once()
     torch.cuda.synchronize()
     more = (torch.cuda.max_memory_allocated() - before) / 2**20
-    return (
-        f"{milliseconds:8.2f} ms {more:7,.0f} MiB  repeats {'yes' if repeats else 'no ':3s}  errors {' '.join(errors)}"
-    )
+    return f"{milliseconds:8.2f} ms {more:7,.0f} MiB  {right}"
 
 
 def table(ways: Iterator[tuple[str, Way]], *of: Any) -> None:
@@ -142,10 +162,11 @@ def table(ways: Iterator[tuple[str, Way]], *of: Any) -> None:
         torch.cuda.empty_cache()
 
 
-def compare_heads(tokens: int, width: int, vocabulary: int) -> None:
-    hidden = torch.randn(tokens, width, device=GPU).bfloat16()
-    weight = (torch.randn(vocabulary, width, device=GPU) * width**-0.5).bfloat16()
-    labels = torch.randint(0, vocabulary, (tokens,), device=GPU)
+def compare_heads(tokens: int, width: int, vocabulary: int, device: torch.device, rounds: int) -> None:
+    dtype = torch.bfloat16 if device == GPU else torch.float32
+    hidden = torch.randn(tokens, width, device=device).to(dtype)
+    weight = (torch.randn(vocabulary, width, device=device) * width**-0.5).to(dtype)
+    labels = torch.randint(0, vocabulary, (tokens,), device=device)
     labels[::17] = IGNORED
     exact = []
     if tokens * vocabulary <= 1 << 28:
@@ -154,8 +175,24 @@ def compare_heads(tokens: int, width: int, vocabulary: int) -> None:
         total.backward()
         exact = [total.detach(), *(one.grad for one in both)]
     work = 6e-12 * tokens * width * vocabulary
-    print(f"head: {tokens:,} tokens, width {width:,}, vocabulary {vocabulary:,}: {work:.1f} TFLOP")
-    table(heads(), [hidden, weight], (labels,), None, exact)
+    print(f"head: {tokens:,} tokens, width {width:,}, vocabulary {vocabulary:,}: {work:.3g} TFLOP")
+    if device == GPU:
+        table(heads(device), [hidden, weight], (labels,), None, exact)
+    else:
+        in_turns({name: passes(way, [hidden, weight], (labels,)) for name, way in heads(device)}, exact, rounds)
+
+
+def in_turns(ways: dict[str, Callable[[], list[Tensor]]], exact: list[Tensor], rounds: int) -> None:
+    """A row each: milliseconds by the wall clock, of rounds in which all take turns, and errors."""
+    right = {name: errors_of(once, exact) for name, once in ways.items()}
+    found: dict[str, list[float]] = {name: [] for name in ways}
+    for _ in range(rounds):
+        for name, once in ways.items():
+            before = time.perf_counter()
+            once()
+            found[name].append(1000 * (time.perf_counter() - before))
+    for name, times in found.items():
+        print(f"  {name:30s}{statistics.median(times):8.1f} ms (least {min(times):.1f})  {right[name]}", flush=True)
 
 
 def compare_attentions(rows: int, heads_: int, groups: int, size: int, length: int, mean: int) -> None:
@@ -179,13 +216,20 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=8192)
     parser.add_argument("--vocabularies", type=int, nargs="+", default=[32_768, 131_072])
     parser.add_argument("--lengths", type=int, nargs="+", default=[4096, 8192])
+    parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--rounds", type=int, default=15)
     options = parser.parse_args()
-    if not torch.cuda.is_available():
-        raise SystemExit("benchmarks.kernels: needs a GPU; these kernels are not what a CPU computes with")
     torch.manual_seed(0)
+    if options.device == "cpu":
+        torch.set_num_threads(options.threads)
+        print(f"torch {torch.__version__}, {options.threads} threads, fp32")
+        for case in HEADS_ON_CPU:
+            compare_heads(*case, CPU, options.rounds)
+        return
     print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}")
     for vocabulary in options.vocabularies:
-        compare_heads(options.tokens, 2048, vocabulary)
+        compare_heads(options.tokens, 2048, vocabulary, GPU, options.rounds)
     for length in options.lengths:
         compare_attentions(2, 32, 4, 64, length, 500)
         compare_attentions(2, 16, 2, 128, length, 700)

@@ -58,7 +58,7 @@ def duration(seconds: float) -> str:
 
 def count(number: float, unit: str = "") -> str:
     """A number with a decimal prefix: ``1.23 M``, ``456``, ``7.8 GB``."""
-    for factor, prefix in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+    for factor, prefix in ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
         if abs(number) >= 0.9995 * factor:  # which three digits round up to it
             return f"{number / factor:.3g} {prefix}{unit}"
     return f"{number:.3g} {unit}".strip()

@@ -158,8 +158,9 @@ def flops(evidence: Evidence) -> str:
     """FLOPs by the formula, from the shapes in the newest checkpoint, and as the ledger and the metrics counted them.
 
     ``flops_per_token = 6 N + 12 layers heads head_size L`` (:func:`train.model.flops_per_token`), times the ledger's
-    tokens. A step of the metrics counts ``mfu x seconds x peak``; where the sum of the ranks' peaks was not written yet
-    (earlier versions), that product must at least be the same at every step of a start.
+    tokens. A step of the metrics counts ``mfu x seconds x peak``, of the measured peak and of the data sheets'; where
+    the sum of the ranks' peaks was not written yet (earlier versions), that product must at least be the same at every
+    step of a start.
     """
     if not evidence.checkpoints or not evidence.steps:
         raise Unknown("no checkpoint to count parameters in, or no step in the ledger")
@@ -190,18 +191,20 @@ def _counted(evidence: Evidence, per_token: dict[int, int]) -> int:
 
     Of starts that name no peak, none are counted.
     """
-    peak, before, known = 0.0, None, 0
+    peak, sheet, before, known = 0.0, 0.0, None, 0
     for record in evidence.told:
         if record.get("event") in ("start", "resume"):
             peak, before = record.get("peak_of_all_ranks", 0.0), None
+            sheet = record.get("data_sheet_peak_of_all_ranks") or 0.0
         if "loss" not in record:
             continue
         stage = evidence.config.timeline.at(record["step"] - 1)
         wanted = per_token[stage.length] * stage.tokens_per_step
         counted = record["mfu"] * record["seconds"] * (peak or 1.0) / wanted
         target = 1.0 if peak else counted if before is None else before
+        of_sheet = record.get("mfu_data_sheet", 0.0) * record["seconds"] * sheet / wanted if sheet else 1.0
         speed = record["tokens_per_second"] * record["seconds"]
-        if not (math.isclose(counted, target, rel_tol=ROUNDING)
+        if not (math.isclose(counted, target, rel_tol=ROUNDING) and math.isclose(of_sheet, 1.0, rel_tol=ROUNDING)
                 and math.isclose(speed, stage.tokens_per_step, rel_tol=ROUNDING)):  # fmt: skip
             raise HanseError(f"{evidence.folder.metrics}: step {record['step']}: MFU, seconds and tokens a second do "
                              f"not give the {wanted:.3e} FLOPs that the model and the batch take")  # fmt: skip

@@ -30,7 +30,8 @@ class Progress:
     steps: int | None  # in the whole budget
     loss: float | None
     tokens_per_second: float | None  # mean of the last steps
-    mfu: float | None
+    mfu: float | None  # of the measured peak; the next one: of the data sheets'
+    mfu_data_sheet: float | None
     checkpoint_step: int
     silent_seconds: float | None  # since the last sign of life
     phase: str | None  # what the trainer said it is doing
@@ -83,7 +84,6 @@ def look(run: Path) -> Progress:
     tail = list(_tail(run / "metrics.jsonl"))
     steps = [entry for entry in tail if "loss" in entry][-RECENT_STEPS:]
     speeds = [entry["tokens_per_second"] for entry in steps if entry.get("tokens_per_second")]
-    utilisation = [entry["mfu"] for entry in steps if entry.get("mfu") is not None]
     heartbeat = _json(run / "heartbeat.json")
     step = steps[-1]["step"] if steps else None
     whole, left = _budget(train, heartbeat, step)
@@ -92,13 +92,18 @@ def look(run: Path) -> Progress:
         starts=starts, step=step, steps=whole,
         loss=steps[-1]["loss"] if steps else None,
         tokens_per_second=len(speeds) / sum(1 / speed for speed in speeds) if speeds else None,
-        mfu=sum(utilisation) / len(utilisation) if utilisation else None,
+        mfu=_mean(steps, "mfu"), mfu_data_sheet=_mean(steps, "mfu_data_sheet"),
         checkpoint_step=newest_step(run), silent_seconds=_silence(run),
         phase=heartbeat.get("phase"),
         bad_nodes=excluded_nodes(starts, Policy.read(submitted[-1])) if submitted else (),
         failures=failures_in_a_row(starts), tokens_left=left, slow=_slow(tail), bits_per_byte=_bits_per_byte(tail),
         tasks=_tasks(tail),
     )  # fmt: skip
+
+
+def _mean(entries: list[dict[str, Any]], key: str) -> float | None:
+    values = [entry[key] for entry in entries if entry.get(key) is not None]
+    return sum(values) / len(values) if values else None
 
 
 def _budget(train: dict[str, Any], heartbeat: dict[str, Any], step: int | None) -> tuple[int | None, int | None]:

@@ -101,6 +101,7 @@ class Site:
     node_local_in_memory: bool | None = None
     internet: bool | None = None  # on compute nodes
     storage: dict[str, str] = field(default_factory=dict)
+    storage_gb_per_second: float | None = None  # that the filesystem of runs takes from all its clients, as published
     notes: list[str] = field(default_factory=list)  # what a person should know before the first job
 
     def problems(self) -> list[str]:
@@ -114,6 +115,8 @@ class Site:
             found.append(f"site.queue={self.queue}: not one of site.queues ({', '.join(self.queues)})")
         if self.step.cpu_masks and len(self.step.cpu_masks) != self.node.gpus:
             found.append(f"site.step.cpu_masks: {len(self.step.cpu_masks)} masks for {self.node.gpus} GPUs")
+        if self.storage_gb_per_second is not None and not self.storage_gb_per_second > 0:
+            found.append(f"site.storage_gb_per_second={self.storage_gb_per_second}: must be above 0; null: unknown")
         for pattern in [*self.hosts, self.request.account_pattern or ""]:
             try:
                 re.compile(pattern)

@@ -133,7 +133,7 @@ def row(one: Progress, job: QueuedJob | None) -> list[str]:
     return [
         one.name, one.job or "", state(one, job), str(len(one.starts) or ""),
         "" if one.step is None else f"{one.step:,}" + known(one.steps, " of {:,}"), known(one.loss, "{:.3f}"),
-        count(speed) if speed else "", known(one.mfu, "{:.0%}"),
+        count(speed) if speed else "", known(one.mfu, "{:.0%}") + known(one.mfu_data_sheet, " (sheet {:.0%})"),
         duration(one.seconds_left) if one.seconds_left else "",
         f"{one.checkpoint_step:,}" if one.checkpoint_step else "", job.left if job and job.state == "RUNNING" else "",
     ]  # fmt: skip

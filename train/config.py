@@ -34,7 +34,6 @@ if TYPE_CHECKING:
 DETERMINISM = ("D0", "D1", "D2")
 MIXTURE_RULES = ("proportional", "temperature", "unimax")
 PACKINGS = ("concatenate", "best_fit")
-DECAYS = ("linear", "1-sqrt", "cosine")
 
 
 @dataclass
@@ -199,7 +198,6 @@ class TrainConfig:
                        "evaluate.every_steps", "evaluate.tokens_per_language", "evaluate.items_per_language",
                        "model.vocabulary_size", "model.vocabulary_multiple"),
             *at_least(self, 0, "seed", "threads_per_rank", "state_hash_every_steps",
-                       "schedule.warmup_steps", "schedule.final_fraction", "schedule.fall",
                        "checkpoint.keep_every_steps", "checkpoint.every_minutes", "checkpoint.keep_best",
                        "guards.watchdog_seconds", "guards.watchdog_slow_seconds", "guards.times_every_steps",
                        "guards.weights_every_steps", "guards.layer_norms_every_steps", "guards.spikes.sigma",
@@ -210,7 +208,7 @@ class TrainConfig:
             *attention_problems(self),
             *sequence_problems(self),
             *tensor_problems(self),
-            *one_of(self, "schedule.decay", DECAYS),
+            *(f"schedule.{line}" for line in self.schedule.problems()),
             *one_of(self, "data.mixture_rule", MIXTURE_RULES),
             *one_of(self, "data.packing", PACKINGS),
             *self.data.problems(),
@@ -225,8 +223,6 @@ class TrainConfig:
         ]  # fmt: skip
         if Path(self.name).is_absolute() or ".." in Path(self.name).parts:
             found.append(f"name={self.name}: folders are named by it; leave out '..' and a leading '/'")
-        if not 0 <= self.schedule.decay_fraction <= 1:
-            found.append(f"schedule.decay_fraction={self.schedule.decay_fraction}: a share of the steps, in [0, 1]")
         if self.until_step is not None and self.until_step < 1:
             found.append(f"until_step={self.until_step}: must be 1 or more; null: to the end")
         if self.determinism == "D2" and self.threads_per_rank == 0:
@@ -238,8 +234,8 @@ class TrainConfig:
         if self.guards.spikes.rewind_after > self.guards.spikes.rewind_within:
             found.append(f"guards.spikes.rewind_after={self.guards.spikes.rewind_after}: so many do not fit into "
                          f"guards.spikes.rewind_within={self.guards.spikes.rewind_within} steps")  # fmt: skip
-        profiling = self.profiling.problems(self.ranks_of_start) if self.profile else []
-        return found or [*stage_problems(self), *profiling]
+        profiling = self.profiling.problems(max(self.ranks_of_start, 1)) if self.profile else []
+        return [*found, *stage_problems(self), *profiling]
 
     def without_effect(self) -> list[str]:
         """What somebody who starts a new run has set in vain, one line each."""

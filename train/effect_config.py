@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from train.config_rules import value_of
 from train.engine_config import OF_KIND
+from train.stages import countable
 
 if TYPE_CHECKING:
     from train.config import TrainConfig
@@ -71,7 +72,7 @@ def _data_without_effect(config: TrainConfig) -> list[str]:
 def _best_without_choice(config: TrainConfig) -> list[str]:
     """``checkpoint.keep_best`` chooses among checkpoints of steps that were evaluated: are there more than it keeps?"""
     best, saved, evaluated = config.checkpoint.keep_best, config.checkpoint.every_steps, config.evaluate.every_steps
-    if not best or config.problems():  # the number of steps is not known
+    if not best or saved < 1 or evaluated < 1 or not countable(config) or not config.steps:  # others say so
         return []
     both, steps = math.lcm(saved, evaluated), config.steps
     candidates = steps // both + (steps % both != 0)  # the last step is saved and evaluated in any case

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import MISSING
 
-from train.config_rules import at_least, one_of
+from train.config_rules import at_least, divides_ranks, one_of
 from train.fp16_config import Fp16Config
 
 if TYPE_CHECKING:
@@ -204,10 +204,19 @@ class EngineConfig:
                 found.append(f"{here}: rounds what travels, which determinism=D2 excludes")
             if self.offload_parameters != "none":
                 found.append(f"{here}: not with engine.offload_parameters={self.offload_parameters}")
-        if config.ranks % max(1, self.hpz_partition_size) and asked["hpz_partition_size"]:
-            found.append(f"engine.hpz_partition_size={self.hpz_partition_size}: must divide ranks={config.ranks}; it "
-                         "is the number of GPUs of a node")  # fmt: skip
+        # DeepSpeed 0.19 hands its kernel (ops/csrc/quantization) gradients of any type as if their bits were fp16.
+        if self.quantized_gradients and self.sums(self.precision, config.determinism)[1] != "fp16":
+            found.append("engine.quantized_gradients=True: DeepSpeed takes gradients that travel for fp16, whatever "
+                         "they are; set engine.precision=fp16 engine.communication=fp16, or leave it out")  # fmt: skip
+        if asked["hpz_partition_size"]:
+            wrong = divides_ranks("engine.hpz_partition_size", self.hpz_partition_size, config.ranks_of_start)
+            found += [f"{line}; it is the number of GPUs of a node" for line in wrong]
         return found
+
+    @property
+    def zero_plus_plus(self) -> bool:
+        """Whether anything of ZeRO++ is asked for, which is for stage 3."""
+        return self.hpz_partition_size > 1 or self.quantized_weights or self.quantized_gradients
 
     @property
     def sharing(self) -> int:

@@ -1,7 +1,8 @@
-"""What the accelerators of EuroHPC can do on paper: for plans, and for MFU where nothing was measured."""
+"""What the accelerators of EuroHPC can do on paper: for plans, and for an MFU that compares with published ones."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 
@@ -31,10 +32,26 @@ GPUS = {
 }
 
 
+OTHER_PARTS = {"PCIE", "NVL"}  # H100 and H200 are sold as these too, and are slower then
+PARTS_OF_ONE = {"MIG", "GRID"}  # a share of a GPU, as its driver names it
+
+
 def find_gpu(name: str | None) -> tuple[str, Gpu] | None:
     """The GPU of which a site's or driver's name speaks: ``GH200 96GB``, ``NVIDIA A100-SXM-64GB``."""
     wanted = (name or "").upper().replace("-", " ").split()
+    if PARTS_OF_ONE.intersection(wanted) or ({"H100", "H200"} & set(wanted) and OTHER_PARTS.intersection(wanted)):
+        return None
     for known, gpu in GPUS.items():
         if known.split()[0].upper() in wanted:
             return known, gpu
     return None
+
+
+def data_sheet_peak(devices: Sequence[str | None]) -> float | None:
+    """FLOP/s in bf16 of all these GPUs by their makers' data sheets; None: some are no GPU, or are not known here.
+
+    Args:
+        devices: name of each rank's, as its driver gives it; None: it has none.
+    """
+    found = [find_gpu(name) for name in devices]
+    return sum(one[1].bf16_flops for one in found if one) if all(found) else None

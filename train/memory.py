@@ -81,6 +81,7 @@ class Layout:
         offloaded: what lies in host memory or on a disk instead (``optimizer``, ``weights``).
         largest: elements of the model's largest parameter.
         kind: of the optimizer.
+        again_in: ranks that hold the weights once more between them at stage 3 (hpZ); 0: none do.
     """
 
     ranks: int
@@ -94,6 +95,7 @@ class Layout:
     exact: bool = False
     largest: int = 0
     kind: str = "adamw"
+    again_in: int = 0
 
     @property
     def sharers(self) -> int:
@@ -111,6 +113,8 @@ def states(parameters: int, layout: Layout) -> tuple[float, float, float]:
     value, summed = VALUE_BYTES[layout.precision], VALUE_BYTES[layout.accumulated or layout.precision]
     weights, gradients, optimizer = zero.states(parameters, layout.ranks, layout.stage, value, gradient_bytes=summed,
                                                 optimizer_bytes=layout.optimizer_bytes)  # fmt: skip
+    if layout.again_in and layout.stage == 3:  # from the first pass of a step until its update
+        weights += value * parameters / layout.again_in
     if layout.exact:  # each gradient is added as soon as it is there: sums of the rank, and of its share over all ranks
         gradients = SUM_BYTES * parameters * ((1 if layout.stage <= 1 else 0) + 1 / layout.sharers)
         if layout.stage == 3:  # DeepSpeed's own place for the share, which stays empty

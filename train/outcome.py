@@ -125,7 +125,8 @@ def summary(
         "finished": step == config.steps,
         "languages": {name: _language(name, data, losses, unigram) for name in languages},
         "tokens_per_second": speed,
-        "mfu": speed * per_token / run.peak,
+        "mfu_data_sheet": None,
+        **run.utilisation(speed * per_token),
         "flops_per_token": per_token,
         "parameters": run.parameters,
         "steps": step,
@@ -187,8 +188,9 @@ def closing(config: TrainConfig, values: Mapping[str, Any]) -> None:
                 for name, found in values["languages"].items()}, None if step == values["steps"] else step)  # fmt: skip
     say_tasks(values["tasks"])
     steps = f"{values['steps']} of {many(config.steps, 'step')}, {count(values['consumed_tokens'])} tokens"
+    of_sheet = f" ({values['mfu_data_sheet']:.0%} of the data sheet's peak)" if values.get("mfu_data_sheet") else ""
     say(f"{steps} in {duration(values['wall_seconds'])}; {count(values['tokens_per_second'], 'tok')}/s, "
-        f"MFU {values['mfu']:.0%}, last checkpoint {values['paths']['checkpoint']}")  # fmt: skip
+        f"MFU {values['mfu']:.0%}{of_sheet}, last checkpoint {values['paths']['checkpoint']}")  # fmt: skip
     say(energy_line(values["energy"]))
     if REPLAY in os.environ:
         return

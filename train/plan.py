@@ -36,6 +36,17 @@ class Plan:
     uneven: dict[int, str]
     times: list[Timing]
 
+    @property
+    def checkpoint_bytes(self) -> float:
+        """Of masters and all that the optimizer keeps."""
+        return self.subject.optimizer_bytes * self.subject.parameters
+
+    @property
+    def write_seconds(self) -> float | None:
+        """The least that a checkpoint takes to write; None: the speed of the filesystem is not known."""
+        speed = self.machine.storage_gb_per_second
+        return self.checkpoint_bytes / GB / speed if speed else None
+
 
 def run(config: PlanConfig) -> None:
     """Work it out, show it, and say how to go on.
@@ -95,9 +106,12 @@ def _show(plan: Plan) -> None:
     _show_memory(plan)
     _show_fits(plan)
     _show_times(plan)
-    size, speed = subject.optimizer_bytes * subject.parameters, plan.config.storage_gb_per_second
-    write = f", {duration(size / GB / speed)} to write" if speed else ""
-    say(f"checkpoint {count(size, 'B')}{write}; exported in bf16 {count(2 * subject.parameters, 'B')}\n")
+    write = ""
+    if seconds := plan.write_seconds:
+        least = f"{seconds:.3g} s" if seconds < 60 else duration(seconds)
+        write = f", {least} to write at {machine.storage_gb_per_second:g} GB/s, all that the filesystem takes"
+    say(f"checkpoint {count(plan.checkpoint_bytes, 'B')}{write}; exported in bf16 "
+        f"{count(2 * subject.parameters, 'B')}\n")  # fmt: skip
 
 
 def _show_memory(plan: Plan) -> None:
@@ -114,13 +128,14 @@ def _show_memory(plan: Plan) -> None:
     value = VALUE_BYTES[subject.precision]
     layout = layout_of(subject, ranks, chosen.stage if chosen else stages_of(subject)[-1])
     gradients = SUM_BYTES if layout.exact else VALUE_BYTES[layout.accumulated]
+    again = f" and once more / {layout.again_in}" if layout.again_in else ""
     own, share = f", and {SUM_BYTES} N / {ranks} beside them at 1" if layout.exact else "", layout.ranks
     if share < ranks:
         say(f"N: {count(subject.held)} parameters, of the parts of one of {ranks // share} GPUs that share matrices")
     say(
         f"weights {value} N, gradients {gradients} N, optimizer {subject.optimizer_bytes:.3g} N bytes; / {share}: "
-        f"optimizer from stage 1, gradients from 2{own}, weights at 3; fits: in {1 - plan.config.spare_memory:.0%} of "
-        "a GPU"
+        f"optimizer from stage 1, gradients from 2{own}, weights at 3{again}; fits: in "
+        f"{1 - plan.config.spare_memory:.0%} of a GPU"
     )
     if layout.offloaded:
         where = "host memory and disk" if subject.config.engine.nvme_path else "host memory"
@@ -207,7 +222,8 @@ def as_json(plan: Plan) -> dict[str, Any]:
         "mfu": plan.mfu, "mfu_is": plan.mfu_is, "pue": plan.config.pue,
         "mixture": {name: dataclasses.asdict(one) for name, one in subject.shares.items()},
         "stages": stages_as_json(subject.stages),
-        "checkpoint_bytes": subject.optimizer_bytes * subject.parameters,
+        "checkpoint_bytes": plan.checkpoint_bytes, "checkpoint_write_seconds": plan.write_seconds,
+        "storage_gb_per_second": machine.storage_gb_per_second,
         "fits": {str(nodes): choice and dataclasses.asdict(choice) for nodes, choice in plan.choices.items()},
         "uneven": {str(nodes): said for nodes, said in plan.uneven.items()},
         "times": [dataclasses.asdict(one) for one in plan.times],

@@ -46,7 +46,10 @@ def choose(subject: Subject, ranks: int, available: float) -> Choice | None:
 
 def stages_of(subject: Subject) -> tuple[int, ...]:
     """The ZeRO stages at which it can be trained."""
-    return tuple(one for one in ZERO_STAGES if subject.config.engine.tensor_parallel == 1 or one in STAGES_OF_PARTS)
+    engine = subject.config.engine
+    if engine.zero_plus_plus:
+        return (3,)
+    return tuple(one for one in ZERO_STAGES if engine.tensor_parallel == 1 or one in STAGES_OF_PARTS)
 
 
 def micro_batches(subject: Subject, ranks: int) -> list[int]:
@@ -55,7 +58,7 @@ def micro_batches(subject: Subject, ranks: int) -> list[int]:
     Ranks that share sequences or matrices are one.
     """
     shared = subject.config.engine.sharing
-    if ranks % shared or common_batch(subject) % (ranks // shared):
+    if ranks % shared or ranks % subject.config.engine.hpz_partition_size or common_batch(subject) % (ranks // shared):
         return []
     each = common_batch(subject) // (ranks // shared)
     return [size for size in range(1, each + 1) if each % size == 0]
@@ -75,6 +78,8 @@ def uneven(subject: Subject, nodes: int, gpus_per_node: int) -> str | None:
     advice = []
     if ranks % shared:
         why = f"train.engine.{key}={shared} does not divide them"
+    elif ranks % engine.hpz_partition_size:
+        why = f"train.engine.hpz_partition_size={engine.hpz_partition_size} does not divide them"
     else:
         groups = ranks // shared
         sizes = [size for size in dict.fromkeys(stage.size for stage in subject.config.timeline) if size % groups]
@@ -108,4 +113,5 @@ def layout_of(subject: Subject, ranks: int, stage: int) -> Layout:
     holders = ranks // engine.tensor_parallel  # of the same parts
     return Layout(holders, stage, subject.precision, accumulated=accumulated, exact=determinism == "D2",
                   largest=subject.largest, kind=subject.config.optimizer.kind, optimizer_bytes=subject.optimizer_bytes,
+                  again_in=engine.hpz_partition_size if engine.hpz_partition_size > 1 else 0,
                   offloaded=tuple(what for what in engine.offloaded if what == "optimizer" or stage == 3))  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,6 +38,7 @@ class Machine:
     gpus_per_node: int
     site: str
     network_gbit: float | None  # of a node
+    storage_gb_per_second: float | None
 
 
 @dataclass(frozen=True)
@@ -74,8 +76,9 @@ def describe(config: PlanConfig) -> Subject:
         ConfigError: it would refuse it.
     """
     found, wrong = configuration_of("train", config.train, "ranks=${engine.sequence_parallel}")
-    if found and (parts := found["engine"]["tensor_parallel"]) > 1:  # one of both is 1
-        found, wrong = configuration_of("train", config.train, f"ranks={parts}")
+    groups = ("sequence_parallel", "tensor_parallel", "hpz_partition_size")
+    if found and (fewest := math.lcm(*(found["engine"][key] for key in groups))) not in (0, found["ranks"]):
+        found, wrong = configuration_of("train", config.train, f"ranks={fewest}")  # that could train it at all
     if found is None or wrong:
         raise ConfigError(wrong)
     train = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(TrainConfig), found))
@@ -160,4 +163,5 @@ def find_machine(config: PlanConfig) -> Machine:
     of_site = None if config.gpu else queue.gpu_memory_gb or site.node.gpu_memory_gb
     return Machine(found[0], found[1], config.gpu_memory_gb or of_site or found[1].memory_gb[0],
                    config.gpus_per_node or queue.gpus or site.node.gpus or 4, site.name,
-                   config.network_gbit or site.node.network_gbit)  # fmt: skip
+                   config.network_gbit or site.node.network_gbit,
+                   config.storage_gb_per_second or site.storage_gb_per_second)  # fmt: skip

@@ -8,6 +8,9 @@ from functools import cache
 import torch
 import torch.distributed as dist
 
+from train.hardware import data_sheet_peak
+from train.ranks import Place, gathered
+
 SIZES = {"cpu": (256, 1024), "cuda": (2048, 8192)}  # of square matrices: a quick look, then large enough for the peak
 LOOKS = 4  # products at least: the first pays for loading the kernels, and on a busy machine one alone says nothing
 BETTER, SETTLED = 1.01, 0.2  # a best that was not beaten by so much for this share of the time is the peak
@@ -73,3 +76,10 @@ def agree(asked: str, device: torch.device) -> tuple[str, dict[str, float]]:
     chosen = [choose(asked, peaks)]
     dist.broadcast_object_list(chosen)
     return chosen[0], peaks
+
+
+def peaks_of_all(place: Place, peak: float, device: torch.device) -> tuple[float, float | None]:
+    """FLOP/s of all ranks: as measured, and in bf16 by their GPUs' data sheets, None if unknown. Collective."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else None
+    every = gathered(place, (peak, name))
+    return sum(one for one, _ in every), data_sheet_peak([name for _, name in every])

@@ -25,7 +25,7 @@ from train.checkpoint import DAMAGED, Checkpoint, Damaged
 from train.checkpoint_writer import Writer
 from train.config import TrainConfig
 from train.engine import Engine
-from train.evaluate import Evaluation, all_reduce_sum
+from train.evaluate import Evaluation
 from train.guards.rewind import skipped_in
 from train.guards.spikes import Spikes
 from train.guards.watchdog import Watchdog
@@ -45,6 +45,7 @@ from train.model import (
 from train.order import RunStream, WindowsAt, open_stream, windows_of
 from train.pools import parts_of_languages, sources_in
 from train.precision import agree as agree_on_precision
+from train.precision import peaks_of_all
 from train.ranks import Place, gathered, together
 from train.retention import sweep
 from train.run_folder import RunFolder, complete_steps, folder_of
@@ -68,7 +69,8 @@ class Run:
         tasks: asked beside each evaluation; None: none are.
         watch: tells where this rank's time goes.
         hasher: of weights and moments, for the ledger; None: never.
-        peak: measured FLOP/s of all ranks together in ``precision``.
+        peak: measured FLOP/s of all ranks together in ``precision``; ``sheet_peak``: in bf16 by the data sheets of
+            their GPUs, None where they are not known.
     """
 
     config: TrainConfig
@@ -89,6 +91,7 @@ class Run:
     parameters: int
     flops: dict[int, int]
     peak: float
+    sheet_peak: float | None
     first_step: int
     owes_evaluation: bool
     seconds_before: float
@@ -106,6 +109,11 @@ class Run:
     def flops_per_token(self, stage: Stage) -> int:
         """Model FLOPs of one training token."""
         return self.flops[stage.length]
+
+    def utilisation(self, flops_per_second: float) -> dict[str, float]:
+        """MFU of the measured peak, and that of the data sheets where they are known."""
+        of_sheet = {"mfu_data_sheet": flops_per_second / self.sheet_peak} if self.sheet_peak else {}
+        return {"mfu": flops_per_second / self.peak, **of_sheet}
 
     def work(self, step: int) -> tuple[int, int]:
         """(tokens, model FLOPs) of this start's steps until ``step``."""
@@ -182,10 +190,11 @@ def set_up(config: TrainConfig, place: Place, folder: RunFolder, device: torch.d
             initial=initial,
         )
     )
-    peak = float(all_reduce_sum(torch.tensor([peaks[precision]], dtype=torch.float64), engine)[0])
+    peak, sheet_peak = peaks_of_all(place, peaks[precision], device)
     metrics.event(first_step, "resume" if resumed else "start", ranks=place.ranks, zero_stage=config.engine.zero_stage,
                   precision=precision, attention=attention, compiled=compiled, peak_flops_per_second=peaks,
                   peak_of_all_ranks=peak, host=platform.node(),
+                  **({"data_sheet_peak_of_all_ranks": sheet_peak} if sheet_peak else {}),
                   **({"stages_changed": change.told} if change else {}))  # fmt: skip
     tasks, told = open_tasks(config, data.manifest, place, list(data.validation))
     if told:
@@ -210,6 +219,7 @@ def set_up(config: TrainConfig, place: Place, folder: RunFolder, device: torch.d
         parameters=parameters,
         flops=flops,
         peak=peak,
+        sheet_peak=sheet_peak,
         first_step=first_step,
         owes_evaluation=resumed is not None and owes_evaluation(folder, resumed.state, place),
         seconds_before=resumed.state["wall_seconds"] if resumed else 0.0,

@@ -6,6 +6,10 @@ from dataclasses import dataclass, field
 
 from omegaconf import MISSING
 
+from train.config_rules import at_least, one_of
+
+DECAYS = ("linear", "1-sqrt", "cosine")
+
 
 @dataclass
 class StageSchedule:
@@ -16,6 +20,13 @@ class StageSchedule:
     decay: str = "1-sqrt"
     final_fraction: float = 0.0
     fall: float = 0.0
+
+    def problems(self) -> list[str]:
+        """Everything wrong with the values by themselves, one line each."""
+        found = [*at_least(self, 0, "warmup_steps", "final_fraction", "fall"), *one_of(self, "decay", DECAYS)]
+        if not 0 <= self.decay_fraction <= 1:
+            found.append(f"decay_fraction={self.decay_fraction}: a share of the tokens, in [0, 1]")
+        return found
 
 
 @dataclass

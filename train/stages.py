@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from train.config_rules import at_least, one_of, value_of
 from train.stage_config import StageConfig, StageSchedule
 
 if TYPE_CHECKING:
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
     from train.config import BatchConfig, DataConfig, TrainConfig
 
+SIZES = ("tokens", "data.sequence_length", "batch.global_batch_size", "batch.micro_batch_size")  # steps are counted by
 Ranges = Sequence[tuple[int, int]]  # of samples that a run went past (train/guards/rewind.py), ascending
 
 
@@ -171,12 +173,15 @@ class Timeline:
         return pieces
 
     def problems(self, ranks: int, sharing: int = 1) -> list[str]:
-        """What is wrong with how the stages divide tokens, sequences and ranks, one line each."""
+        """What is wrong with how the stages divide tokens, sequences and ranks, one line each.
+
+        Of sequences nothing where the ranks themselves do not divide, which others say.
+        """
         from train.config import batch_problems  # which reads this module when it is asked for a run's stages
 
-        found = []
+        found, groups = [], ranks // sharing if sharing > 0 and ranks % sharing == 0 else 0
         for stage in self.stages:
-            wrong = batch_problems(stage.batch, ranks, sharing)
+            wrong = batch_problems(stage.batch, ranks, sharing) if groups > 0 else []
             if stage.steps < 1:
                 what = "what is left of its tokens" if stage.name else f"tokens={self.given}"
                 wrong.append(f"{what}: less than one step, which takes batch.global_batch_size x data.sequence_length "
@@ -212,38 +217,56 @@ def timeline_of(config: TrainConfig) -> Timeline:
 
 
 def stage_problems(config: TrainConfig) -> list[str]:
-    """What is wrong with the stages of a run whose own values are right, one line each."""
-    from train.config import DECAYS, MIXTURE_RULES
-    from train.config_rules import at_least, one_of, value_of
+    """What is wrong with a run's stages and the arithmetic of its steps, one line each.
+
+    What can be told beside other faults is: steps are counted where the values that they are counted by make sense.
+    """
     from train.schedule import schedule_problems
 
-    found = []
-    for number, one in enumerate(config.stages):
-        wrong = []
-        for key in ("tokens", "data.sequence_length", "batch.global_batch_size", "batch.micro_batch_size"):
-            wrong += at_least(one, 1, key) if value_of(one, key) is not None else []
-        for key in ("learning_rate", "rope_theta"):
-            if value_of(one, key) is not None and not 0 < value_of(one, key) < float("inf"):
-                wrong.append(f"{key}={value_of(one, key)}: must be above 0, and finite")
-        wrong += one_of(one, "data.mixture_rule", (None, *MIXTURE_RULES))
-        if one.schedule:
-            wrong += at_least(one, 0, "schedule.warmup_steps", "schedule.final_fraction", "schedule.fall")
-            wrong += one_of(one, "schedule.decay", DECAYS)
-            if not 0 <= one.schedule.decay_fraction <= 1:
-                wrong.append(f"schedule.decay_fraction={one.schedule.decay_fraction}: a share of the tokens, in [0, 1]")
-        if not one.name or one.name in [other.name for other in config.stages[:number]]:
-            wrong.append(f"name={one.name}: each stage needs a name of its own")
-        last = number == len(config.stages) - 1
-        if last == (one.tokens is not None):
-            wrong.append("tokens: must be null: the last stage takes what is left of the run's tokens" if last else
-                         "tokens: must be set (only the last stage takes what is left of the run's)")  # fmt: skip
-        found += [f"stages.{number}.{line}" for line in wrong]
-    if found:
+    found = [f"stages.{number}.{line}" for number, _ in enumerate(config.stages)
+             for line in _own_problems(config, number)]  # fmt: skip
+    if not countable(config):
         return found
+    known = config.data.problems()  # which every stage has that does not set it otherwise
     for stage in config.timeline:
-        found += [stage.where + line for line in stage.data.problems()] if stage.name else []
-    return found or [*config.timeline.problems(config.ranks_of_start, config.engine.sharing),
-                     *schedule_problems(config)]  # fmt: skip
+        found += [stage.where + line for line in stage.data.problems() if stage.name and line not in known]
+    found += config.timeline.problems(config.ranks_of_start, config.engine.sharing)
+    schedules = [config.schedule, *(one.schedule for one in config.stages if one.schedule)]
+    rates = [config.optimizer.learning_rate, *(one.learning_rate for one in config.stages)]
+    if all(rate is None or rate > 0 for rate in rates) and not any(one.problems() for one in schedules):
+        found += schedule_problems(config)
+    return found
+
+
+def _own_problems(config: TrainConfig, number: int) -> list[str]:
+    """What is wrong with the values of one stage."""
+    from train.config import MIXTURE_RULES
+
+    one, found = config.stages[number], list[str]()
+    for key in SIZES:
+        found += at_least(one, 1, key) if value_of(one, key) is not None else []
+    for key in ("learning_rate", "rope_theta"):
+        if value_of(one, key) is not None and not 0 < value_of(one, key) < float("inf"):
+            found.append(f"{key}={value_of(one, key)}: must be above 0, and finite")
+    found += one_of(one, "data.mixture_rule", (None, *MIXTURE_RULES))
+    found += [f"schedule.{line}" for line in one.schedule.problems()] if one.schedule else []
+    if not one.name or one.name in [other.name for other in config.stages[:number]]:
+        found.append(f"name={one.name}: each stage needs a name of its own")
+    last = number == len(config.stages) - 1
+    if last == (one.tokens is not None):
+        found.append("tokens: must be null: the last stage takes what is left of the run's tokens" if last else
+                     "tokens: must be set (only the last stage takes what is left of the run's)")  # fmt: skip
+    return found
+
+
+def countable(config: TrainConfig) -> bool:
+    """Whether the values that steps are counted by make sense, each by itself."""
+    last = len(config.stages) - 1
+    return not at_least(config, 1, *SIZES) and all(
+        (one.tokens is None) == (number == last)
+        and all((size := value_of(one, key)) is None or size >= 1 for key in SIZES)
+        for number, one in enumerate(config.stages)
+    )
 
 
 def data_of(before: DataConfig, stage: StageConfig) -> DataConfig:

@@ -39,9 +39,9 @@ def _be_a_rank(config: TrainConfig) -> int:
 
         config = with_model_of_weights(config)
     engine = config.engine
-    problems = [line for key in ("sequence_parallel", "tensor_parallel")
+    problems = [line for key in ("sequence_parallel", "tensor_parallel", "hpz_partition_size")
                 for line in divides_ranks(f"engine.{key}", getattr(engine, key), place.ranks)]  # fmt: skip
-    problems = problems or config.timeline.problems(place.ranks, engine.sharing)
+    problems += config.timeline.problems(place.ranks, engine.sharing)
     problems += config.profiling.problems(place.ranks) if config.profile else []
     if problems:
         raise ConfigError(problems)

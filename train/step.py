@@ -108,7 +108,7 @@ def note_step(
                              in zip(run.data.languages, told.sums, strict=True) if labels},
         **values,
         "tokens_per_second": stage.tokens_per_step / seconds,
-        "mfu": run.flops_per_token(stage) * stage.tokens_per_step / seconds / run.peak,
+        **run.utilisation(run.flops_per_token(stage) * stage.tokens_per_step / seconds),
         "memory_bytes": memory_bytes(),
         **({"gradient_norm": None} if run.engine.overflowed else {}),
         **({"loss_scale": scale.scale} if scale else {}),

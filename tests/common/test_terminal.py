@@ -17,8 +17,8 @@ def test_durations(seconds, shown):
 @pytest.mark.parametrize(
     ("number", "unit", "shown"),
     [(0, "", "0"), (456, "", "456"), (1230, "B", "1.23 kB"), (1_230_000, "", "1.23 M"), (7.8e9, "B", "7.8 GB"),
-     (2.5e13, "B", "25 TB"), (12, "B", "12 B"), (-1500, "", "-1.5 k"), (999.6, "", "1 k"),
-     (999_499, "", "999 k"), (999_999, "B", "1 MB")],
+     (2.5e13, "B", "25 TB"), (7.92e15, "FLOP/s", "7.92 PFLOP/s"), (12, "B", "12 B"), (-1500, "", "-1.5 k"),
+     (999.6, "", "1 k"), (999_499, "", "999 k"), (999_999, "B", "1 MB")],
 )  # fmt: skip
 def test_counts(number, unit, shown):
     assert count(number, unit).strip() == shown

@@ -91,6 +91,28 @@ def test_what_was_changed_afterwards_is_named(hanse, run, capfd, what):
     assert "Traceback" not in said.err
 
 
+def test_the_share_of_a_data_sheets_peak_is_checked_as_well(hanse, run, capfd):
+    """As a run on a GPU writes it, of a peak that is 3 times the measured one."""
+
+    def on_a_gpu(factor):
+        def edited(text):
+            records = [json.loads(line) for line in text.splitlines()]
+            for record in records:
+                if record.get("event") == "start":
+                    record["data_sheet_peak_of_all_ranks"] = 3 * record["peak_of_all_ranks"]
+                if "loss" in record:
+                    record["mfu_data_sheet"] = factor * record["mfu"]
+            return "".join(json.dumps(record) + "\n" for record in records)
+
+        edit(run / "metrics.jsonl", edited)
+
+    on_a_gpu(1 / 3)
+    assert hanse("verify", f"run={run}") == 0
+    on_a_gpu(1 / 2)
+    assert hanse("verify", f"run={run}") == 2
+    assert "step 1: MFU, seconds and tokens a second do not give" in capfd.readouterr().out
+
+
 def test_what_is_not_there_is_said_not_failed(hanse, run, capfd):
     (run / "run.lock.json").unlink()
     shutil.rmtree(run / "checkpoints")

@@ -29,6 +29,12 @@ def test_a_profile_follows_the_schema(name: str) -> None:
     assert all(value for _, value in facts(site))
 
 
+def test_a_filesystem_that_takes_nothing_is_refused() -> None:
+    assert Site(name="x", storage_gb_per_second=0).problems() == [
+        "site.storage_gb_per_second=0: must be above 0; null: unknown"
+    ]
+
+
 @pytest.mark.parametrize("name", site_names())
 def test_every_value_says_where_and_when_it_is_from(name: str) -> None:
     text = (CONFIGS / "site" / f"{name}.yaml").read_text(encoding="utf-8")

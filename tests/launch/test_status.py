@@ -46,6 +46,13 @@ def queued(state: str = "RUNNING", reason: str = "None") -> QueuedJob:
     return QueuedJob("77", state, reason, "n[1-2]", "N/A", "1:00:00")
 
 
+def test_both_utilisations_are_shown_where_the_data_sheet_is_known(voyage):
+    assert "40%" in row(look(voyage), queued())
+    metrics = voyage / "metrics.jsonl"
+    metrics.write_text(metrics.read_text().replace('"mfu": 0.4', '"mfu": 0.4, "mfu_data_sheet": 0.3'))
+    assert "40% (sheet 30%)" in row(look(voyage), queued())
+
+
 def test_slow_ranks_are_named_as_the_last_comparison_found_them(voyage):
     def compared(*slow):
         return json.dumps({"step": 40, "rank_times": {"parts": {}, "slow": slow}}) + "\n"

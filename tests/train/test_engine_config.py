@@ -1,5 +1,7 @@
 """What engine, optimizer and determinism allow each other, and what DeepSpeed is told."""
 
+import importlib
+
 import pytest
 import torch
 from hydra import compose, initialize_config_module
@@ -61,14 +63,48 @@ def test_offload_is_told_to_deepspeed_at_the_stages_that_have_it():
     assert "offload_param" not in zero
 
 
+ZERO_PLUS_PLUS = ("engine.zero_stage=3", "ranks=8", "engine.hpz_partition_size=4", "engine.quantized_weights=true",
+                  "engine.quantized_gradients=true", "engine.precision=fp16", "engine.communication=fp16")  # fmt: skip
+
+
 def test_zero_plus_plus_is_told_where_there_are_gpus(monkeypatch):
-    config = configured("engine.zero_stage=3", "ranks=8", "engine.hpz_partition_size=4",
-                        "engine.quantized_weights=true", "engine.quantized_gradients=true")  # fmt: skip
+    config = configured(*ZERO_PLUS_PLUS)
     with pytest.raises(HanseError, match="need GPUs"):
         zero_plus_plus(config)
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     assert zero_plus_plus(config) == {"zero_hpz_partition_size": 4, "zero_quantized_weights": True,
                                       "zero_quantized_gradients": True}  # fmt: skip
+
+
+@pytest.mark.parametrize("overrides", [
+    (), ("engine.zero_stage=0",), ("engine.zero_stage=2",), ZERO_PLUS_PLUS,
+    ("engine.zero_stage=3", "determinism=D2", "threads_per_rank=1", "engine.precision=bf16"),
+    ("engine.zero_stage=3", "engine.offload_optimizer=nvme", "engine.offload_parameters=nvme",
+     "engine.nvme_path=/scratch", "state_hash_every_steps=0"),
+])  # fmt: skip
+def test_deepspeed_knows_every_key_that_it_is_told(monkeypatch, overrides):
+    """Its own class reads them: a key that it does not have is an error there, and a value comes out as it went in."""
+    importlib.import_module("train.engine")  # which says to DeepSpeed what computes here
+    from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
+
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    told = deepspeed_config(configured(*overrides), 8, "fp16", 10**6)["zero_optimization"]
+    understood = DeepSpeedZeroConfig(**told)
+    for key, value in told.items():
+        if not isinstance(value, dict):
+            assert value == getattr(understood, key.removeprefix("stage3_"))
+    with pytest.raises(ValueError, match="zero_hpz_size"):
+        DeepSpeedZeroConfig(**told, zero_hpz_size=4)
+
+
+def test_quantised_gradients_are_only_taken_where_what_travels_is_what_deepspeed_takes_it_for():
+    asked = ("engine.zero_stage=3", "engine.quantized_gradients=true")
+    configured(*asked, "engine.precision=fp16", "engine.communication=fp16")
+    configured(*asked, "engine.precision=fp16", "engine.gradient_accumulation=fp16")
+    for types in ((), ("engine.precision=bf16",), ("engine.precision=fp32",), ("engine.precision=fp16",),
+                  ("engine.precision=bf16", "engine.communication=bf16")):  # fmt: skip
+        (found,) = problems_of(*asked, *types)
+        assert found.startswith("engine.quantized_gradients=True: DeepSpeed takes gradients that travel for fp16")
 
 
 def test_all_that_does_not_go_together_is_said_at_once():
@@ -83,7 +119,7 @@ def test_all_that_does_not_go_together_is_said_at_once():
         "loss.z_weight=-1.0", "ema.every_steps=0", "ema.decay=1.0", "engine.gradient_accumulation=bf16",
         "engine.gradient_accumulation=bf16", *["engine.offload_optimizer=cpu"] * 3,
         "engine.offload_adamw=deepspeed", "engine.offload_parameters=cpu", "engine.nvme_path=/x",
-        *["engine.hpz_partition_size=3"] * 2, *["engine.quantized_gradients=True"] * 3,
+        *["engine.hpz_partition_size=3"] * 2, *["engine.quantized_gradients=True"] * 4,
         "engine.hpz_partition_size=3",
     ]  # fmt: skip
 

@@ -31,6 +31,7 @@ def test_the_summary_of_a_finished_run_agrees_with_its_shards_and_its_metrics(ti
     assert (summary["tasks"], summary["evaluated_after_step"]) == ({}, 12)
     assert summary["tokens_per_second"] > 0
     assert summary["mfu"] > 0
+    assert summary["mfu_data_sheet"] is None  # of a processor
     assert 0 <= summary["data_wait_share"] < 1
     assert summary["wall_seconds"] > 0
     assert summary["machine"]["cores"] >= 1
@@ -74,6 +75,8 @@ def test_a_finished_run_names_what_comes_next_and_a_stopped_one_how_to_go_on(tin
     assert "6 of 12 steps, 3.07 k tokens in 1m15s; 2 ktok/s, MFU 52%, last checkpoint c" in text
     for verb in ("export", "generate", "report"):
         assert f"hanse {verb} run={tiny_config.run}" in text
+    outcome.closing(tiny_config, values(mfu_data_sheet=0.41))
+    assert "MFU 52% (41% of the data sheet's peak), last" in capsys.readouterr().out
     outcome.closing(tiny_config, values(finished=False, evaluated_after_step=4, tasks={}))
     text = capsys.readouterr().out
     assert "validation bits per byte, after step 4\n" in text

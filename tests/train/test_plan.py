@@ -1,6 +1,7 @@
 """A plan says what training would need: its arithmetic is that of the engine, its memory that of tensors."""
 
 import json
+import re
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,7 +15,7 @@ from benchmarks.memory import on_ranks
 from common.errors import EXIT_DONE, EXIT_USER_ERROR
 from tests.train.test_engine_config import configured
 from train.config import ModelConfig
-from train.hardware import GPUS, find_gpu
+from train.hardware import GPUS, data_sheet_peak, find_gpu
 from train.memory import Layout, activations, buffers, memory, on_host, saved_bytes, states
 from train.model import PackedLanguageModel, build_model, model_config, recompute_activations
 from train.plan_fit import choose, layout_of, micro_batches, room, uneven
@@ -125,6 +126,21 @@ def test_a_gpu_is_found_by_the_name_its_driver_gives(name):
     assert find_gpu(name)[0].split()[0].lower() in name.lower()
 
 
+@pytest.mark.parametrize("name", ["NVIDIA H100 PCIe", "NVIDIA H100 NVL", "NVIDIA H200 NVL", "NVIDIA L40S", "",
+                                  "NVIDIA H100 80GB HBM3 MIG 1g.10gb"])  # fmt: skip
+def test_another_part_of_the_same_family_is_not_taken_for_it(name):
+    assert find_gpu(name) is None
+    assert data_sheet_peak(["NVIDIA H100 80GB HBM3", name]) is None
+
+
+def test_the_peak_of_all_ranks_is_the_sum_of_theirs_or_not_known():
+    assert data_sheet_peak(["NVIDIA H100 80GB HBM3"] * 4) == 4 * 989.4e12
+    assert data_sheet_peak(["AMD Instinct MI250X"] * 8) == 8 * 191.5e12
+    assert data_sheet_peak(["NVIDIA A100-SXM4-40GB", "NVIDIA H200"]) == 312e12 + 989.4e12
+    assert data_sheet_peak(["NVIDIA H100 80GB HBM3", None]) is None
+    assert data_sheet_peak([None, None]) is None
+
+
 def test_a_plan_adds_up_and_is_written_for_programs(hanse, tmp_path, capsys):
     output = tmp_path / "plan.json"
     more = ["train.model.attention=flex", "site=lumi", "nodes=[1,16]", "pue=1.2"]  # of the model that was chosen
@@ -138,10 +154,13 @@ def test_a_plan_adds_up_and_is_written_for_programs(hanse, tmp_path, capsys):
         used = one["tokens_per_second"] * plan["flops_per_token"]
         assert used / (one["ranks"] * GPUS["MI250X GCD"].bf16_flops) == pytest.approx(plan["mfu"])
         assert one["facility_mwh"] == pytest.approx(1.2 * one["mwh"])
+    assert plan["storage_gb_per_second"] == 240  # of the site
+    assert plan["checkpoint_write_seconds"] == pytest.approx(12 * plan["parameters"] / 240e9)
     assert plan["fits"]["1"]["stage"] > plan["fits"]["16"]["stage"]  # more GPUs, less on each
     said = capsys.readouterr().out
     assert "hanse launch site=lumi nodes=1 train.engine.zero_stage=3" in said
     assert "MI250X GCD 64 GB" in said
+    assert "checkpoint 96.4 GB, 0.402 s to write at 240 GB/s" in said
 
 
 # Dense bf16 TFLOP/s as the makers' data sheets print them, so that a peak that is wrong in the table is seen here.
@@ -189,12 +208,15 @@ def test_gpus_that_do_not_divide_a_step_are_told_apart_from_those_it_does_not_fi
     shared = subject_of(configured("engine.sequence_parallel=2", "ranks=2", "model.settings.num_key_value_heads=2"))
     assert uneven(shared, 1, 3).startswith("1 node, 3 GPUs: train.engine.sequence_parallel=2 does not divide them")
     assert micro_batches(shared, 8) == [1, 2, 4, 8]  # 32 sequences, four groups
+    node = subject_of(configured("engine.zero_stage=3", "engine.hpz_partition_size=4", "ranks=4"))
+    assert uneven(node, 2, 1).startswith("2 nodes, 2 GPUs: train.engine.hpz_partition_size=4 does not divide them")
+    assert micro_batches(node, 8) == [1, 2, 4]
 
 
 @given(st.integers(1, 96), st.integers(1, 64))
 def test_what_would_do_does(size, nodes):
     """The batch sizes and numbers of nodes that are proposed do divide."""
-    alone = SimpleNamespace(sequence_parallel=1, tensor_parallel=1, sharing=1)
+    alone = SimpleNamespace(sequence_parallel=1, tensor_parallel=1, sharing=1, hpz_partition_size=1)
     subject = SimpleNamespace(config=SimpleNamespace(timeline=[SimpleNamespace(size=size)], engine=alone))
     said = uneven(subject, nodes, 2)
     if said is None:
@@ -230,8 +252,9 @@ def test_every_stage_is_planned_with_its_own_batch_and_sequences():
 def test_what_is_drawn_is_shown_with_its_repetition(hanse, tiny_settings, capsys):
     train = [f"train.{one}" for one in tiny_settings]
     rule = ["train.data.mixture_rule=unimax", "train.data.max_epochs=6", f"train.tokens={250 * 8 * 64}"]
-    assert hanse("plan", *train, *rule, "nodes=[1]", "gpus_per_node=2") == EXIT_DONE
+    assert hanse("plan", *train, *rule, "nodes=[1]", "gpus_per_node=2", "storage_gb_per_second=0.001") == EXIT_DONE
     said = capsys.readouterr().out
+    assert re.search(r"checkpoint (\S+) MB, \1 s to write at 0.001 GB/s", said)  # the site says nothing
     assert "language   asked  obtained" in said
     assert "WARNING: it: " in said
     assert "epochs; beyond 4 repeated text teaches ever less" in said
@@ -244,6 +267,37 @@ def test_what_does_not_fit_is_said_with_what_would_help(hanse, capsys):
     said = capsys.readouterr().out
     assert "hanse launch" not in said
     assert "next: more nodes" in said
+
+
+def test_weights_that_each_node_holds_once_more_are_planned_at_stage_3(hanse, tmp_path, capsys):
+    found = {}
+    for size in (1, 4):
+        output = tmp_path / f"{size}.json"
+        more = ["train.engine.zero_stage=3", f"train.engine.hpz_partition_size={size}", "site=leonardo", "nodes=[16]"]
+        assert hanse("plan", *REQUEST, *more, f"output={output}") == EXIT_DONE
+        found[size] = json.loads(output.read_text())
+    assert (found[4]["storage_gb_per_second"], found[4]["checkpoint_write_seconds"]) == (None, None)
+    weights = found[4]["fits"]["16"]["memory"]["weights"]
+    assert weights == pytest.approx(2 * found[4]["parameters"] * (1 / 64 + 1 / 4))
+    assert found[4]["fits"]["16"]["stage"] == 3
+    assert found[1]["fits"]["16"]["stage"] < 3  # what is not asked for at stage 3 alone goes lower where it fits
+    said = capsys.readouterr().out
+    assert "weights at 3 and once more / 4; fits" in said
+    assert "to write" not in said
+
+
+@pytest.mark.slow
+def test_a_real_run_tells_what_share_of_the_peak_it_reached(hanse, tiny_run, tiny_settings, tmp_path, capsys):
+    output, train = tmp_path / "plan.json", [f"train.{one}" for one in tiny_settings]
+    more = ["nodes=[1]", "gpus_per_node=2", "gpu=A100", f"output={output}"]
+    assert hanse("plan", *train, *more, f"measured_in={tiny_run}") == EXIT_DONE
+    plan, summary = json.loads(output.read_text()), json.loads((tiny_run / "summary.json").read_text())
+    rate = summary["tokens_per_second"] * summary["flops_per_token"] / summary["ranks"]
+    assert plan["mfu"] == pytest.approx(rate / 312e12)
+    assert plan["mfu_is"] == f"measured in {tiny_run}"
+    assert plan["times"][0]["tokens_per_second"] == pytest.approx(summary["tokens_per_second"])  # on as many ranks
+    assert f"(measured in {tiny_run})" in capsys.readouterr().out
+    assert plan["flops_per_token"] == summary["flops_per_token"]
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import json
 import math
 import re
 import shutil
+from html import unescape
 from pathlib import Path
 
 import pytest
@@ -199,6 +200,18 @@ def test_without_its_shards_a_run_folder_still_tells_what_its_summary_knows(repo
 def test_a_peak_measured_on_a_busy_machine_is_called_so(report, tiny_data, tmp_path):
     text = text_of(report(write_run(tmp_path / "run", config(tiny_data, 20), [START, step(1, mfu=1.4)])))
     assert "utilisation is overstated" in text
+
+
+def test_both_utilisations_are_in_the_report_where_the_data_sheet_is_known(report, tiny_data, tmp_path):
+    start = {**START, "data_sheet_peak_of_all_ranks": 1978.8e12}
+    told = [start, *(step(number, mfu_data_sheet=0.31) for number in (1, 2))]
+    page = unescape(report(write_run(tmp_path / "gpu", config(tiny_data, 20), told)))
+    text = text_of(page)
+    assert "of the measured matrix peak; 31% of the data sheet's bf16 peak" in text
+    assert "of the data sheet's: first 31, last 31" in page
+    assert "data sheet peak of all ranks 1.98 PFLOP/s" in text
+    text = text_of(report(write_run(tmp_path / "cpu", config(tiny_data, 20), [START, step(1, mfu_data_sheet=None)])))
+    assert "data sheet" not in text
 
 
 def test_the_summary_says_where_the_report_is(report, tiny_data, tmp_path):

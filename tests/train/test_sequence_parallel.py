@@ -37,7 +37,7 @@ def test_what_does_not_go_together_is_refused_with_all_that_is_wrong():
         f"{shared}3", "ranks=4", "data.sequence_length=100", "determinism=D2", "threads_per_rank=1",
         "engine.precision=fp32", "model.attention=eager", "model.architecture=gemma3_text",
         "model.settings.num_attention_heads=4", "model.settings.num_key_value_heads=2",
-        "stages=[{name: a, tokens: 1000}, {name: b, data: {sequence_length: 200}}]",
+        "stages=[{name: a, tokens: 100000}, {name: b, data: {sequence_length: 200}}]",
     )  # fmt: skip
     for line, part in zip(found, (
         "must divide ranks=4", "must divide data.sequence_length=100", "must divide stages.1.data.sequence_length=200",

@@ -51,10 +51,13 @@ def headlines(evidence: Evidence) -> list[tuple[str, str, str]]:
     if evidence.steps:
         speed = totals.get("tokens_per_second") or statistics.median(r["tokens_per_second"] for r in evidence.steps)
         mfu = totals.get("mfu") or statistics.median(r["mfu"] for r in evidence.steps)
+        by_step = [r["mfu_data_sheet"] for r in evidence.steps if r.get("mfu_data_sheet") is not None]
+        of_sheet = totals.get("mfu_data_sheet") or (statistics.median(by_step) if by_step else None)
+        beside = f"; {of_sheet:.0%} of the data sheet's bf16 peak" if of_sheet else ""
         seconds = totals.get("wall_seconds") or sum(record["seconds"] for record in evidence.steps)
         tiles += [
             (count(speed), "tokens per second", f"over {many(evidence.start.get('ranks', config.ranks), 'rank')}"),
-            (f"{mfu:.0%}", "model FLOPs utilisation", "of the measured matrix peak"),
+            (f"{mfu:.0%}", "model FLOPs utilisation", f"of the measured matrix peak{beside}"),
             (duration(seconds), "training time", f"{many(evidence.last_step, 'step')}"),
         ]
     return tiles
@@ -167,8 +170,8 @@ def _fact(key: str, value: Any) -> str:
         return f"matrix peak a rank {_peaks(value)}"
     if key == "path":
         return str(value)
-    if key == "peak_of_all_ranks":
-        return f"peak of all ranks {shown_count(value, 'FLOP/s')}"
+    if key.endswith("peak_of_all_ranks"):
+        return f"{key.replace('_', ' ')} {shown_count(value, 'FLOP/s')}"
     if key == "bytes":
         return shown_count(value, "B")
     words = key.removesuffix("_seconds").replace("_", " ")
