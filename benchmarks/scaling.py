@@ -5,7 +5,8 @@ docs/how/scaling.md.
 
 ``benchmarks/published/scaling.csv`` has sequences a second of FSDP runs that shard everything (ZeRO-3), as published:
 Modalities (MIT; docs/scaling_experiments/scaling_leonardo.md at 8a9b661 and scaling_mn5.md at 5644c95), llm-foundry
-(scripts/train/benchmarking/README.md at 061f2c7), torchtitan (benchmarks/llama3_h100_202412_torchtitan.md at 31a17bf).
+(scripts/train/benchmarking/README.md at 061f2c7; from 128 GPUs on, and 7B, at c90b9b3: tokens a second there, of
+sequences of 2,048), torchtitan (benchmarks/llama3_h100_202412_torchtitan.md at 31a17bf).
 Of each series (one model, sequence length and micro-batch) the run on the fewest GPUs tells the computation, and the
 model predicts the others. Bandwidths are those of the machines' descriptions. ``--measure`` trains on 1, 2 and 4 ranks
 here instead.
@@ -123,6 +124,19 @@ def compare(rows):
     print(f"within the range of plans, 5 % added: {sum(inside)} of {len(inside)}\n")
 
 
+def tell_largest(rows):
+    """Each run of llm-foundry on 128 GPUs and more, so that the largest published model is seen by itself."""
+    here = [row for row in rows if row.peer == "llm-foundry"]
+    turns = (min(TURN_SECONDS), usual(), max(TURN_SECONDS))
+    print("llm-foundry from 128 GPUs on, seconds a step: measured; predicted at 15, 30 and 60 us a turn, and the error")
+    for told in zip(*(errors(here, BANDWIDTH_SHARE, turn) for turn in turns), strict=True):
+        run, measured, _ = told[0]
+        if run.gpus >= 128:
+            cells = "  ".join(f"{predicted:6.3f} {predicted / measured - 1:+6.1%}" for _, _, predicted in told)
+            print(f"  {run.parameters / 1e9:4.1f}B on {run.gpus:3d}: {measured:6.3f}; {cells}")
+    print()
+
+
 def usual():
     """The turn that plans take: the middle of the range, on a logarithmic scale."""
     return math.sqrt(math.prod(TURN_SECONDS))
@@ -219,6 +233,7 @@ def main():
         return measure(arguments)
     rows = published()
     compare(rows)
+    tell_largest(rows)
     predict()
     if arguments.plot:
         draw(arguments.plot, rows)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 import re
 import shlex
 import sys
@@ -18,6 +19,7 @@ from launch.config import LaunchConfig
 from launch.site import Queue, Site, limits
 
 GIB = 1024**3
+STACKS_SECONDS = 30  # in which the trainer's watchdog writes all stacks and leaves, once its limit is over
 
 
 @dataclass(frozen=True)
@@ -75,6 +77,20 @@ class Job:
         if self.gpus_per_node and request.gpus:
             lines.append(request.gpus.format(gpus=self.gpus_per_node))
         return [*lines, *filter(None, [request.memory]), *request.options, *config.sbatch]
+
+    @property
+    def warnings(self) -> Iterator[str]:
+        """What is allowed and seldom meant: limits for silence that end ranks before their own watchdog has spoken."""
+        guards = self.train["guards"]
+        if not guards["watchdog_seconds"] or self.site.scheduler == "none":
+            return
+        least = max(guards["watchdog_seconds"], guards["watchdog_slow_seconds"]) + STACKS_SECONDS
+        for key in ("hang_minutes", "start_minutes"):
+            minutes = getattr(self.config.life, key)
+            if minutes * 60 < least:
+                yield (f"life.{key}={minutes:g}: silent ranks may be ended before their own watchdog has written their "
+                       f"stacks and named who is behind; {math.ceil(least / 60)} or more leave it the time, or set "
+                       f"train.guards.watchdog_slow_seconds below {least - STACKS_SECONDS:g}")  # fmt: skip
 
     @property
     def arithmetic(self) -> str:

@@ -182,8 +182,31 @@ def stuck_node(processes: str) -> str:
         processes: lines ``NODE STATE PID ...`` of all ranks, from ``ps``.
     """
     rows = [line.split() for line in processes.splitlines()]
-    nodes = {row[0] for row in rows if len(row) > 2 and row[1][0] in "TZD"}
+    ranks = [row for row in rows if len(row) > 2 and row[2].isdigit()]  # not the words of srun
+    nodes = {row[0] for row in ranks if row[1][0] in "TZD"}
     return nodes.pop() if len(nodes) == 1 else ""
+
+
+def silent_nodes(asked: Sequence[str], processes: str) -> tuple[str, ...]:
+    """Those of the nodes asked for their processes that said nothing at all: down, or cut off. None where no node said
+    anything, for then it is Slurm that could not be asked.
+
+    Args:
+        processes: of each node that answers one line ``NODE ...`` at least.
+    """
+    heard = {line.split()[0] for line in processes.splitlines() if line.strip()}
+    silent = tuple(node for node in asked if node not in heard)
+    return silent if len(silent) < len(asked) else ()
+
+
+def where_it_hangs(here: Path) -> tuple[str, str]:
+    """(the node to suspect, what was seen in words) of a start whose ranks the launcher ended for their silence."""
+    processes = _text(here / "processes")
+    silent = silent_nodes(_text(here / "hung").strip().split(","), processes)
+    if silent:
+        return silent[0] if len(silent) == 1 else "", f"no answer from {', '.join(silent)}: down, or cut off"
+    stuck = stuck_node(processes)
+    return stuck, f"a rank on {stuck} does not run: stopped, dead, or waiting for a disk" if stuck else ""
 
 
 def newest_step(run: Path) -> int:
@@ -265,7 +288,10 @@ def finish(record: Record, policy: Policy, arguments: argparse.Namespace) -> Dec
     )  # fmt: skip
     blamed = ""
     if kind == "hung":
-        blamed = stuck_node(_text(here / "processes")) or (suspects[0] if len(suspects) == 1 else "")
+        blamed, seen = where_it_hangs(here)
+        if seen:
+            tell(f"start {arguments.life}: {seen}")
+        blamed = blamed or (suspects[0] if len(suspects) == 1 else "")
     elif kind == "crash":
         blamed = blamed_node(_text(arguments.log).rpartition(f" start {arguments.life}: job ")[2])
     # A rank that is late may wait for a disk or a switch; a wrong result is the machine's own.

@@ -56,7 +56,8 @@ def check(config: LaunchConfig) -> None:
     if config.task == "corpus":
         data_job.work_out(config, *configuration_of("corpus", config.corpus), here=here)
     else:
-        job_of(config, here=here)
+        for warning in job_of(config, here=here).warnings:
+            print(f"hanse launch: {warning}", file=sys.stderr)
 
 
 def at_its_site(config: LaunchConfig) -> str:
@@ -127,6 +128,8 @@ def _show(job: Job, folder: Path, why: str) -> None:
         say(f"  {what:13s} {value}")
     for note in job.site.notes:
         say(f"  note          {note}")
+    for warning in job.warnings:
+        say(f"  warning       {warning}")
 
 
 def summary(job: Job, folder: Path) -> Iterator[tuple[str, str]]:

@@ -167,6 +167,8 @@ def _show(elements: Sequence[Element], folder: Path, why: str) -> None:
     if job.seconds:
         say(f"  time          {duration(job.seconds)} a start, at most {hours:,.0f} "
             f"{'GPU' if job.gpus_per_node else 'node'}-hours for one start of each")  # fmt: skip
+    for warning in job.warnings:
+        say(f"  warning       {warning}")
     keys = list(elements[0].values)
     table("", ["run", *keys, "state"], [
         [element.name, *(element.values[key] for key in keys), element.state or "to launch"] for element in elements

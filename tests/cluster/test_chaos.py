@@ -93,11 +93,13 @@ def test_a_run_outlives_a_kill_a_cut_cable_a_stopped_rank_a_wrong_result_and_a_f
     cut_off = run.nodes(1)[-1]
     cable(cut_off, "down")
     try:
-        cluster.wait_until("the silence is noticed", lambda: "start 1: no sign of life" in run.log)
+        cluster.wait_until("all nodes are asked", lambda: "start 1: ending the ranks" in run.log)
     finally:
-        cable(cut_off, "up")
+        cable(cut_off, "up")  # or what is to end the ranks there arrives when the next start has begun
     assert cluster.wait_for_end(run, 1) == "hung", run.log
-    wait_for_words(run, f"{KINDS['hung']}: once more")
+    assert run.starts()[1]["blamed"] == cut_off
+    wait_for_words(run, "start 1: no sign of life", f"start 1: no answer from {cut_off}",
+                   f"{KINDS['hung']}: once more, suspect {cut_off}")  # fmt: skip
     assert_little_is_lost(run, 1)
     cluster.start_now(job)
 
@@ -107,7 +109,9 @@ def test_a_run_outlives_a_kill_a_cut_cable_a_stopped_rank_a_wrong_result_and_a_f
     assert cluster.wait_for_end(run, 2) == "hung", run.log
     assert_little_is_lost(run, 2)
     assert run.starts()[2]["blamed"] == stuck
-    wait_for_words(run, "start 2: no sign of life", f"{KINDS['hung']}: once more, suspect {stuck}")
+    wait_for_words(run, "start 2: no sign of life", f"start 2: a rank on {stuck} does not run",
+                   f"{KINDS['hung']}: once more, suspect {stuck}")  # fmt: skip
+    assert "start 2: no answer from" not in run.log
     cluster.start_now(job)
 
     with cluster.in_the_middle(run, 3, STEPS):

@@ -28,6 +28,7 @@ def train() -> dict[str, Any]:
         "data": {"shards": "data/shards", "sequence_length": 4096},
         "batch": {"global_batch_size": 1024, "micro_batch_size": 2}, "model": {"settings": settings},
         "engine": {"zero_stage": 1, "sequence_parallel": 1, "tensor_parallel": 1},
+        "guards": {"watchdog_seconds": 600, "watchdog_slow_seconds": 1500},
     }  # fmt: skip
 
 

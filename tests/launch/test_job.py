@@ -76,6 +76,27 @@ def test_a_wrong_request_is_refused_in_words(job, keys, said):
     assert said in " ".join(problems(job, "lumi", **keys))
 
 
+def test_ranks_that_may_be_ended_before_their_watchdog_speaks_are_warned_of(job, train):
+    assert not list(job("lumi").warnings), "the shipped limits leave it the time"
+    (line,) = job("lumi", life__hang_minutes=20).warnings
+    assert line.startswith("life.hang_minutes=20: silent ranks may be ended before")
+    assert "26 or more leave it the time" in line
+    assert not list(job("lumi", life__hang_minutes=26).warnings)
+    train["guards"]["watchdog_slow_seconds"] = 2000
+    assert [line.partition("=")[0] for line in job("lumi").warnings] == ["life.hang_minutes", "life.start_minutes"]
+    train["guards"]["watchdog_seconds"] = 0
+    assert not list(job("lumi", life__hang_minutes=1).warnings), "nothing is lost where no watchdog watches"
+
+
+def test_check_warns_and_says_yes(hanse, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    asked = ["site=leonardo", "account=abc", "train.experiment=demo", "train.batch.global_batch_size=8"]
+    assert hanse("launch", "--check", *asked, "life.hang_minutes=5") == 0
+    told = capsys.readouterr()
+    assert told.err.startswith("hanse launch: life.hang_minutes=5: silent ranks")
+    assert "silent ranks" not in told.out
+
+
 def test_a_queue_for_large_jobs_refuses_small_ones(job):
     assert "17 nodes or more" in " ".join(problems(job, "karolina", queue="qgpu_big", nodes=4, hours=1))
 

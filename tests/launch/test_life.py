@@ -26,6 +26,7 @@ from launch.life import (
     kind_of_end,
     last_word,
     main,
+    silent_nodes,
     stuck_node,
 )
 from tests.disk import fill, small_disk
@@ -125,6 +126,42 @@ def test_the_stuck_node_is_the_one_whose_rank_does_not_run():
     assert stuck_node("n1 Sl 10 x python\nn2 Tl 11 y python\nn2 Sl 12 z python\n") == "n2"
     assert stuck_node("n1 D 10 x python\nn2 D 11 y python\n") == "", "a dead file system is no node's fault"
     assert stuck_node("") == ""
+    assert stuck_node("srun: Terminating StepId=4.1\nn1 answers\nn1 Sl 10 x python\n") == ""
+
+
+NODES = ["n1", "n2", "n3", "n4"]
+
+
+@given(st.lists(st.sampled_from(NODES)), st.sampled_from(["", "srun: error: n4: task 3: Killed\n"]))
+def test_silent_are_the_nodes_without_a_line_of_their_own(answering, more):
+    lines = "".join(f"{node} {'Sl 7 x python' if number % 2 else 'answers'}\n" for number, node in enumerate(answering))
+    silent = silent_nodes(NODES, more + lines)
+    assert set(silent) == (set(NODES) - set(answering) if answering else set())
+
+
+@pytest.mark.parametrize(
+    ("processes", "blamed", "said"),
+    [
+        ("n1 answers\nn1 Sl 10 x python\nsrun: error: Task launch for StepId=4.1 failed on node n2\n", "n2",
+         "start 0: no answer from n2: down, or cut off"),
+        ("n1 answers\nn1 Sl 10 x python\nn2 answers\nn2 Tl 11 x python\n", "n2",
+         "start 0: a rank on n2 does not run"),
+        ("n1 answers\nn1 Sl 10 x python\nn2 answers\nn2 Sl 11 x python\n", "", ""),
+        ("srun: error: Unable to contact slurm controller (connect failure)\n", "", ""),
+    ],
+)  # fmt: skip
+def test_a_node_that_is_cut_off_is_told_from_one_with_a_stopped_rank(job, capsys, processes, blamed, said):
+    common = ["--job", job, "--end-time", 4_000_000_000, "--life", 0]
+    ask(capsys, "start", *common, "--nodes", "n[1-2]")
+    (job / "starts/0").mkdir(parents=True)
+    (job / "starts/0/hung").write_text("n1,n2\n")
+    (job / "starts/0/processes").write_text(processes)
+    assert main([str(word) for word in ("end", *common, "--code", 143)]) == 0
+    told = capsys.readouterr()
+    assert said in told.err
+    assert said or "start 0:" not in told.err
+    assert Record(job).starts()[0].blamed == blamed
+    assert told.out.strip() == f"requeue {blamed}".strip()
 
 
 @pytest.fixture
