@@ -10,7 +10,9 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import omegaconf
 import pytest
+import yaml
 from hydra._internal.hydra import Hydra
 from hypothesis import settings
 
@@ -61,16 +63,26 @@ def warm_ranks() -> Iterator[None]:
         yield
 
 
-@pytest.fixture(scope="session")
-def hanse() -> Iterator[Hanse]:
-    """``hanse("train", "run=...", ...)``: a verb as the console command runs it; its exit code.
+@pytest.fixture(scope="session", autouse=True)
+def quick_compositions() -> Iterator[None]:
+    """The suite composes many hundred configurations, of which each takes 0.1 seconds and more: the same, sooner.
 
-    Hydra composes a configuration once to look for ``hydra.mode``, which none of ours sets, and then once more: here
-    not, for a composition takes 0.1 seconds and more and the suite runs many hundred verbs.
+    Hydra composes once to look for ``hydra.mode``, which none of ours sets, and then once more: here not. OmegaConf
+    reads files with PyYAML's own parser, here with that of libyaml.
     """
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(yaml, "SafeLoader", yaml.CSafeLoader)  # which the loader is derived from
+        loader = omegaconf._utils.get_yaml_loader()
+    with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Hydra, "get_mode", lambda *_, **__: None)
-        yield lambda *arguments: main(VERBS, [str(argument) for argument in arguments])
+        patch.setattr(omegaconf._utils, "get_yaml_loader", lambda: loader)
+        yield
+
+
+@pytest.fixture(scope="session")
+def hanse() -> Hanse:
+    """``hanse("train", "run=...", ...)``: a verb as the console command runs it; its exit code."""
+    return lambda *arguments: main(VERBS, [str(argument) for argument in arguments])
 
 
 @pytest.fixture(scope="session")

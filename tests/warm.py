@@ -30,8 +30,9 @@ from typing import Any, BinaryIO
 
 # What ranks would import by themselves: the verbs' own, and what DeepSpeed, pyarrow and transformers import when used.
 PRELOADED = (
-    "train.loop", "train.score", "train.outcome", "hydra", "tokenizers", "pandas", "pyarrow.dataset",
-    "deepspeed.runtime.zero.muon.muon_optimizer", "transformers.models.llama.modeling_llama",
+    "train.loop", "train.score", "train.outcome", "data_pipelines.corpus", "hydra", "tokenizers", "pandas",
+    "pyarrow.dataset", "deepspeed.runtime.zero.muon.muon_optimizer",
+    "transformers.models.llama.modeling_llama",
 )  # fmt: skip
 MESSAGE = 2**17  # bytes at most: variables and arguments
 PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
@@ -87,6 +88,14 @@ class Warm:
 
     def kill(self) -> None:
         self.send_signal(signal.SIGKILL)
+
+    def kill_group(self) -> None:
+        """Kill the process and those that it started."""
+        if self.poll() is None:
+            if os.getpgid(self.pid) == self.pid:  # it has become the first of a group of its own
+                os.killpg(self.pid, signal.SIGKILL)
+            else:
+                self.kill()
 
 
 @functools.cache
@@ -194,6 +203,7 @@ if __name__ == "__main__":
     import torch
 
     from launch import local
+    from train.lock import installed
     from train.precision import measured_peaks
 
     gc.disable()
@@ -201,6 +211,7 @@ if __name__ == "__main__":
         importlib.import_module(name)
     for half in ("bf16", "fp16"):  # which a rank does once, and takes two seconds for
         measured_peaks(torch.device("cpu"), half)
+    installed()  # likewise: it reads lists of a hundred thousand files
     gc.freeze()  # what was imported is garbage never: those forked neither look at it nor copy its pages
     gc.enable()
     serve(socket.socket(fileno=int(sys.argv[1])))
