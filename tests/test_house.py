@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tomllib
 import zipfile
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -44,6 +45,7 @@ def modules(package: str) -> list[Path]:
     return [ROOT / "hanse.py"] if package == "hanse" else sorted((ROOT / package).rglob("*.py"))
 
 
+@cache
 def imported(path: Path) -> set[str]:
     """Full names of all modules that a file imports, wherever in it."""
     names: set[str] = set()
