@@ -8,19 +8,19 @@ import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, BinaryIO
 
 import pytest
-from hydra._internal.hydra import Hydra
 from hypothesis import settings
 
 from common.errors import HanseError
 from common.verbs import main
 from hanse import VERBS
-from launch import local
+from launch import local, verb
 from tests import warm
 from tests.demo.makefile import demo_commands
-from tests.shared import once
+from tests.shared import compose_sooner, once
 
 TEXTS = Path(__file__).parent / "data"
 LANGUAGES = ("fr", "de", "es", "it")
@@ -49,8 +49,10 @@ def pytest_collection_finish() -> None:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def warm_ranks() -> Iterator[None]:
-    """Ranks that tests start are forked from a process that has imported everything (tests/warm.py)."""
+def sooner() -> Iterator[None]:
+    """Ranks that tests start, and verbs that other verbs ask, are forked from processes that have imported everything
+    (tests/warm.py); configurations are composed sooner (tests/shared.py).
+    """
     cold = local.start_rank
 
     def start(command: Sequence[str], environment: dict[str, str], log: BinaryIO | None) -> Any:
@@ -58,19 +60,15 @@ def warm_ranks() -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(local, "start_rank", start)
+        patch.setattr(verb, "subprocess", SimpleNamespace(run=warm.answer))
+        compose_sooner(patch.setattr)
         yield
 
 
 @pytest.fixture(scope="session")
-def hanse() -> Iterator[Hanse]:
-    """``hanse("train", "run=...", ...)``: a verb as the console command runs it; its exit code.
-
-    Hydra composes a configuration once to look for ``hydra.mode``, which none of ours sets, and then once more: here
-    not, for a composition takes 0.1 seconds and more and the suite runs many hundred verbs.
-    """
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Hydra, "get_mode", lambda *_, **__: None)
-        yield lambda *arguments: main(VERBS, [str(argument) for argument in arguments])
+def hanse() -> Hanse:
+    """``hanse("train", "run=...", ...)``: a verb as the console command runs it; its exit code."""
+    return lambda *arguments: main(VERBS, [str(argument) for argument in arguments])
 
 
 @pytest.fixture(scope="session")

@@ -1,11 +1,12 @@
-"""Ranks that start warm: forked from a process that has imported torch, transformers, DeepSpeed and ours already.
+"""Programs that start warm: forked from a process that has imported what they will import.
 
-A rank imports for some eight seconds of CPU before it does anything of its own, and the suite starts a few hundred.
-:func:`start` takes the place of ``launch.local.start_rank``: same command, variables, log and signals, same module run
-as ``__main__``; only the interpreter is not a new one. What starts by itself (tests/launch/test_local.py, the demo, the
-cluster's jobs) starts cold, as in life.
+A rank imports for some eight seconds of CPU before it does anything of its own, and the suite starts a few hundred;
+``hanse launch`` and ``hanse plan`` ask another verb for its configuration, which takes a second. :func:`start` takes
+the place of ``launch.local.start_rank`` and :func:`answer` that of ``subprocess.run`` there: same command, variables,
+output and signals, same module run as ``__main__``; only the interpreter is not a new one. What starts by itself
+(tests/launch/test_local.py, the demo, the cluster's jobs) starts cold, as in life.
 
-    python -m tests.warm FD    the process that forks; asked through the socket of that number
+    python -m tests.warm KIND FD    the process that forks KIND; asked through the socket of that number
 """
 
 from __future__ import annotations
@@ -22,27 +23,32 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, BinaryIO
 
-# What ranks would import by themselves: the verbs' own, and what DeepSpeed, pyarrow and transformers import when used.
-PRELOADED = (
-    "train.loop", "train.score", "train.outcome", "hydra", "tokenizers", "pandas", "pyarrow.dataset",
-    "deepspeed.runtime.zero.muon.muon_optimizer", "transformers.models.llama.modeling_llama",
-)  # fmt: skip
+# What they would import by themselves: the verbs' own, and what DeepSpeed, pyarrow and transformers import when used.
+PRELOADED = {
+    "ranks": (
+        "train.loop", "train.score", "train.outcome", "data_pipelines.corpus", "hydra", "tokenizers", "pandas",
+        "pyarrow.dataset", "deepspeed.runtime.zero.muon.muon_optimizer", "transformers.models.llama.modeling_llama",
+    ),
+    "verbs": ("common.verbs", "train.config", "data_pipelines.config"),
+}  # fmt: skip
 MESSAGE = 2**17  # bytes at most: variables and arguments
+ASKING = threading.Lock()
 PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 
 
 class Parent:
     """The process that forks, as its user sees it."""
 
-    def __init__(self) -> None:
+    def __init__(self, kind: str) -> None:
         self.socket, theirs = socket.socketpair(type=socket.SOCK_SEQPACKET)
-        command = [sys.executable, "-m", "tests.warm", str(theirs.fileno())]
+        command = [sys.executable, "-m", "tests.warm", kind, str(theirs.fileno())]
         self.process = subprocess.Popen(
             command, env={**os.environ, "OMP_NUM_THREADS": "1"}, stdin=subprocess.DEVNULL, pass_fds=[theirs.fileno()]
         )
@@ -88,20 +94,40 @@ class Warm:
     def kill(self) -> None:
         self.send_signal(signal.SIGKILL)
 
+    def kill_group(self) -> None:
+        """Kill the process and those that it started."""
+        if self.poll() is None:
+            if os.getpgid(self.pid) == self.pid:  # it has become the first of a group of its own
+                os.killpg(self.pid, signal.SIGKILL)
+            else:
+                self.kill()
+
 
 @functools.cache
-def parent() -> Parent:
+def parent(kind: str) -> Parent:
     """The one of this session; lives until the session ends."""
-    found = Parent()
+    found = Parent(kind)
     atexit.register(found.process.kill)
     return found
 
 
-def start(command: Sequence[str], environment: Mapping[str, str], log: BinaryIO | None, folder: str = "") -> Warm:
-    """Start a Python program, its output going to ``log``, or where ours goes."""
-    handles = [1, 2] if log is None else [log.fileno(), log.fileno()]
+def start(
+    command: Sequence[str], environment: Mapping[str, str], log: BinaryIO | None, folder: str = "",
+    errors: BinaryIO | None = None, kind: str = "ranks",
+) -> Warm:  # fmt: skip
+    """Start a Python program, its output going to ``log``, or where ours goes; what it says of errors likewise."""
+    handles = [1, 2] if log is None else [log.fileno(), (errors or log).fileno()]
     asked = {"run": list(command[1:]), "environment": dict(environment), "folder": folder or os.getcwd()}
-    return Warm(parent().ask(asked, handles), lambda pid: parent().ask({"poll": pid}))
+    return Warm(parent(kind).ask(asked, handles), lambda pid: parent(kind).ask({"poll": pid}))
+
+
+def answer(command: Sequence[str], *, env: Mapping[str, str], **_: Any) -> subprocess.CompletedProcess[str]:
+    """What a verb answers another one, which asks one at a time."""
+    with ASKING, tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as errors:
+        code = start(command, env, out, errors=errors, kind="verbs").wait(300)
+        out.seek(0)
+        errors.seek(0)
+        return subprocess.CompletedProcess(command, code, out.read().decode(), errors.read().decode())
 
 
 def can_start(command: Sequence[str]) -> bool:
@@ -151,7 +177,8 @@ def become(words: Sequence[str], environment: Mapping[str, str], folder: str, ha
     os.environ.clear()
     os.environ.update(environment)
     os.chdir(folder)
-    torch.set_num_threads(int(environment.get("OMP_NUM_THREADS", 1)))
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(int(environment.get("OMP_NUM_THREADS", 1)))
     sys.argv = list(words[1:] if words[0] == "-m" else words)
 
 
@@ -190,18 +217,40 @@ def fork(command: Sequence[str], environment: Mapping[str, str], log: BinaryIO |
         os._exit(code if isinstance(code, int) else 1)
 
 
-if __name__ == "__main__":
+def ready_for_ranks() -> None:
+    """Do what a rank does once, and takes seconds for."""
     import torch
 
-    from launch import local
+    from train.lock import installed
     from train.precision import measured_peaks
 
-    gc.disable()
-    for name in PRELOADED:
-        importlib.import_module(name)
-    for half in ("bf16", "fp16"):  # which a rank does once, and takes two seconds for
+    for half in ("bf16", "fp16"):
         measured_peaks(torch.device("cpu"), half)
+    installed()
+
+
+def ready_for_verbs() -> None:
+    """Compose a configuration, for which Hydra looks for its plugins once."""
+    from hydra import compose, initialize_config_module
+    from hydra.core.config_store import ConfigStore
+
+    from tests.shared import compose_sooner
+    from train.config import TrainConfig
+
+    compose_sooner(setattr)
+    ConfigStore.instance().store("train_schema", TrainConfig)
+    with initialize_config_module("configs", version_base="1.3"):
+        compose("train")
+
+
+if __name__ == "__main__":
+    from launch import local
+
+    gc.disable()
+    for name in PRELOADED[sys.argv[1]]:
+        importlib.import_module(name)
+    {"ranks": ready_for_ranks, "verbs": ready_for_verbs}[sys.argv[1]]()
     gc.freeze()  # what was imported is garbage never: those forked neither look at it nor copy its pages
     gc.enable()
-    serve(socket.socket(fileno=int(sys.argv[1])))
+    serve(socket.socket(fileno=int(sys.argv[2])))
     run()

@@ -91,6 +91,7 @@ def config_sha256(config: TrainConfig) -> str:
     })  # fmt: skip
 
 
+@cache
 def code() -> dict[str, Any]:
     """Our own source: one hash over all files; and, in a git checkout, its commit and the hash of what differs."""
     files = {str(path.relative_to(ROOT)): hashlib.sha256(path.read_bytes()).hexdigest()

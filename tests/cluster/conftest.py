@@ -33,6 +33,7 @@ USUAL = Path.home() / ".cache/torch_extensions" / f"py{sys.version_info[0]}{sys.
 EXTENSIONS = os.environ.get("TORCH_EXTENSIONS_DIR", str(USUAL))
 NODES = 4  # of each worker
 STEPS = 200  # of a run: room for all that happens to one
+LONGEST_FIRST = ("chaos", "limits", "life", "sites", "torchrun", "ray", "corpus", "sweep")  # workers end together
 PATIENCE_SECONDS = float(os.environ.get("HANSE_TEST_PATIENCE", "600"))  # of a machine that does much else
 
 
@@ -58,6 +59,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         item.add_marker(pytest.mark.cluster)
         if why:
             item.add_marker(pytest.mark.skip(reason=f"no simulated Slurm here: {why}"))
+    place = {f"test_{name}": number for number, name in enumerate(LONGEST_FIRST)}
+    items.sort(key=lambda item: place.get(item.path.stem, -1) if HERE in item.path.parents else -1)
 
 
 def slurm(*command: object) -> str:

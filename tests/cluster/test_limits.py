@@ -13,7 +13,7 @@ EARLY_SECONDS = 30
 
 
 def test_three_real_time_limits_one_of_them_met_by_ranks_that_hang_lose_nothing(
-    cluster: Cluster, hanse: Hanse, settings: list[str], undisturbed: Run, at_home: Run, tmp_path: Path
+    cluster: Cluster, hanse: Hanse, settings: list[str], at_home: Run, undisturbed: Run, tmp_path: Path
 ) -> None:
     run = cluster.run(tmp_path / "run")
     # The signal leaves twice the time that the start of twice as many ranks took on this machine.

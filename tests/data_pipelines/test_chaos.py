@@ -6,8 +6,6 @@ import json
 import os
 import random
 import shutil
-import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -16,32 +14,37 @@ import pytest
 
 from common.files import sha256_file
 from data_pipelines.manifest import CorpusManifest
+from tests import warm
+from tests.warm import Warm
 
 KILLS = 20
 PROGRAM = """
 import json, sys
 from data_pipelines import corpus
 from data_pipelines.config import AnnotateConfig, BoilerplateConfig, CorpusConfig, SourceConfig
-settings = json.loads(sys.argv[1])
-settings["annotate"] = AnnotateConfig(boilerplate=BoilerplateConfig(20, "source"))
-sources = {name: SourceConfig(**source) for name, source in settings.pop("sources").items()}
-corpus.run(CorpusConfig(sources=sources, **settings))
+
+if __name__ == "__main__":
+    settings = json.loads(sys.argv[1])
+    settings["annotate"] = AnnotateConfig(boilerplate=BoilerplateConfig(20, "source"))
+    sources = {name: SourceConfig(**source) for name, source in settings.pop("sources").items()}
+    corpus.run(CorpusConfig(sources=sources, **settings))
 """
 
 
-def start(folder: Path, sources: dict[str, dict[str, str]], **settings: object) -> subprocess.Popen[bytes]:
-    """``hanse corpus`` in a folder, in a process group of its own."""
+def start(folder: Path, sources: dict[str, dict[str, str]], **settings: object) -> Warm:
+    """``hanse corpus`` in a folder, in a process group of its own; started warm, or half of the kills meet imports."""
     places = {place: place for place in ("annotated", "downloads")}
     values = {"name": "test", "output": "corpus", "sources": sources, "validation_fraction": 0.1, "part_megabytes": 1}
     values |= places | settings
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
-    return subprocess.Popen([sys.executable, "-c", PROGRAM, json.dumps(values)], cwd=folder, env=environment,
-                            stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True)  # fmt: skip
+    program = folder.parent / "program.py"
+    program.write_text(PROGRAM)
+    with (folder.parent / "said").open("ab") as said:
+        return warm.start([sys.executable, str(program), json.dumps(values)], environment, said, str(folder))
 
 
-def finish(process: subprocess.Popen[bytes]) -> None:
-    _, errors = process.communicate(timeout=900)
-    assert process.returncode == 0, errors.decode()
+def finish(process: Warm, folder: Path) -> None:
+    assert process.wait(900) == 0, (folder.parent / "said").read_text()[-2000:]
 
 
 def contents(folder: Path) -> dict[str, str]:
@@ -74,8 +77,9 @@ def test_killed_at_random_moments_the_result_is_that_of_an_undisturbed_run(tmp_p
     undisturbed, disturbed = tmp_path / "undisturbed", tmp_path / "disturbed"
     undisturbed.mkdir()
     disturbed.mkdir()
-    began = time.monotonic()
-    finish(start(undisturbed, sources, processes=1))
+    process = start(undisturbed, sources, processes=1)
+    began = time.monotonic()  # once it runs: what it is forked from may have had to start first
+    finish(process, undisturbed)
     seconds = time.monotonic() - began
     expected = contents(undisturbed)
     manifest = CorpusManifest.read(undisturbed / "corpus")
@@ -90,16 +94,16 @@ def test_killed_at_random_moments_the_result_is_that_of_an_undisturbed_run(tmp_p
         time.sleep(rng.uniform(0.1, 0.9) * seconds)
         for process in running:
             if process.poll() is None:
-                os.killpg(process.pid, signal.SIGKILL)
+                process.kill_group()
                 killed += 1
             else:  # too late: the machine is faster than it was
                 seconds *= 0.9
-            process.communicate()
+            process.wait(60)
         if (disturbed / "corpus").exists():  # it got to the end: once more, from the start or from what is annotated
             assert contents(disturbed / "corpus") == contents(undisturbed / "corpus")
             for name in rng.choice([["corpus"], ["corpus", "annotated"]]):
                 shutil.rmtree(disturbed / name)
     for share in ("0/3", "1/3", "2/3"):
-        finish(start(disturbed, sources, worker=share, processes=1))
-    finish(start(disturbed, sources))
+        finish(start(disturbed, sources, worker=share, processes=1), disturbed)
+    finish(start(disturbed, sources), disturbed)
     assert contents(disturbed) == expected

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import subprocess
+
 import pytest
 
 from common.errors import ConfigError
+from launch import verb
 from launch.config import LaunchConfig, LifeConfig
 from launch.job import least_parameters, state_bytes
 
@@ -53,7 +56,9 @@ def test_all_problems_are_told_at_once(job):
 def test_check_asks_the_other_verb_too_and_says_whose_key_was_meant(hanse, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     asked = ["site=leonardo", "account=abc", "train.experiment=demo", "train.batch.global_batch_size=8"]
-    assert hanse("launch", "--check", *asked) == 0
+    with monkeypatch.context() as patch:
+        patch.setattr(verb, "subprocess", subprocess)  # cold, as in life: elsewhere tests/warm.py answers
+        assert hanse("launch", "--check", *asked) == 0
     assert hanse("launch", "--check", *asked, "train.nodse=3") == 2
     said = capsys.readouterr().err.strip()
     assert said == ("hanse launch: train.nodse: no such key; hanse train --help lists the keys; 'nodes' is a key of "

@@ -89,14 +89,14 @@ def test_every_number_of_ranks_and_every_stage_gives_one_hash(tiny_settings, tmp
 @pytest.mark.slow
 def test_a_run_killed_and_resumed_on_other_layouts_ends_with_the_bits_of_a_quiet_one(tiny_settings, tmp_path, start):
     """Two ranks at ZeRO-2 all the way; and one rank at ZeRO-1, killed without warning, then three at ZeRO-3."""
-    common = settings(tiny_settings, f"tokens={24 * SEQUENCES * 64}", "engine.precision=fp32")
+    common = settings(tiny_settings, f"tokens={16 * SEQUENCES * 64}", "engine.precision=fp32")
     quiet, moved = tmp_path / "quiet", tmp_path / "moved"
     case = {"quiet": [*common, f"run={quiet}", "engine.zero_stage=2"]}
     assert train_cases(tmp_path / "two", 2, case) == {"quiet": 0}
     victim = start(moved, [*common, "ranks=1", "engine.zero_stage=1"])
     victim.wait_for_step(6)
     victim.kill()
-    assert complete_steps(moved / "checkpoints")
+    assert 0 < complete_steps(moved / "checkpoints")[-1] < 16
     case = {"moved": [*common, f"run={moved}", "engine.zero_stage=3"]}
     assert train_cases(tmp_path / "three", 3, case) == {"moved": 0}
     assert fingerprint(moved) == fingerprint(quiet)
