@@ -104,7 +104,9 @@ def with_model_of_weights(config: TrainConfig) -> TrainConfig:
     except HanseError as error:
         raise HanseError(f"model=from_checkpoint, init_from={folder}: {error}") from None
     rows = int(theirs.pop("vocab_size"))
-    settings = {key: value for key, value in theirs.items() if value is not None and not key.endswith("_token_id")}
+    usual = AutoConfig.for_model(str(told["model_type"])).to_dict()  # null says something where the class says another
+    settings = {key: value for key, value in theirs.items()
+                if (value, usual[key]) != (None, None) and not key.endswith("_token_id")}  # fmt: skip
     model = replace(config.model, architecture=str(told["model_type"]), vocabulary_size=rows,
                     settings=_over(settings, config.model.settings),
                     vocabulary_multiple=config.model.vocabulary_multiple if config.init_tokenizer else rows,

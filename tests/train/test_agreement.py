@@ -23,6 +23,9 @@ LLAMA31 = {"rope_theta": 500_000.0, "rms_norm_eps": 1e-5, "max_position_embeddin
                             "original_max_position_embeddings": 8192}}  # fmt: skip
 QWEN3 = {"rope_theta": 1_000_000, "rope_scaling": None, "head_dim": 16, "max_window_layers": 28, "sliding_window": None,
          "use_sliding_window": False, "rms_norm_eps": 1e-6, "tie_word_embeddings": True}  # fmt: skip
+# Mistral 7B v0.3: no window, where its class has one of 4,096.
+MISTRAL = {"rope_theta": 1_000_000.0, "sliding_window": None, "rms_norm_eps": 1e-5, "max_position_embeddings": 32_768,
+           "tie_word_embeddings": False}  # fmt: skip
 
 
 def published(folder, kind, settings):
@@ -87,7 +90,7 @@ def test_another_kind_of_model_is_told_as_such():
     assert disagreements({}, llama) == {}
 
 
-@pytest.mark.parametrize(("kind", "settings"), [("llama", LLAMA31), ("qwen3", QWEN3)])
+@pytest.mark.parametrize(("kind", "settings"), [("llama", LLAMA31), ("qwen3", QWEN3), ("mistral", MISTRAL)])
 def test_a_model_is_taken_from_its_weights(tmp_path, kind, settings):
     folder = published(tmp_path / "there", kind, settings)
     found = with_model_of_weights(config("model=from_checkpoint", f"init_from={folder}"))

@@ -61,10 +61,15 @@ def stages(theta):
 
 def short_cases():
     hosted, compiled = ["engine.offload_optimizer=cpu"], [*SHORT, "engine.compile=true"]
+    parameters = [*LARGE, *hosted, "engine.offload_parameters=cpu"]  # of SHORT's matrices ZeRO 3 would cut one
     return {
         "zero-1": SHORT, "hosted-1": [*SHORT, *hosted],
         "zero-2": [*SHORT, "engine.zero_stage=2"], "hosted-2": [*SHORT, "engine.zero_stage=2", *hosted],
         "zero-3": [*SHORT, "engine.zero_stage=3"],
+        "large-3": LARGE, "hosted-3": [*LARGE, *hosted],
+        "parameters": parameters, "parameters-cut": [*parameters, f"until_step={HALF}"],
+        "parameters-cut on": parameters, "parameters-moved": [*LARGE, f"until_step={HALF}"],
+        "parameters-moved on": parameters,
         "recomputed-3": [*SHORT, "engine.zero_stage=3", "engine.recompute_every_layers=1"],
         "compiled": compiled, "compiled-cut": [*compiled, f"until_step={HALF}"], "compiled-cut on": compiled,
         "theta": stages(50_000), "theta-cut": [*stages(50_000), f"until_step={HALF + 1}"],
@@ -191,6 +196,21 @@ def test_deepspeeds_cpu_adam_learns_as_torchs_adamw_and_its_run_goes_on_to_the_l
     assert state_at(cut, SWAPPED) == state_at(whole, SWAPPED)
     if DISK:
         assert state_at(runs["cpu_adam-disk"][0], SWAPPED) == state_at(runs["cpu_adam-memory"][0], SWAPPED)
+
+
+@pytest.mark.slow
+def test_parameters_in_host_memory_are_those_beside_the_moments_and_a_cut_run_goes_on_to_the_last_bit(runs):
+    """Held to moments alone in host memory to the last bit; to nothing there, and from there, to rounding."""
+    names = ("large-3", "hosted-3", "parameters", "parameters-cut on", "parameters-moved on")
+    assert [runs[name][1] for name in names] == [EXIT_DONE] * len(names)
+    assert [runs[name][1] for name in ("parameters-cut", "parameters-moved")] == [EXIT_GO_ON] * 2
+    whole, hosted, parameters, cut, moved = (runs[name][0] for name in names)
+    for run in (parameters, cut):
+        assert losses(run) == losses(hosted)
+        assert state_at(run, SWAPPED) == state_at(hosted, SWAPPED)
+    expected = losses(whole)
+    for found in (losses(parameters), losses(moved)):
+        assert max(abs(found[step] / expected[step] - 1) for step in expected) < 1e-6
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 import json
 import shutil
 import signal
+from itertools import pairwise
 from pathlib import Path
 
 import psutil
@@ -13,8 +14,14 @@ from tests.train.multirank import evaluations, losses, train_cases
 from train.energy.totals import energy_totals
 from train.run_folder import read_metrics
 
-STEPS, SAVED = 16, 6  # optimizer steps of the whole run, and of the checkpoint that resumes start from
-TOLERANCE = 1e-3  # relative, over the 10 losses after the resume
+STEPS, SAVED = 16, 4  # optimizer steps of the whole run, and of the checkpoint that resumes start from
+PRECISIONS, STAGES = ("fp32", "bf16"), (0, 1, 2, 3)
+# Of all losses after a run's first move to another layout, and of its bits per byte at the end: relative.
+TOLERANCE = {"fp32": 1e-6, "bf16": 3e-4}
+# Four runs, each beginning on two ranks at its first stage. A start has all four, each at its next stage: every number
+# of ranks meets every stage, and every stage comes after every other one (a row-complete Latin square).
+RANKS, UNTIL = (2, 3, 1, 4, 2), (SAVED, 7, 10, 13, STEPS)
+CHAINS = ((0, 1, 3, 2, 0), (1, 2, 0, 3, 1), (2, 3, 1, 0, 2), (3, 0, 2, 1, 3))
 
 
 def up_to_the_checkpoint(run: Path, copy: Path) -> Path:
@@ -26,49 +33,70 @@ def up_to_the_checkpoint(run: Path, copy: Path) -> Path:
     return copy
 
 
-@pytest.mark.slow
-def test_resume_on_any_layout(tiny_settings, tmp_path):
-    """All cases of one number of ranks share a start, which takes longer than they do.
+@pytest.fixture(scope="module")
+def quiet(tiny_settings, tmp_path_factory):
+    """{(precision, stage): a run on two ranks that nothing happens to}, and the settings of such a one."""
 
-    On two ranks, to the last bit: all kinds. On one and four each stage, and each precision with each of both.
-    """
-    kinds = [(precision, stage) for precision in ("fp32", "bf16") for stage in (0, 1, 2, 3)]
-
-    def case(run: Path, precision: str, stage: int) -> list[str]:
+    def settings(run: Path, precision: str, stage: int) -> list[str]:
         length = {"fp32": 64, "bf16": 16}[precision]  # many a CPU takes 100 times longer for a product in bf16
         return [
             *tiny_settings, f"run={run}", f"engine.precision={precision}", f"engine.zero_stage={stage}",
-            f"data.sequence_length={length}", f"tokens={STEPS * 8 * length}", f"evaluate.every_steps={STEPS}",
+            "batch.global_batch_size=12", "batch.micro_batch_size=1",  # which 1, 2, 3 and 4 ranks divide
+            f"data.sequence_length={length}", f"tokens={STEPS * 12 * length}", f"evaluate.every_steps={STEPS}",
             f"evaluate.tokens_per_language={8 * length}", "optimizer.learning_rate=3e-3",
             f"checkpoint.every_steps={SAVED}", "checkpoint.keep_last=9",
         ]  # fmt: skip
 
-    quiet = {kind: tmp_path / "quiet" / "-".join(map(str, kind)) for kind in kinds}
-    cases = {run.name: case(run, *kind) for kind, run in quiet.items()}
-    assert set(train_cases(tmp_path / "quiet", 2, cases).values()) == {EXIT_DONE}
+    folder = tmp_path_factory.mktemp("quiet")
+    runs = {(kind, stage): folder / f"{kind}-{stage}" for kind in PRECISIONS for stage in STAGES}
+    cases = {run.name: settings(run, *kind) for kind, run in runs.items()}
+    assert set(train_cases(folder / "ranks", 2, cases).values()) == {EXIT_DONE}
+    return runs, settings
 
-    # (ranks, stage) -> the run whose checkpoint it starts from: its own layout, and each stage from another
-    starts = {(2, 0): 0, (2, 1): 1, (2, 2): 2, (2, 3): 3, (1, 0): 1, (1, 1): 3, (1, 2): 0, (1, 3): 2,
-              (4, 0): 2, (4, 1): 0, (4, 2): 3, (4, 3): 1}  # fmt: skip
-    moved = {1: [("bf16", 0), ("fp32", 1), ("bf16", 2), ("fp32", 3)],
-             4: [("fp32", 0), ("bf16", 1), ("fp32", 2), ("bf16", 3)]}  # fmt: skip
-    for ranks in (1, 2, 4):
-        runs = {kind: tmp_path / f"{ranks}-ranks" / "-".join(map(str, kind)) for kind in moved.get(ranks, kinds)}
-        for (precision, stage), run in runs.items():
-            up_to_the_checkpoint(quiet[precision, starts[ranks, stage]], run)
-        cases = {run.name: case(run, *kind) for kind, run in runs.items()}
-        assert set(train_cases(tmp_path / f"ranks-{ranks}", ranks, cases).values()) == {EXIT_DONE}
-        for (precision, stage), run in runs.items():
-            expected, found = losses(quiet[precision, starts[ranks, stage]]), losses(run)
-            assert found.keys() == expected.keys() == set(range(1, STEPS + 1))
-            after = range(SAVED + 1, STEPS + 1)
-            if ranks == 2:
-                assert [found[step] for step in after] == [expected[step] for step in after]
-                assert evaluations(run) == evaluations(quiet[precision, stage])
-            else:
-                error = max(abs(found[step] / expected[step] - 1) for step in after)
-                print(f"{precision}: 2 ranks ZeRO-{starts[ranks, stage]} -> {ranks} ranks ZeRO-{stage}: {error:.1e}")
-                assert error < TOLERANCE
+
+@pytest.mark.slow
+def test_on_the_same_ranks_at_the_same_stage_losses_go_on_to_the_last_bit(quiet, tmp_path):
+    whole, settings = quiet
+    runs = {kind: up_to_the_checkpoint(run, tmp_path / run.name) for kind, run in whole.items()}
+    cases = {run.name: settings(run, *kind) for kind, run in runs.items()}
+    assert set(train_cases(tmp_path / "ranks", 2, cases).values()) == {EXIT_DONE}
+    for kind, run in runs.items():
+        assert losses(run) == losses(whole[kind])
+        assert evaluations(run) == evaluations(whole[kind])
+
+
+@pytest.mark.slow
+def test_from_start_to_start_on_any_ranks_at_any_stage_losses_stay_those_of_a_run_that_never_moved(quiet, tmp_path):
+    """All sixteen layouts in each precision, each from the checkpoint of other ranks at another stage."""
+    assert {(ranks, stage) for row in CHAINS for ranks, stage in zip(RANKS[1:], row[1:], strict=True)} == {
+        (ranks, stage) for ranks in (1, 2, 3, 4) for stage in STAGES
+    }
+    assert len({pair for row in CHAINS for pair in pairwise(row[:4])}) == 12
+    whole, settings = quiet
+    runs = {(kind, row): tmp_path / f"{kind}-{row[0]}" for kind in PRECISIONS for row in CHAINS}
+    for (kind, row), run in runs.items():
+        up_to_the_checkpoint(whole[kind, row[0]], run)
+    for place, (ranks, until) in enumerate(zip(RANKS[1:], UNTIL[1:], strict=True), 1):
+        cases = {
+            run.name: [*settings(run, kind, row[place]), f"until_step={until}"] for (kind, row), run in runs.items()
+        }
+        told = train_cases(tmp_path / f"start-{place}", ranks, cases)
+        assert set(told.values()) == {EXIT_DONE if until == STEPS else EXIT_GO_ON}
+    for kind in PRECISIONS:
+        never_moved = whole[kind, 1]
+        expected, bits = losses(never_moved), evaluations(never_moved)[STEPS]
+        assert expected.keys() == set(range(1, STEPS + 1))
+        for row in CHAINS:
+            run = runs[kind, row]
+            resumed = [one for one in read_metrics(run / "metrics.jsonl") if one.get("event") == "resume"]
+            assert [one["step"] for one in resumed] == list(UNTIL[:-1])
+            found = losses(run)
+            assert found.keys() == expected.keys()
+            error = max(abs(found[step] / expected[step] - 1) for step in range(SAVED + 1, STEPS + 1))
+            at_end = max(abs(one / bits[name] - 1) for name, one in evaluations(run)[STEPS].items())
+            places = " -> ".join(f"{ranks} x ZeRO-{stage}" for ranks, stage in zip(RANKS, row, strict=True))
+            print(f"{kind}: {places}: losses {error:.1e}, bits per byte {at_end:.1e}")
+            assert max(error, at_end) < TOLERANCE[kind]
 
 
 STEP_NAMES = f"step-{'[0-9]' * 8}/manifest.json"  # complete: no step-00000004.partial

@@ -5,6 +5,7 @@ DeepSpeed has had silent gradient errors (0.18.3 to 0.19.3 at stage 2, issue #82
 
 import math
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -27,6 +28,8 @@ STEPS, SAVED = 12, 6
 # Relative errors: the largest of a loss, the largest of a gradient norm, the root mean square of the final weights, and
 # of their average.
 TOLERANCE = {"fp32": (1e-5, 1e-4, 1e-4, 1e-4), "bf16": (1e-3, 5e-2, 5e-2, 5e-2), "fp16": (2e-4, 1e-2, 1e-2, 1e-2)}
+CLIPPING = 0.5  # below the norms of most steps here
+Z_WEIGHTS = {("muon", "fp32"): 0.01, ("adamw", "fp16"): 0.01}  # of the others 0
 
 
 def configuration(settings: list[str]) -> TrainConfig:
@@ -118,7 +121,8 @@ def plain_pytorch(
             loss = cross_entropy(
                 logits.flatten(0, 1), inputs["labels"].flatten(), ignore_index=IGNORED, reduction="sum"
             )
-            (scale * loss / targets).backward()
+            squares = (logits.logsumexp(2) * (inputs["labels"] != IGNORED)).square().sum()
+            (scale * (loss + config.loss.z_weight * squares) / targets).backward()
             total += float(loss.detach()) / targets
             for whole, low_parameter in zip(sums, module.parameters(), strict=True):
                 whole.add_(low_parameter.grad.float() / scale)
@@ -173,7 +177,8 @@ def test_every_optimizer_at_stages_0_to_3_on_two_ranks_equals_plain_pytorch(tiny
             precision
         ]  # many a CPU takes 100 times longer for a product in bf16
         return [*common, f"run={run}", f"optimizer.kind={kind}", f"optimizer.decay_embeddings={kind == 'ademamix'}",
-                f"engine.precision={precision}",
+                f"engine.precision={precision}", f"loss.z_weight={Z_WEIGHTS.get((kind, precision), 0)}",
+                f"optimizer.gradient_clipping={CLIPPING}",
                 f"engine.zero_stage={stage}", f"data.sequence_length={length}", f"tokens={STEPS * 8 * length}",
                 f"evaluate.tokens_per_language={8 * length}"]  # fmt: skip
 
@@ -185,9 +190,16 @@ def test_every_optimizer_at_stages_0_to_3_on_two_ranks_equals_plain_pytorch(tiny
         expected, norms, weights, average = plain_pytorch(config, precision)
         assert expected[-1] < 0.98 * expected[0]  # it learns: the comparison is of more than noise
         assert apart(average, weights) > 1e-3
+        others = [replace(config, optimizer=replace(config.optimizer, gradient_clipping=math.inf))]
+        if config.loss.z_weight:
+            others.append(replace(config, loss=replace(config.loss, z_weight=0.0)))
+        for other in others if precision == "fp32" else []:  # a run that does not do it would not pass
+            assert apart(plain_pytorch(other, precision)[2], weights) > 10 * TOLERANCE[precision][2]
         for stage in (0, 1, 2, 3):
             run = runs[kind, precision, stage]
             steps = [record for record in read_metrics(run / "metrics.jsonl") if "loss" in record]
+            clipped = sum(record["gradient_norm"] > CLIPPING for record in steps)
+            assert clipped > STEPS / 2
             saved = Checkpoint(folder_of(run / "checkpoints", complete_steps(run / "checkpoints")[-1]))
             errors = (
                 worst([record["loss"] for record in steps], expected),
@@ -196,7 +208,7 @@ def test_every_optimizer_at_stages_0_to_3_on_two_ranks_equals_plain_pytorch(tiny
                 apart(saved.weights("ema"), average),
             )
             print(f"{kind} {precision} ZeRO-{stage}: losses {errors[0]:.1e}, norms {errors[1]:.1e}, "
-                  f"weights {errors[2]:.1e}, average {errors[3]:.1e}")  # fmt: skip
+                  f"weights {errors[2]:.1e}, average {errors[3]:.1e}; {clipped} of {STEPS} clipped")  # fmt: skip
             assert all(error < allowed for error, allowed in zip(errors, TOLERANCE[precision], strict=True)), errors
 
     # And on: from two ranks to one, at another stage, from the middle.
