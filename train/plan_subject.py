@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,8 +24,8 @@ from train.mixture import Share
 from train.model import flops_per_token, model_config, parameter_counts, shape_of_model
 from train.optimizers import bytes_per_parameter
 from train.plan_stages import StagePlan, plan_stages, whole
-from train.scaling import SUMS_BACKWARD, SUMS_FORWARD
-from train.tensor_config import DIVIDED
+from train.scaling import SUMS_AGAIN, SUMS_BACKWARD, SUMS_FORWARD
+from train.tensor_config import DIVIDED, SUMMED
 from train.verb_config import PlanConfig
 
 
@@ -48,7 +49,7 @@ class Subject:
     Attributes:
         flops: a token, by sequence length; ``flops_per_token``: the mean of the run's stages.
         held: parameters of one rank's model, fewer where ranks share matrices; ``largest``: elements of the largest.
-        exchanged: bytes of a token (:func:`exchanged`).
+        exchanged: bytes of a token; ``messages``: of a micro-batch (:func:`exchanged`).
         optimizer_bytes: a parameter: master, moments, average; what a checkpoint holds.
         shares: of each language; empty where there are no shards yet.
     """
@@ -63,6 +64,7 @@ class Subject:
     flops_per_token: int
     activations: Activations
     exchanged: float
+    messages: int
     precision: str
     optimizer_bytes: float
     stages: list[StagePlan]
@@ -101,6 +103,7 @@ def subject_of(train: TrainConfig) -> Subject:
     shape = model_config(train.model, vocabulary, longest)
     model, part = shape_of_model(shape), of_rank(shape, train.engine.tensor_parallel)
     held = shape_of_model(part)
+    apart = sum(bool(re.match(SUMMED, name)) for name, _ in held.named_parameters())
     flops = {stage.length: flops_per_token(model, stage.length) for stage in train.timeline}
     stages, whole_run = plan_stages(train, manifest), train.timeline.tokens(train.steps)
     precision = "bf16" if train.engine.precision == "auto" else train.engine.precision
@@ -111,29 +114,31 @@ def subject_of(train: TrainConfig) -> Subject:
         flops, sum(flops[stage.length] * stage.tokens for stage in train.timeline) // whole_run,
         activations(part, longest, precision, train.engine.recompute_every_layers, train.engine.sequence_parallel,
                     masked=train.model.attention in masked),
-        exchanged(shape, train, precision), precision,
+        *exchanged(shape, train, precision, apart), precision,
         bytes_per_parameter(model, train), stages, whole(stages, train, manifest) if manifest else {},
     )  # fmt: skip
 
 
-def exchanged(shape: PretrainedConfig, train: TrainConfig, precision: str) -> float:
-    """Bytes that a token costs one of the ranks which share its sequence, or matrices; 0 where none do.
+def exchanged(shape: PretrainedConfig, train: TrainConfig, precision: str, apart: int = 0) -> tuple[float, int]:
+    """What ranks that share sequences or matrices exchange: (bytes of a token, messages of a micro-batch); 0: none do.
 
     Of a sequence, all-to-all: in each layer queries, keys and values on the way to attention and its result on the way
-    back; as much in the backward pass, and once more where it computes the forward pass again. Of matrices, summed,
-    which is twice as much: what attention and MLP add, and in the backward pass what each of the five matrices that
-    take the layer's state gives back.
+    back; as much in the backward pass, and once more where it computes the layer again. Of matrices, sums of the
+    layer's state, in two halves, as in a ring, each as much as an all-to-all of it; and, which is little, of the
+    gradients of so many norms of heads (``apart``).
     """
-    shared, heads = train.engine.sequence_parallel, shape.num_attention_heads
+    shared, heads, layers = train.engine.sequence_parallel, shape.num_attention_heads, shape.num_hidden_layers
+    every, value = train.engine.recompute_every_layers, VALUE_BYTES[precision]
+    again = -(-layers // every) if every else 0
     if train.engine.tensor_parallel > 1:
-        sums = SUMS_FORWARD * (2 if train.engine.recompute_every_layers else 1) + SUMS_BACKWARD
-        return float(2 * sums * shape.num_hidden_layers * shape.hidden_size * VALUE_BYTES[precision])
+        sums = (SUMS_FORWARD + SUMS_BACKWARD) * layers + SUMS_AGAIN * again
+        return float(2 * sums * shape.hidden_size * value), 2 * (sums + apart)
     if shared == 1:
-        return 0.0
+        return 0.0, 0
     size = getattr(shape, "head_dim", None) or shape.hidden_size // heads
     values = (2 * heads + 2 * max(shape.num_key_value_heads, shared)) * size / shared
-    return float((3 if train.engine.recompute_every_layers else 2) * shape.num_hidden_layers * values
-                 * VALUE_BYTES[precision])  # fmt: skip
+    passes = 2 * layers + again  # of one layer
+    return float(passes * values * value), 2 * passes
 
 
 def of_rank(shape: PretrainedConfig, parts: int) -> PretrainedConfig:

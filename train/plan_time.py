@@ -76,11 +76,11 @@ def predicted(subject: Subject, machine: Machine, mfu: float, choice: Choice, st
     tokens = stage.length * choice.micro_batch  # of a micro-batch
     flops = subject.flops[stage.length] * tokens / engine.sharing
     work = Work(
-        subject.parameters, subject.layers, choice.stage,
+        subject.held, subject.layers, choice.stage,
         stage.size // (choice.micro_batch * choice.ranks // engine.sharing),
         flops / (machine.gpu.bf16_flops * mfu), bool(engine.recompute_every_layers),
         VALUE_BYTES[subject.precision], sharing=engine.sharing, exchanged=subject.exchanged * tokens,
-        matrices=engine.tensor_parallel > 1,
+        messages=subject.messages, matrices=engine.tensor_parallel > 1,
     )  # fmt: skip
     expected, worst, best = (
         efficiency(work, choice.ranks, network(machine.name, machine.gpus_per_node, machine.network_gbit, turn))

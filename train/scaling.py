@@ -21,9 +21,9 @@ TURN_SECONDS = (15e-6, 60e-6)  # of one turn of a ring: on a good network, and o
 # Bytes/s that a GPU sends to the others of its node: NVLink 3 and 4, half of the data sheets' figure for both ways.
 LINK_BYTES_PER_SECOND = {"A100": 300e9, "H100": 450e9, "H200": 450e9, "GH200": 450e9}
 
-# Sums of ranks that share matrices (DeepSpeed AutoTP) in a layer: of what attention and MLP add; of the gradients that
-# queries, keys, values, gate and up give back, each by itself.
-SUMS_FORWARD, SUMS_BACKWARD = 2, 5
+# Sums of ranks that share matrices (train/tensor_parallel.py) in a layer: of what attention and MLP add; of the
+# gradients of what goes into them; where it is computed again, of what attention adds (nothing kept follows the MLP's).
+SUMS_FORWARD, SUMS_BACKWARD, SUMS_AGAIN = 2, 2, 1
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,11 @@ class Network:
         rated = self.link if ranks <= self.gpus_per_node else min(self.node, self.link)
         return size * (ranks - 1) / ranks / (self.share * rated) + messages * (ranks - 1) * self.turn
 
+    def apart(self, ranks: int) -> Network:
+        """The same for each of the rings that go beside one another, one through each of so many ranks side by side."""
+        beside = min(ranks, self.gpus_per_node)
+        return replace(self, gpus_per_node=self.gpus_per_node // beside, node=self.node / beside)
+
     def all_to_all(self, size: float, ranks: int, messages: int) -> float:
         """Seconds in which each of some ranks side by side gives ``size`` bytes away, a part to each, at every message.
 
@@ -68,13 +73,14 @@ class Work:
     """One optimizer step of one rank.
 
     Attributes:
-        parameters: of the model; ``layers``: what ZeRO-3 gathers one at a time.
+        parameters: of the model, or of a rank's parts; ``layers``: what ZeRO-3 gathers one at a time.
         stage: of ZeRO; ``accumulation``: micro-batches a step.
         compute: seconds of a micro-batch's forward and backward pass where nothing is waited for.
         recompute: whether the backward pass computes the forward pass again.
         value_bytes: of a weight and of a gradient on the way.
         bucket_bytes: what stages 0 to 2 send at once, at most.
-        sharing: ranks that share a sequence, or ``matrices``; ``exchanged``: bytes one gives them in a micro-batch.
+        sharing: ranks that share a sequence, or ``matrices``; ``exchanged``: bytes one gives them in a micro-batch, in
+            so many ``messages``.
     """
 
     parameters: float
@@ -87,6 +93,7 @@ class Work:
     bucket_bytes: float = 1e9
     sharing: int = 1
     exchanged: float = 0.0
+    messages: int = 0
     matrices: bool = False
 
 
@@ -96,13 +103,13 @@ def step_seconds(work: Work, ranks: int, network: Network) -> float:
     The backward pass takes twice as long as the forward pass, and what it recomputes. Stage 3 gathers the weights in
     both and reduces gradients in every backward pass; stage 2 reduces them in every one, stage 1 in a step's last; both
     gather the new weights when the optimizer is done, with nothing to hide it behind. Nor is there for what ranks that
-    share sequences exchange in each layer, twice in every pass, or for what those that share matrices sum: in two
-    halves, as in a ring, with as many turns each. Stage 0 sums gradients in a step's last pass: that is a reduction and
-    a gathering.
+    share sequences exchange in each layer, or for what those that share matrices sum. Stage 0 sums gradients in a
+    step's last pass: that is a reduction and a gathering. Where matrices are shared, ZeRO is among the ranks that hold
+    the same parts.
     """
-    passes = 3 if work.recompute else 2
-    messages = 2 * ((passes - 1) * SUMS_FORWARD + SUMS_BACKWARD) if work.matrices else 2 * passes
-    exchange = network.all_to_all(work.exchanged, work.sharing, messages * work.layers) if work.sharing > 1 else 0.0
+    exchange = network.all_to_all(work.exchanged, work.sharing, work.messages) if work.sharing > 1 else 0.0
+    if work.matrices:
+        ranks, network = ranks // work.sharing, network.apart(work.sharing)
     return work.accumulation * exchange + _without_exchange(work, ranks, network)
 
 

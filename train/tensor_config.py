@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 # transformers' model types whose matrices DeepSpeed's AutoTP cuts rightly by their names; tests hold it for each.
 CUTTABLE = ("llama", "mistral", "qwen2", "qwen3", "smollm3")
 STAGES = (1, 2)  # of ZeRO
+SUMMED = r".*\.(q_norm|k_norm)\.weight$"  # whole on each rank, and seen by its own heads only: gradients are summed
 DIVIDED = ("num_attention_heads", "num_key_value_heads", "intermediate_size")  # of a model: cut into equal parts
 
 

@@ -3,7 +3,9 @@
 Ranks that lie side by side are a tensor group: they read the same samples, and each keeps a part of every matrix inside
 the layers. Of those that make queries, keys, values and the inside of the MLP a part is some rows (dimension 0); of
 those that go back from there it is some columns (dimension 1), and what the ranks get by them is summed. Embeddings,
-head and vectors are whole on each. ZeRO shares out the states among the ranks that hold the same parts.
+head and vectors are whole on each. ZeRO shares out the states among the ranks that hold the same parts. On the way back
+the gradient of what goes into attention, and of what goes into the MLP, is summed: AutoTP would do so for each matrix
+that takes it, so its sums there are left out, and the block's input has one.
 
 Only a rank's module and ZeRO know of parts. Whatever leaves the engine, checkpoints and hashes, is of whole tensors:
 :meth:`TensorGroup.told` exchanges columns for whole rows within the group, so that a few ranges make up what a rank
@@ -25,6 +27,7 @@ import torch.distributed as dist
 from deepspeed.module_inject import set_autotp_mode
 from deepspeed.module_inject.auto_tp import AutoTP
 from deepspeed.module_inject.autotp_config import AutoTPConfig, PartitionType, TPLayerSpec
+from deepspeed.module_inject.layers import ColumnParallel, LinearLayer
 from deepspeed.utils import groups
 from torch import Tensor, nn
 from transformers import PretrainedConfig
@@ -34,11 +37,11 @@ from train.config import TrainConfig
 from train.guards.replicas import differing
 from train.model import PackedLanguageModel
 from train.shares import Fragment
-from train.tensor_config import model_problems
+from train.tensor_config import SUMMED, model_problems
 
 ROWS = r".*\.(q_proj|k_proj|v_proj|gate_proj|up_proj)\.weight$"
 COLUMNS = r".*\.(o_proj|down_proj)\.weight$"
-SUMMED = r".*\.(q_norm|k_norm)\.weight$"  # whole on each rank, and seen by its own heads only: gradients are summed
+INPUT = "hidden_states"  # what transformers calls that of a block of which ROWS are the beginning
 READ_ELEMENTS = 1 << 24  # of a tensor that are in memory at once beside its part, where columns are read
 
 
@@ -113,6 +116,11 @@ class TensorGroup:
         self._auto.set_tensor_parallel_config(self.size, self.group)
         self._auto.update_linear_policies()
         self._auto._replace_module(module.model)
+        for block in module.model.modules():
+            if begins := [one for one in block.children() if isinstance(one, LinearLayer)]:
+                for one in begins:
+                    one.mp_group = None  # which it sums its input's gradient over
+                block.register_forward_pre_hook(self._sums_gradient, with_kwargs=True)
         vars(module)["ds_autotp_parsed"] = True  # or DeepSpeed would cut later, when every rank holds the whole model
         for name, one in module.model.named_parameters():
             if tuple(one.shape) != shapes[name]:
@@ -120,6 +128,14 @@ class TensorGroup:
                 self.cuts[name] = self.by_id[id(one)] = Cut(shapes[name], dim, self.size, self.index)
                 assert one.numel() == self.cuts[name].elements, f"{name} is cut into unequal parts"
         assert self.cuts, "no matrix of this architecture has a name that is known"
+
+    def _sums_gradient(
+        self, _: nn.Module, given: tuple[Any, ...], named: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """A block's arguments; the gradient of its input, which comes from this rank's parts, becomes that of all."""
+        if given:
+            return (ColumnParallel.apply(self.group, given[0]), *given[1:]), named
+        return given, {**named, INPUT: ColumnParallel.apply(self.group, named[INPUT])}
 
     def landed(self, module: PackedLanguageModel) -> None:
         """To be called when the parameters have their memory."""

@@ -10,6 +10,10 @@ A case is ``{"name": ..., "config": {...}}`` and what goes wrong in it:
     "stop": n           rank 1 is told to stop before the n-th batch that it evaluates
     "flip": n           before the n-th step's forward pass a bit of rank 1's copy of a weight becomes another
 
+Or nothing does, and it is only looked at:
+
+    "sent": n           what torch is given to send in the n-th step is written to sent.json in the run's folder (Sent)
+
 Its result is the exit code, or the message of the HanseError. Whatever goes wrong, weights and moments are held to be
 as they were after an update that was not made.
 """
@@ -20,11 +24,13 @@ import os
 import signal
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
 from omegaconf import OmegaConf
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from common.errors import HanseError
 from common.verbs import QUIET_ENVIRONMENT
@@ -48,9 +54,27 @@ def steepened(total, nll):
     return 1000 * total, nll
 
 
+class Sent(TorchDispatchMode):
+    """Counts whatever goes to a process group: {"ranks of the group": {operation of torch: {bytes: how often}}}."""
+
+    def __init__(self):
+        super().__init__()
+        self.found = {}
+
+    def __torch_dispatch__(self, function, types, arguments=(), named=None):
+        if function.namespace == "c10d" and (held := [one for one in arguments if isinstance(one, torch.ScriptObject)]):
+            group = ",".join(map(str, dist.get_process_group_ranks(dist.ProcessGroup.unbox(held[0]))))
+            first = arguments[0]
+            while isinstance(first, list):
+                first = first[0]
+            counts = self.found.setdefault(group, {}).setdefault(function._schema.name.removeprefix("c10d::"), {})
+            counts[first.nbytes] = counts.get(first.nbytes, 0) + 1
+        return function(*arguments, **(named or {}))
+
+
 def broken(case, place):
     """``accumulate``, ``update`` and ``scores`` with the faults of a case."""
-    calls, evaluated = itertools.count(1), itertools.count(1)
+    calls, evaluated, sent = itertools.count(1), itertools.count(1), Sent()
 
     def accumulate(engine, batch, *rest):
         number = next(calls)
@@ -68,7 +92,8 @@ def broken(case, place):
         if number == case.get("flip") and place.rank == 1:
             weights = next(one for one in engine.engine.module.parameters() if engine.names[id(one)] == FLIPPED)
             weights.data.view(torch.int32).view(-1)[7] ^= 1
-        sums = ACCUMULATE(engine, batch, *rest)
+        with sent if number == case.get("sent") else nullcontext():
+            sums = ACCUMULATE(engine, batch, *rest)
         if poisoned and case.get("heals"):
             handle.remove()
         engine.forward = forward
@@ -76,7 +101,10 @@ def broken(case, place):
 
     def update(engine, *arguments, **named):
         before = held(engine)
-        made = UPDATE(engine, *arguments, **named)
+        with sent if engine.updates + 1 == case.get("sent") else nullcontext():
+            made = UPDATE(engine, *arguments, **named)
+        if engine.updates == case.get("sent") and place.first:
+            Path(case["config"]["run"], "sent.json").write_text(json.dumps(sent.found))
         assert made != all(map(torch.equal, before, held(engine)))
         return made
 

@@ -93,12 +93,14 @@ def test_a_plan_knows_the_slice_and_what_is_exchanged():
     train = configured("engine.sequence_parallel=4", "ranks=4", "data.sequence_length=64",
                        "engine.recompute_every_layers=1")  # fmt: skip
     # a token: queries, results of 8 heads of 8, keys and values of 4 instead of 2, 3 layers, 3 passes; a quarter
-    assert exchanged(config, train, "bf16") == (2 * 8 + 2 * 4) * 8 * 3 * 3 * 2 / 4
+    assert exchanged(config, train, "bf16") == ((2 * 8 + 2 * 4) * 8 * 3 * 3 * 2 / 4, 2 * 3 * 3)
     net = network("H100", 4, 400, 15e-6)
-    alone, shared = Work(1e9, 3, 1, 1, 1.0), Work(1e9, 3, 1, 1, 1.0, sharing=4, exchanged=1e9)
+    alone, shared = Work(1e9, 3, 1, 1, 1.0), Work(1e9, 3, 1, 1, 1.0, sharing=4, exchanged=1e9, messages=12)
     assert step_seconds(shared, 8, net) - step_seconds(alone, 8, net) == pytest.approx(
         1e9 * 3 / 4 / (0.8 * 450e9) + 12 * 3 * 15e-6
     )
+    every_second = configured("engine.sequence_parallel=4", "ranks=4", "engine.recompute_every_layers=2")
+    assert exchanged(config, every_second, "bf16")[1] == 2 * (2 * 3 + 2)
     assert net.all_to_all(1e9, 8, 1) == pytest.approx(1e9 * 7 / 8 / (0.8 * 12.5e9) + 7 * 15e-6)
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 from safetensors.torch import load_file
 
 from common.errors import EXIT_DONE, EXIT_GO_ON, ConfigError
@@ -17,7 +18,8 @@ from tests.train.multirank import configuration, evaluations, losses, train_case
 from tests.train.test_engine_config import configured, problems_of
 from train import ledger
 from train.checkpoint import Checkpoint
-from train.config import ModelConfig
+from train.config import ModelConfig, TrainConfig
+from train.memory import VALUE_BYTES
 from train.model import model_config
 from train.plan_fit import layout_of, micro_batches, needs, stages_of, uneven
 from train.plan_subject import subject_of
@@ -31,6 +33,8 @@ from train.zero_config import deepspeed_config
 STEPS, SAVED = 10, 5
 PROGRAM = Path(__file__).with_name("tensor_program.py")
 TOLERANCE = 1e-5  # relative, of a loss and of bits per byte in fp32; of a gradient's norm ten times that
+TASKS, ITEMS = "tasks=[next_sentence,last_word]", "items_per_language=5"
+SENT = {"sent": 3}  # the step of which it is kept what ranks sent
 ROUNDED = 5e-3  # of a loss in bf16: sums over ranks are of rounded parts
 
 
@@ -84,23 +88,28 @@ def test_a_plan_knows_the_parts_and_what_is_summed():
     assert needs(shared, 8, 1, 1).states == sum(states(shared.held, 2, 1, gradient_bytes=4))
     assert (stages_of(shared), micro_batches(shared, 8)[-1]) == ((1, 2), whole.config.batch.global_batch_size // 2)
     assert "train.engine.tensor_parallel=4 does not divide them" in str(uneven(shared, 1, 6))
-    # a token: 2 sums of 64 values on the way, 5 on the way back, 3 layers, each sum twice the bytes of an all-to-all
-    assert shared.exchanged == 2 * 7 * 64 * 3 * 2
+    # a token: 2 sums of 64 values on the way, 2 on the way back, 3 layers, each sum twice the bytes of an all-to-all
+    assert (shared.exchanged, shared.messages) == (2 * 4 * 64 * 3 * 2, 2 * 4 * 3)
     net = network("H100", 4, 400, 15e-6)
-    alone = Work(1e9, 3, 1, 1, 1.0)
-    work = replace(alone, sharing=4, exchanged=1e9, matrices=True)
-    assert step_seconds(work, 8, net) - step_seconds(alone, 8, net) == pytest.approx(
-        1e9 * 3 / 4 / (0.8 * 450e9) + 2 * 7 * 3 * 3 * 15e-6
-    )
+    alone = Work(1e9, 3, 1, 1, 0.1)
+    work = replace(alone, sharing=4, exchanged=1e9, messages=24, matrices=True)
+    sums = 1e9 * 3 / 4 / (0.8 * 450e9) + 24 * 3 * 15e-6
+    # each of four holds its parts with one rank of the other node, and they have its network together
+    holders = 2e9 / 2 / (0.8 * 50e9 / 4) + 2 * 15e-6
+    assert step_seconds(work, 8, net) == pytest.approx(sums + 0.1 / 3 + max(0.2 / 3, holders) + holders)
+    assert step_seconds(work, 4, net) == pytest.approx(sums + 0.1)
+    assert net.apart(8) == replace(net, gpus_per_node=1, node=net.node / 4)
 
 
 @pytest.fixture(scope="module")
 def runs(tiny_settings, tmp_path_factory) -> Path:
     """A folder of runs: ``alone-*`` on one rank; ``two-*`` on a group of two; ``four`` on two groups of two, where
-    ``again`` went on from step SAVED; ``moved-*`` from step SAVED of another layout on: to one rank, and from it."""
+    ``again`` went on from step SAVED, ``by-four`` on a group of four; ``moved-*`` from step SAVED of another layout on:
+    to one rank, and from it."""
     folder = tmp_path_factory.mktemp("parts")
     qwen = ["model.architecture=qwen3", "++model.settings.head_dim=16"]
-    models = {"llama": ["ema.decay=0.9"], "qwen3": [*qwen, "++model.settings.tie_word_embeddings=false"],
+    average = ["ema.decay=0.9", f"evaluate.{TASKS}", f"evaluate.{ITEMS}", "evaluate.tokens_per_language=1_000_000"]
+    models = {"llama": average, "qwen3": [*qwen, "++model.settings.tie_word_embeddings=false"],
               "tied": [*qwen, "++model.settings.tie_word_embeddings=true", "optimizer.kind=ademamix"],
               "bf16": ["engine.precision=bf16"]}  # fmt: skip
     norms = "guards.layer_norms_every_steps=2"
@@ -115,7 +124,6 @@ def runs(tiny_settings, tmp_path_factory) -> Path:
         shutil.copytree(folder / there, folder / run)
         shutil.rmtree(folder_of(folder / run / "checkpoints", STEPS))
 
-    average = models["llama"]
     told = train_cases(folder / "1", 1, {f"alone-{key}": case(f"alone-{key}", 1, 1, norms, *more)
                                          for key, more in models.items()})  # fmt: skip
     moved("alone-llama", "moved-two")
@@ -126,7 +134,8 @@ def runs(tiny_settings, tmp_path_factory) -> Path:
          "moved-two": case("moved-two", 2, 2, *average), "nan": case("nan", 1, 2),
          "spike": case("spike", 1, 2, "guards.spikes.sigma=6", "guards.spikes.window=8", "tokens=8192"),
          "recomputed": case("recomputed", 1, 2, "engine.recompute_every_layers=1", *average)},
-        {"nan": {"poison": 3}, "spike": {"steep": [96, 97]}},
+        {"nan": {"poison": 3}, "spike": {"steep": [96, 97]}, "two-llama": SENT, "two-qwen3": SENT, "two-bf16": SENT,
+         "recomputed": SENT},
     )  # fmt: skip
     moved("two-llama", "moved-one")
     told |= train_cases(folder / "1b", 1, {"moved-one": case("moved-one", 1, 1, *average)})
@@ -135,7 +144,10 @@ def runs(tiny_settings, tmp_path_factory) -> Path:
         "four": case("four", 1, 2, *average),
         "half": case("again", 1, 2, f"until_step={SAVED}", *average), "again": case("again", 1, 2, *average),
         "moved-four": case("moved-four", 2, 2, *average), "flip": case("flip", 1, 2),
-    }, {"flip": {"flip": 3}})  # fmt: skip
+        "each-norm": case("each-norm", 2, 2, *qwen),
+    }, {"flip": {"flip": 3}, "four": SENT, "each-norm": SENT})  # fmt: skip
+    by_four = case("by-four", 2, 4, "model.settings.num_key_value_heads=4", *average)
+    told |= train_cases(folder / "4b", 4, {"by-four": by_four}, {"by-four": SENT})  # a process has one size of groups
     (folder / "told.json").write_text(json.dumps(told))
     return folder
 
@@ -216,6 +228,49 @@ def test_what_leaves_the_run_is_the_whole_model(runs, hanse, capsys):
     assert hanse("generate", f"run={run}", "prompts=[le]", "max_new_tokens=3") == 0
     starts = [record for _, record in ledger.lines(run / "ledger.jsonl") if record["kind"] == "start"]
     assert (starts[0]["ranks"], starts[0]["tensor_parallel"]) == (2, 2)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["two-llama", "four", "by-four"])
+def test_what_is_asked_on_the_way_is_what_one_rank_finds_in_the_checkpoint(runs, hanse, name):
+    assert hanse("evaluate", f"run={runs / name}", "step=all", "samples=0", TASKS, ITEMS) == 0
+    asked = {record["step"]: record for record in read_metrics(runs / name / "metrics.jsonl") if "evaluation" in record}
+    for step in (SAVED, STEPS):
+        found = json.loads((runs / name / f"evaluations/step-{step:08d}.json").read_text())
+        assert found["tasks"] == asked[step]["evaluation_tasks"]
+        assert all(len(one) > 1 for one in found["tasks"].values())
+        for language, rates in asked[step]["evaluation"].items():
+            for key, value in rates.items():
+                assert found["languages"][language][key] == pytest.approx(value, rel=TOLERANCE), (language, key)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["two-llama", "two-qwen3", "two-bf16", "recomputed", "four", "by-four", "each-norm"])
+def test_a_plan_counts_what_ranks_really_send(runs, name):
+    """In a step of a run, all that torch was given to send in the group, and to the holders of the same parts."""
+    cases = [one for path in runs.glob("*/cases.json") for one in json.loads(path.read_text())]
+    told = next(one["config"] for one in cases if one["name"] == name)
+    config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(TrainConfig), told))
+    subject, size, batch = subject_of(config), config.engine.tensor_parallel, config.batch
+    holders = config.ranks_of_start // size
+    accumulation = batch.global_batch_size // (batch.micro_batch_size * holders)
+    sent = json.loads((runs / name / "sent.json").read_text())
+
+    sums = {int(size): times for size, times in sent[",".join(map(str, range(size)))]["allreduce_"].items()}
+    tokens, value = batch.micro_batch_size * config.data.sequence_length, VALUE_BYTES[subject.precision]
+    state, of_heads = tokens * 48 * value, 16 * value  # 48: the layer's width; 16: a head's, whose norm is apart
+    assert 2 * state * sums[state] == subject.exchanged * tokens * accumulation
+    assert 2 * (sums[state] + sums.get(of_heads, 0)) == subject.messages * accumulation
+    assert (of_heads in sums) == ("qwen3" in config.model.architecture)
+    assert sum(each * times for each, times in sums.items() if each != state) < 0.01 * state * sums[state]
+
+    if holders > 1:
+        zero, whole = sent[",".join(map(str, range(0, size * holders, size)))], subject.held * value
+        gathered = sum(int(each) * times for each, times in zero["send"].items())
+        assert gathered == pytest.approx(whole * (holders - 1) / holders, rel=0.01)
+        # DeepSpeed sums where a reduction would do, which a plan counts: half of this.
+        summed = sum(int(each) * times for each, times in zero["allreduce_"].items())
+        assert summed == pytest.approx(whole * (accumulation if config.engine.zero_stage == 2 else 1), rel=0.01)
 
 
 @pytest.mark.slow
