@@ -47,7 +47,7 @@ def test_what_does_not_fit_beside_the_computation_is_waited_for():
     gather = NET.ring(2e9, 8, 1)  # 35 ms
     quick = replace(WORK, compute=0.03, accumulation=2)
     assert step_seconds(quick, 8, NET) == pytest.approx(2 * 3 * gather)
-    assert step_seconds(replace(quick, stage=2), 8, NET) == pytest.approx(2 * (0.01 + gather) + gather)
+    assert step_seconds(replace(quick, stage=2), 8, NET) == pytest.approx(2 * (0.01 + 2 * gather) + gather)
     assert step_seconds(replace(quick, stage=1), 8, NET) == pytest.approx(0.03 + 0.01 + 2 * gather)
     assert step_seconds(replace(quick, stage=0), 8, NET) == pytest.approx(0.01 + 0.02 + 0.01 + 2 * gather)
     assert step_seconds(replace(WORK, recompute=True, compute=0.12), 8, NET) == pytest.approx(gather + 0.09)

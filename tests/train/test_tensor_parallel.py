@@ -268,7 +268,7 @@ def test_a_plan_counts_what_ranks_really_send(runs, name):
         zero, whole = sent[",".join(map(str, range(0, size * holders, size)))], subject.held * value
         gathered = sum(int(each) * times for each, times in zero["send"].items())
         assert gathered == pytest.approx(whole * (holders - 1) / holders, rel=0.01)
-        # DeepSpeed sums where a reduction would do, which a plan counts: half of this.
+        # DeepSpeed sums where a reduction would do; so does a plan (train/scaling.py).
         summed = sum(int(each) * times for each, times in zero["allreduce_"].items())
         assert summed == pytest.approx(whole * (accumulation if config.engine.zero_stage == 2 else 1), rel=0.01)
 
