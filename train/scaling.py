@@ -104,8 +104,8 @@ def step_seconds(work: Work, ranks: int, network: Network) -> float:
     both and reduces gradients in every backward pass; stage 2 sums them in every one, stage 1 in a step's last; both
     gather the new weights when the optimizer is done, with nothing to hide it behind. Nor is there for what ranks that
     share sequences exchange in each layer, or for what those that share matrices sum. Stage 0 sums gradients in a
-    step's last pass. At stages 1 and 2 a reduction would do; DeepSpeed 0.19 sums, which takes twice as long. Where matrices are shared, ZeRO is among the ranks that hold
-    the same parts.
+    step's last pass. At stages 1 and 2 a reduction would do; DeepSpeed 0.19 sums, which takes twice as long.
+    Where matrices are shared, ZeRO is among the ranks that hold the same parts.
     """
     exchange = network.all_to_all(work.exchanged, work.sharing, work.messages) if work.sharing > 1 else 0.0
     if work.matrices:

@@ -34,7 +34,7 @@ def test_a_ring_moves_all_but_one_share_over_the_slowest_link_in_as_many_turns()
     ("stage", "expected"),
     [
         (0, 2 * 0.3),  # summed beside the last backward pass
-        (1, 2 * 0.3 + 0.035),  # reduced beside the last backward pass; weights are gathered with nothing beside it
+        (1, 2 * 0.3 + 0.035),  # summed beside the last backward pass; weights are gathered with nothing beside it
         (2, 2 * 0.3 + 0.035),
         (3, 2 * 0.3),  # all beside the passes
     ],
@@ -48,7 +48,7 @@ def test_what_does_not_fit_beside_the_computation_is_waited_for():
     quick = replace(WORK, compute=0.03, accumulation=2)
     assert step_seconds(quick, 8, NET) == pytest.approx(2 * 3 * gather)
     assert step_seconds(replace(quick, stage=2), 8, NET) == pytest.approx(2 * (0.01 + 2 * gather) + gather)
-    assert step_seconds(replace(quick, stage=1), 8, NET) == pytest.approx(0.03 + 0.01 + 2 * gather)
+    assert step_seconds(replace(quick, stage=1), 8, NET) == pytest.approx(0.03 + 0.01 + 3 * gather)
     assert step_seconds(replace(quick, stage=0), 8, NET) == pytest.approx(0.01 + 0.02 + 0.01 + 2 * gather)
     assert step_seconds(replace(WORK, recompute=True, compute=0.12), 8, NET) == pytest.approx(gather + 0.09)
     assert efficiency(quick, 1, NET) == 1
