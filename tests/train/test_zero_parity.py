@@ -28,7 +28,7 @@ STEPS, SAVED = 12, 6
 # Relative errors: the largest of a loss, the largest of a gradient norm, the root mean square of the final weights, and
 # of their average.
 TOLERANCE = {"fp32": (1e-5, 1e-4, 1e-4, 1e-4), "bf16": (1e-3, 5e-2, 5e-2, 5e-2), "fp16": (2e-4, 1e-2, 1e-2, 1e-2)}
-CLIPPING = 0.5  # below the norms of most steps here
+CLIPPING = {"fp32": 0.5, "bf16": 1.0, "fp16": 1.0}  # below the norms of most steps here
 Z_WEIGHTS = {("muon", "fp32"): 0.01, ("adamw", "fp16"): 0.01}  # of the others 0
 
 
@@ -178,7 +178,7 @@ def test_every_optimizer_at_stages_0_to_3_on_two_ranks_equals_plain_pytorch(tiny
         ]  # many a CPU takes 100 times longer for a product in bf16
         return [*common, f"run={run}", f"optimizer.kind={kind}", f"optimizer.decay_embeddings={kind == 'ademamix'}",
                 f"engine.precision={precision}", f"loss.z_weight={Z_WEIGHTS.get((kind, precision), 0)}",
-                f"optimizer.gradient_clipping={CLIPPING}",
+                f"optimizer.gradient_clipping={CLIPPING[precision]}",
                 f"engine.zero_stage={stage}", f"data.sequence_length={length}", f"tokens={STEPS * 8 * length}",
                 f"evaluate.tokens_per_language={8 * length}"]  # fmt: skip
 
@@ -198,7 +198,7 @@ def test_every_optimizer_at_stages_0_to_3_on_two_ranks_equals_plain_pytorch(tiny
         for stage in (0, 1, 2, 3):
             run = runs[kind, precision, stage]
             steps = [record for record in read_metrics(run / "metrics.jsonl") if "loss" in record]
-            clipped = sum(record["gradient_norm"] > CLIPPING for record in steps)
+            clipped = sum(record["gradient_norm"] > CLIPPING[precision] for record in steps)
             assert clipped > STEPS / 2
             saved = Checkpoint(folder_of(run / "checkpoints", complete_steps(run / "checkpoints")[-1]))
             errors = (
