@@ -214,9 +214,10 @@ class EngineConfig:
         return found
 
     @property
-    def zero_plus_plus(self) -> bool:
-        """Whether anything of ZeRO++ is asked for, which is for stage 3."""
-        return self.hpz_partition_size > 1 or self.quantized_weights or self.quantized_gradients
+    def only_at_three(self) -> bool:
+        """Whether anything is asked for that ZeRO has at stage 3 alone: ZeRO++, or parts of the states elsewhere."""
+        zero_plus_plus = self.hpz_partition_size > 1 or self.quantized_weights or self.quantized_gradients
+        return zero_plus_plus or self.offload_parameters != "none" or self.offload_optimizer == "nvme"
 
     @property
     def sharing(self) -> int:

@@ -47,8 +47,10 @@ def choose(subject: Subject, ranks: int, available: float) -> Choice | None:
 def stages_of(subject: Subject) -> tuple[int, ...]:
     """The ZeRO stages at which it can be trained."""
     engine = subject.config.engine
-    if engine.zero_plus_plus:
+    if engine.only_at_three:
         return (3,)
+    if engine.offload_optimizer != "none":
+        return tuple(one for one in ZERO_STAGES if one)
     return tuple(one for one in ZERO_STAGES if engine.tensor_parallel == 1 or one in STAGES_OF_PARTS)
 
 

@@ -18,7 +18,7 @@ from train.config import ModelConfig
 from train.hardware import GPUS, data_sheet_peak, find_gpu
 from train.memory import Layout, activations, buffers, memory, on_host, saved_bytes, states
 from train.model import PackedLanguageModel, build_model, model_config, recompute_activations
-from train.plan_fit import choose, layout_of, micro_batches, room, uneven
+from train.plan_fit import choose, layout_of, micro_batches, room, stages_of, uneven
 from train.plan_subject import find_machine, subject_of
 from train.plan_time import predicted, timing
 from train.verb_config import PlanConfig
@@ -211,6 +211,20 @@ def test_gpus_that_do_not_divide_a_step_are_told_apart_from_those_it_does_not_fi
     node = subject_of(configured("engine.zero_stage=3", "engine.hpz_partition_size=4", "ranks=4"))
     assert uneven(node, 2, 1).startswith("2 nodes, 2 GPUs: train.engine.hpz_partition_size=4 does not divide them")
     assert micro_batches(node, 8) == [1, 2, 4]
+
+
+@pytest.mark.parametrize(
+    ("asked", "stages"),
+    [
+        ([], (0, 1, 2, 3)),
+        (["engine.offload_optimizer=cpu"], (1, 2, 3)),
+        (["engine.offload_optimizer=cpu", "engine.offload_parameters=cpu"], (3,)),
+        (["engine.offload_optimizer=nvme", "engine.nvme_path=/scratch", "state_hash_every_steps=0"], (3,)),
+        (["engine.quantized_weights=true"], (3,)),
+    ],
+)
+def test_only_stages_that_have_what_is_asked_for_are_offered(asked, stages):
+    assert stages_of(subject_of(configured("engine.zero_stage=3", *asked))) == stages
 
 
 @given(st.integers(1, 96), st.integers(1, 64))
