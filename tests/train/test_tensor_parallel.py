@@ -96,7 +96,7 @@ def test_a_plan_knows_the_parts_and_what_is_summed():
     sums = 1e9 * 3 / 4 / (0.8 * 450e9) + 24 * 3 * 15e-6
     # each of four holds its parts with one rank of the other node, and they have its network together
     holders = 2e9 / 2 / (0.8 * 50e9 / 4) + 2 * 15e-6
-    assert step_seconds(work, 8, net) == pytest.approx(sums + 0.1 / 3 + max(0.2 / 3, holders) + holders)
+    assert step_seconds(work, 8, net) == pytest.approx(sums + 0.1 / 3 + max(0.2 / 3, 2 * holders) + holders)
     assert step_seconds(work, 4, net) == pytest.approx(sums + 0.1)
     assert net.apart(8) == replace(net, gpus_per_node=1, node=net.node / 4)
 
