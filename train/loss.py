@@ -80,10 +80,9 @@ class LinearCrossEntropy(torch.autograd.Function):
 def _blocks(hidden: Tensor, weight: Tensor, labels: Tensor) -> Iterator[tuple[slice, Tensor]]:
     """Rows at a time with their logits (rows, V) as the product gives them, which the caller may overwrite."""
     rows = max(16, ROWS_ELEMENTS.get(hidden.device.type, 1 << 28) // len(weight))
-    if not hidden.is_cuda:  # with fewer, what is added to the weight's gradient once a block outweighs the products
-        rows = max(rows, hidden.shape[1] // 2)
-    if hidden.is_cuda:
-        rows = 1 << rows.bit_length() - 1  # blocks of one size: another shape would be compiled anew
+    # On GPUs blocks of one size: another shape would be compiled anew. On CPUs, with fewer rows, what is added to the
+    # weight's gradient once a block outweighs the products.
+    rows = 1 << rows.bit_length() - 1 if hidden.is_cuda else max(rows, hidden.shape[1] // 2)
     room = hidden.new_empty(min(rows, len(labels)), len(weight))
     for start in range(0, len(labels), rows):
         part = hidden[start : start + rows]
