@@ -18,7 +18,8 @@ from train.stream import IGNORED
 # no soft cap. The others get the plain way; a test holds that both agree for each of these.
 PLAIN_HEADS = frozenset({"apertus", "llama", "mistral", "olmo2", "qwen2", "qwen3", "smollm3"})
 
-ROWS_ELEMENTS = {"cpu": 1 << 21, "cuda": 1 << 28}  # logits at once: what a core's cache, or a GPU's spare memory, holds
+ROWS_ON_CPU = 384  # at once: with fewer what is added to the weight's gradient once a block outweighs the products
+LOGITS_ON_GPU = 1 << 28  # at once: what its spare memory holds
 OfBlock = Callable[[Tensor, Tensor, float], tuple[Tensor, Tensor]]
 
 
@@ -51,7 +52,7 @@ class LinearCrossEntropy(torch.autograd.Function):
         losses = torch.zeros(len(labels), dtype=torch.float32, device=hidden.device)
         by_hidden, by_weight = torch.zeros_like(hidden) if needed else None, None
         of_block = _of_block(hidden.device)
-        for rows, logits in _blocks(hidden, weight, labels):
+        for rows, logits in _blocks(hidden, weight, labels, by_columns=needed and not hidden.is_cuda):
             if by_hidden is None:
                 losses[rows] = _losses(logits.float(), labels[rows])[0]
                 continue
@@ -77,16 +78,29 @@ class LinearCrossEntropy(torch.autograd.Function):
         return by_hidden * gradients[0].to(by_hidden.dtype), by_weight, None, None
 
 
-def _blocks(hidden: Tensor, weight: Tensor, labels: Tensor) -> Iterator[tuple[slice, Tensor]]:
-    """Rows at a time with their logits (rows, V) as the product gives them, which the caller may overwrite."""
-    rows = max(16, ROWS_ELEMENTS.get(hidden.device.type, 1 << 28) // len(weight))
-    # On GPUs blocks of one size: another shape would be compiled anew. On CPUs, with fewer rows, what is added to the
-    # weight's gradient once a block outweighs the products.
-    rows = 1 << rows.bit_length() - 1 if hidden.is_cuda else max(rows, hidden.shape[1] // 2)
-    room = hidden.new_empty(min(rows, len(labels)), len(weight))
+def rows_at_once(device_type: str, vocabulary: int, tokens: int) -> int:
+    """How many of the tokens of a micro-batch have their logits in memory at a time."""
+    if device_type == "cpu":
+        return min(max(1, tokens), ROWS_ON_CPU)
+    rows = max(16, LOGITS_ON_GPU // vocabulary)
+    return min(max(1, tokens), 1 << rows.bit_length() - 1)  # of one size: another shape would be compiled anew
+
+
+def _blocks(
+    hidden: Tensor, weight: Tensor, labels: Tensor, *, by_columns: bool = False
+) -> Iterator[tuple[slice, Tensor]]:
+    """Rows at a time with their logits (rows, V) as the product gives them, which the caller may overwrite.
+
+    ``by_columns``: these lie one after another in memory. On CPUs all three products with them are faster then, while
+    the largest of a row takes longer to find.
+    """
+    rows = rows_at_once(hidden.device.type, len(weight), len(labels))
+    room = hidden.new_empty(rows * len(weight))
     for start in range(0, len(labels), rows):
         part = hidden[start : start + rows]
-        yield slice(start, start + rows), torch.mm(part, weight.t(), out=room[: len(part)])
+        here = room[: len(part) * len(weight)]
+        logits = here.view(-1, len(part)).t() if by_columns else here.view(len(part), -1)
+        yield slice(start, start + rows), torch.mm(part, weight.t(), out=logits)
 
 
 @cache
@@ -139,7 +153,9 @@ def _losses(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 @torch.no_grad()
 def scores_of_labels(hidden: Tensor, weight: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """The losses of :class:`LinearCrossEntropy`, on CPUs to the last bit, and which labels are the likeliest token.
+    """The losses of :class:`LinearCrossEntropy` and which labels are the likeliest token.
+
+    To the last bit, on CPUs, those that it gives where no gradient is wanted.
 
     Of tokens that are equally likely the first counts as the likeliest.
 

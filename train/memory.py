@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import AttentionInterface, PretrainedConfig
 
 from common import zero
-from train.loss import ROWS_ELEMENTS
+from train.loss import rows_at_once
 from train.model import PackedLanguageModel, recompute_activations, shape_of_model
 from train.muon import ROUND
 from train.zero_config import bucket_elements
@@ -63,11 +63,12 @@ class Memory:
 
 @dataclass(frozen=True)
 class Activations:
-    """Bytes that autograd keeps: ``fixed + micro_batch * a_sequence``; ``logits``: elements a sequence."""
+    """Bytes that autograd keeps: ``fixed + micro_batch * a_sequence``; ``targets``: a sequence's on one rank."""
 
     fixed: float
     a_sequence: float
-    logits: int
+    targets: int
+    vocabulary: int
     fused: bool
 
 
@@ -171,7 +172,9 @@ def _exact_buffers(parameters: int, elements: int, layout: Layout) -> float:
 
 def memory(parameters: int, kept: Activations, layout: Layout, micro_batch: int) -> Memory:
     """Everything on one rank of a model with so many ``parameters``."""
-    rows = min(ROWS_ELEMENTS[layout.device], micro_batch * kept.logits)
+    rows = micro_batch * kept.targets
+    if kept.fused:
+        rows = rows_at_once(layout.device, kept.vocabulary, rows)
     weights, gradients, optimizer = states(parameters, layout)
     return Memory(
         0 if "weights" in layout.offloaded else weights,
@@ -179,16 +182,16 @@ def memory(parameters: int, kept: Activations, layout: Layout, micro_batch: int)
         0 if "optimizer" in layout.offloaded else optimizer,
         buffers=buffers(parameters, layout),
         activations=kept.fixed + micro_batch * kept.a_sequence,
-        head=rows * head_bytes(layout, fused=kept.fused),
+        head=rows * kept.vocabulary * head_bytes(layout, fused=kept.fused),
     )
 
 
 def head_bytes(layout: Layout, *, fused: bool) -> int:
-    """Bytes of a logit: as stored, in fp32, and its gradient; on GPUs the gradient takes its place (train/loss.py)."""
+    """Bytes of a logit: as stored, in fp32, and its gradient; what is of one type takes one place (train/loss.py)."""
     stored = VALUE_BYTES[layout.precision]
     if not fused:
         return 12
-    return stored if layout.device == "cuda" else 2 * stored + 4
+    return stored if layout.device == "cuda" or layout.precision == "fp32" else 2 * stored + 4
 
 
 def activations(
@@ -217,7 +220,7 @@ def activations(
         recompute_activations(model, recompute_every)
         _, kept = _count(module, length, slices, masked)
         a_sequence = kept + (a_sequence - kept) / -(-config.num_hidden_layers // recompute_every)
-    return Activations(fixed, a_sequence, length // slices * config.vocab_size, module.fused)
+    return Activations(fixed, a_sequence, length // slices, config.vocab_size, module.fused)
 
 
 def _count(module: PackedLanguageModel, length: int, slices: int, masked: bool) -> tuple[float, float]:
