@@ -3,23 +3,25 @@ hanse. Needs numpy, torch and the peer only.
 
     PYTHON throughput_peers.py OLMo-core|litgpt FOLDER      one process a rank, with torchrun's variables
 
-``FOLDER/work.json`` says what to train, ``FOLDER/windows.npy`` on which windows (N, L); rank 0 writes the times at
-which steps ended to ``FOLDER/times.json``. Both log and save nothing, and neither confines attention to documents
-(OLMo-core needs flash-attn for it, litgpt does not know it). OLMo-core compiles the model where hanse does, litgpt
-always.
+``FOLDER/work.json`` says what to train, ``FOLDER/windows.npy`` on which windows (N, L), again from the first when they
+are over; rank 0 writes the times at which steps ended to ``FOLDER/times.txt``, a line each. Both log and save nothing,
+and neither confines attention to documents (OLMo-core needs flash-attn for it, litgpt does not know it). OLMo-core
+compiles the model where hanse does, litgpt always.
 """
 
+import itertools
 import json
 import os
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
 import torch
 
 
-def olmo_core(work, windows, folder):
+def olmo_core(work, windows, folder, step_ended):
     """DistributedDataParallel over gloo, fused AdamW."""
     from olmo_core.data import NumpyDataLoaderConfig, NumpyDatasetDType, NumpyFSLDatasetConfig, TokenizerConfig
     from olmo_core.distributed.parallel import DataParallelType
@@ -35,11 +37,10 @@ def olmo_core(work, windows, folder):
     prepare_training_environment(seed=0, backend="cpu:gloo,cuda:nccl" if on_gpu else "cpu:gloo")
     device = torch.device("cuda", torch.cuda.current_device()) if on_gpu else torch.device("cpu")
     length, model = work["sequence_length"], work["model"]
-    times = []
 
     class Clock(Callback):
         def post_step(self):
-            times.append(time.time())
+            step_ended()
 
     tokens = folder / f"tokens-{os.environ['RANK']}.npy"
     windows.astype(np.uint32).tofile(tokens)  # no header, as OLMo wants it
@@ -71,20 +72,17 @@ def olmo_core(work, windows, folder):
     ).build(module, loader)  # fmt: skip
     trainer.fit()
     teardown_training_environment()
-    return times
 
 
-def litgpt(work, windows, folder):
-    """One process, compiled as it always is; times are those at which it asks for the next step's first micro-batch."""
+def litgpt(work, windows, folder, step_ended):
+    """One process, compiled as it always is; a step has ended when it asks for the next one's first micro-batch."""
     from litgpt import Config
     from litgpt.args import EvalArgs, LogArgs, TrainArgs
     from litgpt.data import DataModule
     from litgpt.pretrain import setup
 
     length, model, flat = work["sequence_length"], work["model"], windows.reshape(-1)
-    accumulation = work["global_batch_size"] // work["micro_batch_size"]
     flat = np.append(flat, flat[0])
-    asked = []
 
     class Windows(torch.utils.data.IterableDataset):
         def __init__(self, clocked):
@@ -94,10 +92,10 @@ def litgpt(work, windows, folder):
             return list, ()
 
         def __iter__(self):
-            while True:
+            for asked in itertools.count():
                 for number in range(len(windows)):
-                    if self.clocked and number % work["micro_batch_size"] == 0:
-                        asked.append(time.time())
+                    if self.clocked and (asked or number) and number % work["global_batch_size"] == 0:
+                        step_ended()
                     yield torch.from_numpy(flat[number * length : (number + 1) * length + 1].astype(np.int64))
 
     class Data(DataModule):
@@ -129,15 +127,22 @@ def litgpt(work, windows, folder):
         eval=EvalArgs(interval=1_000_000, max_iters=1, final_validation=False), log=LogArgs(), devices=1,
         logger_name="csv", optimizer={"class_path": "torch.optim.AdamW", "init_args": {"lr": work["learning_rate"]}},
     )  # fmt: skip
-    return asked[accumulation::accumulation][: work["steps"]]
 
 
 PEERS = {"OLMo-core": olmo_core, "litgpt": litgpt}
 
-if __name__ == "__main__":
+
+def main(name, folder):
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
-    place = Path(sys.argv[2])
-    peer, work = PEERS[sys.argv[1]], json.loads((place / "work.json").read_text())
-    found = peer(work, np.load(place / "windows.npy"), place)
-    if os.environ["RANK"] == "0":
-        (place / "times.json").write_text(json.dumps(found))
+    work, windows = json.loads((folder / "work.json").read_text()), np.load(folder / "windows.npy")
+    with (folder / "times.txt").open("a") if os.environ["RANK"] == "0" else nullcontext() as times:
+
+        def step_ended():
+            if times:
+                print(time.time(), file=times, flush=True)
+
+        PEERS[name](work, windows, folder, step_ended)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], Path(sys.argv[2]))

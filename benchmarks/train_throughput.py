@@ -1,36 +1,37 @@
 """Tokens per second of ``hanse train`` beside a plain PyTorch loop, Hugging Face's ``Trainer``, OLMo-core and litgpt.
 
-    python -m benchmarks.train_throughput [--data data/demo] [--ranks 2] [--threads 1] [--precision auto] [--rounds 3]
-                                          [--steps 24] [--shapes demo 8m long] [--olmo-python P] [--litgpt-python P]
+    python -m benchmarks.train_throughput [--data data/demo] [--ranks 2] [--threads 1] [--precision auto] [--rounds 8]
+                                          [--steps 6] [--shapes demo 8m long] [--olmo-python P] [--litgpt-python P]
                                           [hanse train overrides ...]
 
 Same model and initial weights, same windows in the same order, same ranks, threads, batch and precision; on GPUs where
-there are any. All take turns, ``--rounds`` times. The clock runs from the end of step 4 (``--settled``) to that of the
-last step, on rank 0: batches, forward, backward, optimizer and whatever each does between steps. hanse is the console
-command as people run it, with metrics and wandb offline. The plain loop is DistributedDataParallel, ``cross_entropy``
-on the logits, gradient clipping and fused AdamW; in bf16 it autocasts. The Trainer gets the same data set, fused AdamW,
-``bf16=True`` for bf16, no logging and no checkpoints. Both peers have the back end of attention that hanse chooses, or
-sdpa where that is hanse's own, and are told the document boundaries, too: the plain loop as hanse is, the Trainer by
-positions. Where hanse compiles layers (on GPUs, and with ``engine.compile=true``), they and OLMo-core compile models.
+there are any. All are started and stopped again (SIGSTOP) when they have settled; then they take turns of ``--steps``
+steps, ``--rounds`` times (benchmarks/taking_turns.py). On GPUs, whose memory is not shared out like that, each turn is
+a start of its own. The clock runs from the end of a step to that of another, on rank 0: batches, forward, backward,
+optimizer and whatever each does between steps. hanse is the console command as people run it, with metrics and wandb
+offline. The plain loop is DistributedDataParallel, ``cross_entropy`` on the logits, gradient clipping and fused AdamW;
+in bf16 it autocasts. The Trainer gets the same data set, fused AdamW, ``bf16=True`` for bf16, no logging and no
+checkpoints. Both have the back end of attention that hanse chooses, or sdpa where that is hanse's own, and are told the
+document boundaries, too: the plain loop as hanse is, the Trainer by positions. Where hanse compiles layers (on GPUs,
+and with ``engine.compile=true``), they and OLMo-core compile models.
 
 OLMo-core and litgpt need virtual environments of their own (pip install ai2-olmo-core==3.0.0 or litgpt==0.5.13, with
 the same torch), whose Pythons are named; benchmarks/throughput_peers.py says what they are told. They do not tie
 embeddings, so neither does any of them where one of the two takes part. litgpt shards over CUDA only: it is one process
 with the threads of all ranks.
 
-MFU is of the peak that hanse measured at the start of the round, on all ranks at once. hanse also says what its loop
-takes a step beside forward, backward, update and communication, and how long it waited for data.
+MFU is of the products of large squares that all ranks' cores, or GPUs, reach, measured in every round. hanse also says
+what its loop takes a step beside forward, backward, update and communication, and how long it waited for data.
 """
 
 import argparse
 import json
 import statistics
-import subprocess
 import sys
 import tempfile
-import time
-from contextlib import nullcontext
 from pathlib import Path
+
+from benchmarks.taking_turns import PeerError, Training, times_in
 
 NAMES = ("hanse", "plain PyTorch", "HF Trainer")
 FOREIGN = ("OLMo-core", "litgpt")  # which have a Python of their own
@@ -55,10 +56,6 @@ SHAPES = {
 }
 
 
-class PeerError(Exception):
-    """A program ended with an error."""
-
-
 def training_config(overrides):
     from hydra import compose, initialize_config_module
     from hydra.core.config_store import ConfigStore
@@ -80,38 +77,65 @@ def overrides_of(arguments, folder):
               "checkpoint.every_steps=1000000", "evaluate.every_steps=1000000",
               "evaluate.tokens_per_language=1"]  # fmt: skip
     a_step = training_config([*common, f"tokens={10**12}"]).timeline.at(0).tokens_per_step
-    return [*common, f"tokens={a_step * arguments.steps}", f"run={folder}/run"]
+    steps = arguments.settled + (1 if on_gpu() else arguments.rounds) * (arguments.steps + 3)
+    return [*common, f"tokens={a_step * (steps + 100)}", f"run={folder}/run"]  # it is ended before
 
 
-def run(name, overrides, arguments, folder):
-    """Wall-clock times at which steps ended."""
-    if name in FOREIGN:
-        return run_foreign(name, overrides, arguments, folder)
+def on_gpu():
+    import torch
+
+    return torch.cuda.is_available()
+
+
+def this_device():
+    import torch
+
+    return torch.device("cuda", torch.cuda.current_device()) if on_gpu() else torch.device("cpu")
+
+
+def compiles(config):
+    """Whether hanse compiles layers, of models such as these."""
+    asked = config.engine.compile
+    return on_gpu() if asked is None else asked
+
+
+def attention_of(config, model):
+    """The back end of attention that transformers' own models are given."""
+    from train.attention import choose
+    from train.attention_config import PLAIN, VARLEN
+
+    chosen = choose(config, model, config.engine.precision, this_device())
+    return PLAIN[0] if chosen == VARLEN else chosen
+
+
+def start(name, arguments, folder):
+    """The training of a program, begun."""
+    folder.mkdir()
+    overrides = overrides_of(arguments, folder)
+    training = Training(name, folder, lambda: times_in(folder / "times.txt"))
     if name == "hanse":
-        command = [sys.executable, "-m", "hanse", "train", *overrides]
+        training.ended = lambda: [record["time"] for record in steps_in(folder / "run" / "metrics.jsonl")]
+        training.start([sys.executable, "-m", "hanse", "train", *overrides])
+    elif name in FOREIGN:
+        write_work(arguments, training_config(overrides), folder)
+        alone = name == "litgpt"
+        ranks, threads = (1, arguments.ranks * arguments.threads) if alone else (arguments.ranks, arguments.threads)
+        script = Path(__file__).with_name("throughput_peers.py")
+        training.start_ranks([str(arguments.foreign[name]), str(script), name, str(folder)], ranks, threads)
     else:
-        command = [sys.executable, "-m", "benchmarks.train_throughput", "--peer", name, "--folder", str(folder),
-                   "--ranks", str(arguments.ranks), "--threads", str(arguments.threads), *overrides]  # fmt: skip
-    ended = subprocess.run(command, capture_output=True, text=True, check=False)
-    if ended.returncode:
-        raise PeerError(f"{name} failed and is left out:\n{ended.stdout[-2000:]}{ended.stderr[-2000:]}")
-    if name != "hanse":
-        return json.loads((folder / "times.json").read_text())
-    from train.run_folder import read_metrics
-
-    return [record["time"] for record in read_metrics(folder / "run" / "metrics.jsonl") if "loss" in record]
+        which = "plain" if name == "plain PyTorch" else "trainer"
+        command = [sys.executable, "-m", "benchmarks.throughput_loops", which, str(folder), *overrides]
+        training.start_ranks(command, arguments.ranks, arguments.threads)
+    training.turn(arguments.settled)
+    return training
 
 
-def run_foreign(name, overrides, arguments, folder):
-    """The same of a peer that does not know hanse: the windows are written for it."""
-    import os
-
+def write_work(arguments, config, folder):
+    """The same for a peer that does not know hanse: windows, and what to do with them."""
     import numpy as np
 
-    from launch.local import run_ranks
     from train.setup import open_data
 
-    config = training_config(overrides)
     data, settings = open_data(config), config.model.settings
     samples = config.steps * config.batch.global_batch_size
     windows = [data.stream.micro_batch(range(number, number + 1)).input_ids[0] for number in range(samples)]
@@ -125,154 +149,15 @@ def run_foreign(name, overrides, arguments, folder):
         "learning_rate": config.optimizer.learning_rate, "gradient_clipping": config.optimizer.gradient_clipping,
         "compile": compiles(config), "litgpt_precision": arguments.litgpt_precision,
     }))  # fmt: skip
-    python, script = arguments.foreign[name], Path(__file__).with_name("throughput_peers.py")
-    alone = name == "litgpt"
-    ranks, threads = (1, arguments.ranks * arguments.threads) if alone else (arguments.ranks, arguments.threads)
-    os.environ["NUM_NODES"] = "1"  # OLMo-core's
-    with Path(folder / "said.txt").open("w") as said:
-        before = os.dup(1), os.dup(2)
-        os.dup2(said.fileno(), 1)
-        os.dup2(said.fileno(), 2)
-        try:
-            code = run_ranks([str(python), str(script), name, str(folder)], ranks, threads, folder / "logs")
-        finally:
-            os.dup2(before[0], 1)
-            os.dup2(before[1], 2)
-    if code:
-        raise PeerError(f"{name} failed and is left out:\n{(folder / 'said.txt').read_text()[-3000:]}")
-    return json.loads((folder / "times.json").read_text())
 
 
-def start_peer(arguments):
-    """Start the ranks of a peer as ``hanse train`` starts its own."""
-    from launch.local import run_ranks
+def steps_in(metrics):
+    """hanse's records of its steps so far."""
+    from train.run_folder import read_metrics
 
-    command = [sys.executable, "-m", "benchmarks.train_throughput", "--rank", "--peer", arguments.peer, "--folder",
-               str(arguments.folder), *arguments.overrides]  # fmt: skip
-    return run_ranks(command, arguments.ranks, arguments.threads, arguments.folder / "logs")
-
-
-def this_device():
-    import torch
-
-    return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
-
-
-def compiles(config):
-    """Whether hanse compiles layers, of models such as these."""
-    asked = config.engine.compile
-    return this_device().type == "cuda" if asked is None else asked
-
-
-def be_a_rank(arguments):
-    import os
-
-    import torch
-
-    from train.attention import choose
-    from train.attention_config import PLAIN, VARLEN
-    from train.model import build_model
-    from train.setup import open_data
-
-    torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
-    if torch.cuda.is_available():
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    config = training_config(arguments.overrides)
-    data = open_data(config)
-    chosen = choose(config, data.model, config.engine.precision, this_device())
-    attention = PLAIN[0] if chosen == VARLEN else chosen
-    model = build_model(data.model, config.seed, attention).to(this_device())
-    times = {"plain PyTorch": plain_loop, "HF Trainer": trainer}[arguments.peer](config, data, model, arguments.folder)
-    if os.environ["RANK"] == "0":
-        (arguments.folder / "times.json").write_text(json.dumps(times))
-
-
-def plain_loop(config, data, model, folder):
-    import os
-
-    import torch
-    import torch.distributed as dist
-    from torch.nn.functional import cross_entropy
-    from torch.nn.parallel import DistributedDataParallel
-
-    from train.attention import borders
-    from train.model import model_inputs
-    from train.stream import IGNORED
-
-    device, attention = this_device(), model.config._attn_implementation
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
-    rank, ranks = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-    if compiles(config):
-        model.compile(dynamic=False)
-    parallel = DistributedDataParallel(model)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=config.optimizer.learning_rate, fused=True)
-    half = config.engine.precision == "bf16"
-    autocast = torch.autocast(device.type, torch.bfloat16) if half else nullcontext()
-    times = []
-    for step in range(config.steps):
-        parts = data.stream.step(step, rank=rank, ranks=ranks)
-        for number, part in enumerate(parts):
-            inputs = model_inputs(part, device)
-            told = borders(inputs["documents"], inputs["input_ids"], attention,
-                           torch.bfloat16 if half and device.type == "cuda" else torch.float32)  # fmt: skip
-            with nullcontext() if number == len(parts) - 1 else parallel.no_sync(), autocast:
-                logits = parallel(input_ids=inputs["input_ids"], position_ids=inputs["positions"],
-                                  use_cache=False, **told).logits  # fmt: skip
-                loss = cross_entropy(logits.flatten(0, 1).float(), inputs["labels"].flatten(), ignore_index=IGNORED)
-                (loss / len(parts)).backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), config.optimizer.gradient_clipping)
-        optimizer.step()
-        optimizer.zero_grad()
-        float(loss)
-        times.append(time.time())
-    dist.destroy_process_group()
-    return times
-
-
-def trainer(config, data, model, folder):
-    import os
-
-    import torch
-    from transformers import Trainer, TrainerCallback, TrainingArguments
-
-    ranks, batch = int(os.environ["WORLD_SIZE"]), config.batch
-
-    class Windows(torch.utils.data.Dataset):
-        def __len__(self):
-            return config.steps * batch.global_batch_size
-
-        def __getitem__(self, number):
-            part = data.stream.micro_batch(range(number, number + 1))
-            labels = torch.cat((torch.tensor([-100]), torch.from_numpy(part.labels[0, :-1])))  # the model shifts them
-            return {"input_ids": torch.from_numpy(part.input_ids[0]), "labels": labels,
-                    "position_ids": torch.from_numpy(part.positions[0])}  # fmt: skip
-
-    class Clock(TrainerCallback):
-        def __init__(self):
-            self.times = []
-
-        def on_step_end(self, *_, **__):
-            self.times.append(time.time())
-
-    class InOrder(Trainer):
-        def _get_train_sampler(self, *_):
-            return torch.utils.data.SequentialSampler(self.train_dataset)
-
-    clock = Clock()
-    InOrder(
-        model=model, train_dataset=Windows(), callbacks=[clock],
-        args=TrainingArguments(
-            output_dir=str(folder / "trainer"), per_device_train_batch_size=batch.micro_batch_size,
-            gradient_accumulation_steps=batch.global_batch_size // (batch.micro_batch_size * ranks),
-            max_steps=config.steps, optim="adamw_torch_fused",
-            learning_rate=config.optimizer.learning_rate, max_grad_norm=config.optimizer.gradient_clipping,
-            bf16=config.engine.precision == "bf16", torch_compile=compiles(config), use_cpu=this_device().type == "cpu",
-            ddp_backend="nccl" if this_device().type == "cuda" else "gloo", save_strategy="no",
-            logging_strategy="no", report_to=[], disable_tqdm=True, dataloader_num_workers=0,
-            dataloader_pin_memory=this_device().type == "cuda", seed=config.seed,
-        ),
-    ).train()  # fmt: skip
-    return clock.times
+    start, *records = read_metrics(metrics) if metrics.is_file() else [{}]
+    return [{**record, "flops_per_token": record["mfu"] * start["peak_of_all_ranks"] / record["tokens_per_second"]}
+            for record in records if "loss" in record]  # fmt: skip
 
 
 def measured_precision():
@@ -284,55 +169,77 @@ def measured_precision():
     return choose("auto", measured_peaks(this_device()))
 
 
+def peak(arguments):
+    """FLOP/s of all ranks now."""
+    import torch
+
+    from train.precision import TYPES, matmul_flops_per_second
+
+    torch.set_num_threads(1 if on_gpu() else arguments.ranks * arguments.threads)
+    one = matmul_flops_per_second(TYPES[arguments.precision], this_device())
+    return one * (arguments.ranks if on_gpu() else 1)
+
+
+def turn(name, arguments, scratch, running):
+    """Tokens a second of one turn, and on hanse's what it says of those steps."""
+    if name not in running:
+        running[name] = start(name, arguments, Path(tempfile.mkdtemp(dir=scratch)) / "of")
+    training = running[name]
+    began, ended = training.turn(arguments.steps)
+    records = [record for record in steps_in(training.folder / "run" / "metrics.jsonl")
+               if began < record["time"] <= ended]  # fmt: skip
+    if on_gpu():
+        running.pop(name).end()
+    return arguments.steps * arguments.tokens_a_step / (ended - began), records
+
+
 def compare(arguments, shape, names):
     arguments.overrides = [*SHAPES[shape], *arguments.given]
     if set(names) & set(FOREIGN):
         arguments.overrides.append("model.settings.tie_word_embeddings=false")
-    rates, shares = {name: [] for name in names}, {name: [] for name in names}
+    config = training_config(overrides_of(arguments, Path("none")))
+    arguments.tokens_a_step = config.timeline.at(0).tokens_per_step
+    print(
+        f"{shape}: {config.model.settings}\n{arguments.ranks} ranks x {arguments.threads} threads, "
+        f"{arguments.precision}, {arguments.tokens_a_step:,} tokens a step, {arguments.steps} steps a turn\n"
+    )
+    rates, peaks, own, running = {name: [] for name in names}, [], [], {}
     with tempfile.TemporaryDirectory() as scratch:
-        overrides = overrides_of(arguments, Path(scratch) / "none")
-        config = training_config(overrides)
-        layout = f"{arguments.ranks} ranks x {arguments.threads} threads, {arguments.precision}"
-        print(f"{shape}: {config.model.settings}\n{layout}, {config.timeline.at(0).tokens_per_step:,} tokens a step, "
-              f"{arguments.steps} steps\n")  # fmt: skip
-        for turn in range(arguments.rounds):
-            for name in list(rates):
-                folder = Path(scratch) / f"{turn}-{name.replace(' ', '-')}"
-                folder.mkdir()
-                try:
-                    times = run(name, overrides_of(arguments, folder), arguments, folder)
-                except PeerError as error:
-                    if name == "hanse":
-                        raise
-                    print(error, flush=True)
-                    del rates[name]
-                    continue
-                assert len(times) == arguments.steps, f"{name} took {len(times)} steps"
-                tokens = (len(times) - arguments.settled) * config.timeline.at(0).tokens_per_step
-                rates[name].append(tokens / (times[-1] - times[arguments.settled - 1]))
-                if name == "hanse":
-                    flops, said = flops_and_peak(folder / "run")
-                shares[name].append(rates[name][-1] * flops)
-                print(f"round {turn + 1}  {name:14s} {rates[name][-1]:8,.0f} tokens/s  MFU {shares[name][-1]:.1%}"
-                      + (said if name == "hanse" else ""), flush=True)  # fmt: skip
-    print(f"\n{'':14s} {'median tokens/s':>16s} {'MFU':>7s} {'hanse is':>10s}")
+        try:
+            for number in range(arguments.rounds):
+                peaks.append(peak(arguments))
+                for name in list(rates):
+                    try:
+                        rate, records = turn(name, arguments, scratch, running)
+                    except PeerError as error:
+                        if name == "hanse":
+                            raise
+                        print(f"{name} is left out: {error}", flush=True)
+                        del rates[name]
+                        continue
+                    rates[name].append(rate)
+                    own += records
+                told = ", ".join(f"{name} {found[-1]:,.0f}" for name, found in rates.items())
+                print(f"round {number + 1}, tokens/s: {told}", flush=True)
+        finally:
+            for training in running.values():
+                training.end()
+    report(rates, peaks, own)
+
+
+def report(rates, peaks, own):
+    """The table, and what hanse's own steps say."""
+    flops = own[0]["flops_per_token"]
+    print(f"\n{'':14s} {'median tokens/s':>16s} {'MFU':>7s} {'hanse is':>10s}   {'in each round':s}")
     for name, found in rates.items():
-        ratio = statistics.median(ours / theirs for ours, theirs in zip(rates["hanse"], found, strict=True))
-        print(f"{name:14s} {statistics.median(found):16,.0f} {statistics.median(shares[name]):7.1%} {ratio:9.2f}x")
-    print()
-
-
-def flops_and_peak(run_folder):
-    """(MFU for a token a second, what hanse's loop took and lost)."""
-    from train.run_folder import read_metrics
-
-    start, *records = read_metrics(run_folder / "metrics.jsonl")
-    summary = json.loads((run_folder / "summary.json").read_text())
-    shares, rates = summary["time_shares"], [one["tokens_per_second"] for one in records if "loss" in one]
-    lost = (f"  loop {1000 * summary['overhead_seconds']:.1f} ms a step, data {shares['data wait']:.2%}, "
-            f"communication {shares['communication']:.1%}, "
-            f"its own median {statistics.median(rates):,.0f} tokens/s")  # fmt: skip
-    return summary["flops_per_token"] / start["peak_of_all_ranks"], lost
+        ratios = [ours / theirs for ours, theirs in zip(rates["hanse"], found, strict=True)]
+        mfu = statistics.median(rate * flops / most for rate, most in zip(found, peaks, strict=True))
+        each = f"{min(ratios):.2f} to {max(ratios):.2f}" if name != "hanse" else ""
+        print(f"{name:14s} {statistics.median(found):16,.0f} {mfu:7.1%} {statistics.median(ratios):9.2f}x   {each}")
+    seconds = sum(record["seconds"] for record in own)
+    part = {name: sum(record["seconds_by_part"][name] for record in own) for name in own[0]["seconds_by_part"]}
+    print(f"hanse's loop: {1000 * part['loop'] / len(own):.1f} ms a step; data {part['data wait'] / seconds:.2%}, "
+          f"communication {part['communication'] / seconds:.1%}, update {part['update'] / seconds:.1%}\n")  # fmt: skip
 
 
 def main():
@@ -341,9 +248,9 @@ def main():
     parser.add_argument("--ranks", type=int, default=2)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--precision", choices=("auto", "bf16", "fp32"), default="auto")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=24)
-    parser.add_argument("--settled", type=int, default=4, help="steps before the clock starts: allocation, compilation")
+    parser.add_argument("--rounds", type=int, default=8)
+    parser.add_argument("--steps", type=int, default=6, help="of a turn")
+    parser.add_argument("--settled", type=int, default=6, help="steps before: allocation, compilation")
     parser.add_argument("--shapes", nargs="+", choices=tuple(SHAPES), default=["demo"])
     parser.add_argument("--olmo-python", type=Path)
     parser.add_argument("--litgpt-python", type=Path)
@@ -354,23 +261,15 @@ def main():
         help="its default keeps weights in fp32, as all others here do",
     )
     parser.add_argument("--only", nargs="+", choices=NAMES + FOREIGN, help="beside hanse, these only")
-    parser.add_argument("--peer", choices=NAMES[1:], help=argparse.SUPPRESS)
-    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
-    parser.add_argument("--rank", action="store_true", help=argparse.SUPPRESS)
-    arguments, arguments.overrides = parser.parse_known_args()
-    if arguments.rank:
-        return be_a_rank(arguments)
-    if arguments.peer:
-        return start_peer(arguments)
-    arguments.given = arguments.overrides
+    arguments, arguments.given = parser.parse_known_args()
     arguments.foreign = {"OLMo-core": arguments.olmo_python, "litgpt": arguments.litgpt_python}
     names = [name for name in (*NAMES, *FOREIGN) if name in NAMES or arguments.foreign[name]]
     names = [name for name in names if not arguments.only or name == "hanse" or name in arguments.only]
+    arguments.overrides = []
     if arguments.precision == "auto":
         arguments.precision = measured_precision()
     for shape in arguments.shapes:
         compare(arguments, shape, names)
-    return None
 
 
 if __name__ == "__main__":

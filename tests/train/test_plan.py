@@ -16,6 +16,7 @@ from common.errors import EXIT_DONE, EXIT_USER_ERROR
 from tests.train.test_engine_config import configured
 from train.config import ModelConfig
 from train.hardware import GPUS, data_sheet_peak, find_gpu
+from train.loss import rows_at_once
 from train.memory import Layout, activations, buffers, memory, on_host, saved_bytes, states
 from train.model import PackedLanguageModel, build_model, model_config, recompute_activations
 from train.plan_fit import choose, layout_of, micro_batches, room, stages_of, uneven
@@ -113,6 +114,16 @@ def test_memory_grows_with_the_micro_batch_by_its_activations():
     assert two.activations - one.activations == counted.a_sequence
     assert two.total - one.total >= counted.a_sequence
     assert one.total == one.states + one.buffers + one.activations + one.head
+
+
+def test_a_head_that_is_fused_holds_some_rows_of_logits_and_any_other_all():
+    whole, some = (activations(small(one), 48, "bf16") for one in ("gemma2", "llama"))
+    for sequences in (100, 1_000_000):
+        tokens = sequences * 48
+        assert memory(10**6, whole, Layout(4, 2, "bf16"), sequences).head == 12 * tokens * whole.vocabulary
+        rows = rows_at_once("cuda", some.vocabulary, tokens)
+        assert memory(10**6, some, Layout(4, 2, "bf16"), sequences).head == 2 * rows * some.vocabulary
+    assert rows < tokens
 
 
 @pytest.mark.parametrize("path", sorted((CONFIGS / "site").glob("*.yaml")), ids=lambda path: path.stem)
