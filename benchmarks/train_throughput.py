@@ -126,7 +126,6 @@ def start(name, arguments, folder):
         which = "plain" if name == "plain PyTorch" else "trainer"
         command = [sys.executable, "-m", "benchmarks.throughput_loops", which, str(folder), *overrides]
         training.start_ranks(command, arguments.ranks, arguments.threads)
-    training.turn(arguments.settled)
     return training
 
 
@@ -184,6 +183,7 @@ def turn(name, arguments, scratch, running):
     """Tokens a second of one turn, and on hanse's what it says of those steps."""
     if name not in running:
         running[name] = start(name, arguments, Path(tempfile.mkdtemp(dir=scratch)) / "of")
+        running[name].turn(arguments.settled)
     training = running[name]
     began, ended = training.turn(arguments.steps)
     records = [record for record in steps_in(training.folder / "run" / "metrics.jsonl")
@@ -216,6 +216,7 @@ def compare(arguments, shape, names):
                             raise
                         print(f"{name} is left out: {error}", flush=True)
                         del rates[name]
+                        running.pop(name).end()
                         continue
                     rates[name].append(rate)
                     own += records
