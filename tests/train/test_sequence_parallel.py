@@ -89,7 +89,7 @@ def test_a_plan_knows_the_slice_and_what_is_exchanged():
     mask = 2 * 64 * 64  # bytes a sequence, which every rank holds whole
     again = 2 * 3 * 64 * 64 / 4  # results of attention: as computed, and as they arrived
     assert four.a_sequence - mask - again == pytest.approx((one.a_sequence - mask) / 4, rel=0.02)
-    assert four.logits == one.logits / 4
+    assert four.targets == one.targets / 4
     train = configured("engine.sequence_parallel=4", "ranks=4", "data.sequence_length=64",
                        "engine.recompute_every_layers=1")  # fmt: skip
     # a token: queries, results of 8 heads of 8, keys and values of 4 instead of 2, 3 layers, 3 passes; a quarter
