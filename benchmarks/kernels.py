@@ -19,6 +19,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
+from unittest.mock import patch
 
 import torch
 import torch.nn.functional as F
@@ -43,19 +44,22 @@ def heads(device: torch.device) -> Iterator[tuple[str, Way]]:
         total: Tensor = loss.LinearCrossEntropy.apply(*of)[0]
         return total
 
-    def not_compiled(*of: Tensor) -> Tensor:
-        chosen, loss._of_block = loss._of_block, lambda _: loss._step_by_step  # type: ignore[assignment]
-        try:
-            return ours(*of)
-        finally:
-            loss._of_block = chosen
+    def ours_with(part: str, other: Any) -> Way:
+        def way(*of: Tensor) -> Tensor:
+            with patch.object(loss, part, other):
+                return ours(*of)
+
+        return way
 
     yield "cross_entropy of all logits", plain
     if device == GPU:
         yield "the same, compiled", torch.compile(plain, dynamic=False)
     yield "hanse", ours
     if device == GPU:
-        yield "hanse, not compiled", not_compiled
+        yield "hanse, not compiled", ours_with("_of_block", lambda _: loss._step_by_step)
+    else:
+        blocks = loss._blocks
+        yield "hanse, logits by rows", ours_with("_blocks", lambda *of, by_columns: blocks(*of, by_columns=False))
     if theirs := getattr(F, "linear_cross_entropy", None):
         yield "torch's linear_cross_entropy", lambda *of: theirs(*of, ignore_index=IGNORED, reduction="sum")
         chunks = torch.nn.LinearCrossEntropyOptions()

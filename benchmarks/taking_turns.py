@@ -16,9 +16,9 @@ from typing import Any
 
 import psutil
 
-from launch.local import free_port, start_rank
+from launch.local import environments, start_rank
 
-POLL_SECONDS = 0.05
+POLL_SECONDS = 0.25  # each look costs the training whose turn it is: hanse's metrics are read as a whole
 
 
 class PeerError(Exception):
@@ -41,17 +41,16 @@ class Training:
 
     def start(self, command: Sequence[str]) -> None:
         """Run a command that starts its own ranks."""
-        with self._said(0).open("wb") as said:
-            self.processes.append(start_rank(command, {**os.environ}, said))
+        self._start(command, dict(os.environ))
 
     def start_ranks(self, command: Sequence[str], ranks: int, threads: int) -> None:
         """Run a command once a rank, with torchrun's variables."""
-        shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": str(ranks),
-                  "LOCAL_WORLD_SIZE": str(ranks), "OMP_NUM_THREADS": str(threads), "NUM_NODES": "1"}  # fmt: skip
-        for rank in range(ranks):
-            with self._said(rank).open("wb") as said:
-                of_rank = {"RANK": str(rank), "LOCAL_RANK": str(rank)}
-                self.processes.append(start_rank(command, {**os.environ, **shared, **of_rank}, said))
+        for environment in environments(ranks, threads):
+            self._start(command, environment)
+
+    def _start(self, command: Sequence[str], environment: dict[str, str]) -> None:
+        with self._said(len(self.processes)).open("wb") as said:
+            self.processes.append(start_rank(command, environment, said))
 
     def turn(self, steps: int) -> tuple[float, float]:
         """Go on for so many steps beside the one that is under way, and stop; when the first began and the last ended.

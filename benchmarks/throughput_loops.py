@@ -7,7 +7,6 @@ Rank 0 writes the times at which steps ended to ``FOLDER/times.txt``, a line eac
 
 import os
 import sys
-import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
@@ -15,13 +14,15 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from benchmarks.train_throughput import attention_of, compiles, this_device, training_config
-from train.attention import borders
+from benchmarks.throughput_peers import clock
+from benchmarks.train_throughput import compiles, this_device, training_config
+from train.attention import borders, choose
+from train.attention_config import PLAIN, VARLEN
 from train.model import build_model, model_inputs
 from train.setup import open_data
 from train.stream import IGNORED
 
-Clock = Callable[[], None]
+StepEnded = Callable[[], None]
 
 
 def main(name: str, folder: Path, overrides: list[str]) -> None:
@@ -30,17 +31,13 @@ def main(name: str, folder: Path, overrides: list[str]) -> None:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     config = training_config(overrides)
     data = open_data(config)
-    model = build_model(data.model, config.seed, attention_of(config, data.model)).to(this_device())
-    with (folder / "times.txt").open("a") if os.environ["RANK"] == "0" else nullcontext() as times:
-
-        def step_ended() -> None:
-            if times:
-                print(time.time(), file=times, flush=True)
-
+    chosen = choose(config, data.model, config.engine.precision, this_device())
+    model = build_model(data.model, config.seed, PLAIN[0] if chosen == VARLEN else chosen).to(this_device())
+    with clock(folder) as step_ended:
         {"plain": plain_loop, "trainer": trainer}[name](config, data, model, folder, step_ended)
 
 
-def plain_loop(config, data, model, folder: Path, step_ended: Clock) -> None:
+def plain_loop(config, data, model, folder: Path, step_ended: StepEnded) -> None:
     from torch.nn.functional import cross_entropy
     from torch.nn.parallel import DistributedDataParallel
 
@@ -72,7 +69,7 @@ def plain_loop(config, data, model, folder: Path, step_ended: Clock) -> None:
     dist.destroy_process_group()
 
 
-def trainer(config, data, model, folder: Path, step_ended: Clock) -> None:
+def trainer(config, data, model, folder: Path, step_ended: StepEnded) -> None:
     from transformers import Trainer, TrainerCallback, TrainingArguments
 
     ranks, batch = int(os.environ["WORLD_SIZE"]), config.batch
@@ -87,7 +84,7 @@ def trainer(config, data, model, folder: Path, step_ended: Clock) -> None:
             return {"input_ids": torch.from_numpy(part.input_ids[0]), "labels": labels,
                     "position_ids": torch.from_numpy(part.positions[0])}  # fmt: skip
 
-    class StepEnded(TrainerCallback):
+    class Clock(TrainerCallback):
         def on_step_end(self, *_, **__):
             step_ended()
 
@@ -96,7 +93,7 @@ def trainer(config, data, model, folder: Path, step_ended: Clock) -> None:
             return torch.utils.data.SequentialSampler(self.train_dataset)
 
     InOrder(
-        model=model, train_dataset=Windows(), callbacks=[StepEnded()],
+        model=model, train_dataset=Windows(), callbacks=[Clock()],
         args=TrainingArguments(
             output_dir=str(folder / "trainer"), per_device_train_batch_size=batch.micro_batch_size,
             gradient_accumulation_steps=batch.global_batch_size // (batch.micro_batch_size * ranks),

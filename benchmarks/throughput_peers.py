@@ -14,11 +14,23 @@ import json
 import os
 import sys
 import time
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import numpy as np
 import torch
+
+
+@contextmanager
+def clock(folder):
+    """What a rank calls at the end of each step: the first of them writes the time."""
+    with (folder / "times.txt").open("a") if os.environ["RANK"] == "0" else nullcontext() as times:
+
+        def step_ended():
+            if times:
+                print(time.time(), file=times, flush=True)
+
+        yield step_ended
 
 
 def olmo_core(work, windows, folder, step_ended):
@@ -34,6 +46,7 @@ def olmo_core(work, windows, folder, step_ended):
     from olmo_core.train.train_module import TransformerDataParallelConfig, TransformerTrainModuleConfig
 
     on_gpu = torch.cuda.is_available()
+    os.environ["NUM_NODES"] = "1"
     prepare_training_environment(seed=0, backend="cpu:gloo,cuda:nccl" if on_gpu else "cpu:gloo")
     device = torch.device("cuda", torch.cuda.current_device()) if on_gpu else torch.device("cpu")
     length, model = work["sequence_length"], work["model"]
@@ -135,12 +148,7 @@ PEERS = {"OLMo-core": olmo_core, "litgpt": litgpt}
 def main(name, folder):
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
     work, windows = json.loads((folder / "work.json").read_text()), np.load(folder / "windows.npy")
-    with (folder / "times.txt").open("a") if os.environ["RANK"] == "0" else nullcontext() as times:
-
-        def step_ended():
-            if times:
-                print(time.time(), file=times, flush=True)
-
+    with clock(folder) as step_ended:
         PEERS[name](work, windows, folder, step_ended)
 
 

@@ -99,18 +99,8 @@ def compiles(config):
     return on_gpu() if asked is None else asked
 
 
-def attention_of(config, model):
-    """The back end of attention that transformers' own models are given."""
-    from train.attention import choose
-    from train.attention_config import PLAIN, VARLEN
-
-    chosen = choose(config, model, config.engine.precision, this_device())
-    return PLAIN[0] if chosen == VARLEN else chosen
-
-
 def start(name, arguments, folder):
     """The training of a program, begun."""
-    folder.mkdir()
     overrides = overrides_of(arguments, folder)
     training = Training(name, folder, lambda: times_in(folder / "times.txt"))
     if name == "hanse":
@@ -182,7 +172,7 @@ def peak(arguments):
 def turn(name, arguments, scratch, running):
     """Tokens a second of one turn, and on hanse's what it says of those steps."""
     if name not in running:
-        running[name] = start(name, arguments, Path(tempfile.mkdtemp(dir=scratch)) / "of")
+        running[name] = start(name, arguments, Path(tempfile.mkdtemp(dir=scratch)))
         running[name].turn(arguments.settled)
     training = running[name]
     began, ended = training.turn(arguments.steps)
@@ -231,7 +221,7 @@ def compare(arguments, shape, names):
 def report(rates, peaks, own):
     """The table, and what hanse's own steps say."""
     flops = own[0]["flops_per_token"]
-    print(f"\n{'':14s} {'median tokens/s':>16s} {'MFU':>7s} {'hanse is':>10s}   {'in each round':s}")
+    print(f"\n{'':14s} {'median tokens/s':>16s} {'MFU':>7s} {'hanse is':>10s}   in each round")
     for name, found in rates.items():
         ratios = [ours / theirs for ours, theirs in zip(rates["hanse"], found, strict=True)]
         mfu = statistics.median(rate * flops / most for rate, most in zip(found, peaks, strict=True))
@@ -266,7 +256,6 @@ def main():
     arguments.foreign = {"OLMo-core": arguments.olmo_python, "litgpt": arguments.litgpt_python}
     names = [name for name in (*NAMES, *FOREIGN) if name in NAMES or arguments.foreign[name]]
     names = [name for name in names if not arguments.only or name == "hanse" or name in arguments.only]
-    arguments.overrides = []
     if arguments.precision == "auto":
         arguments.precision = measured_precision()
     for shape in arguments.shapes:

@@ -30,6 +30,18 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+def environments(ranks: int, threads: int) -> list[dict[str, str]]:
+    """Ours for each of so many ranks on this machine, with torchrun's variables."""
+    shared = {
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(free_port()),
+        "WORLD_SIZE": str(ranks),
+        "LOCAL_WORLD_SIZE": str(ranks),
+        "OMP_NUM_THREADS": str(threads),
+    }
+    return [{**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(ranks)]
+
+
 def run_ranks(command: Sequence[str], ranks: int, threads: int, log_folder: Path) -> int:
     """Run ``command`` once a rank, with torchrun's environment variables; the exit code of the whole.
 
@@ -38,13 +50,6 @@ def run_ranks(command: Sequence[str], ranks: int, threads: int, log_folder: Path
     shown and the others are ended.
     """
     log_folder.mkdir(parents=True, exist_ok=True)
-    shared = {
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(free_port()),
-        "WORLD_SIZE": str(ranks),
-        "LOCAL_WORLD_SIZE": str(ranks),
-        "OMP_NUM_THREADS": str(threads),
-    }
     processes: list[subprocess.Popen[bytes]] = []
     stops, first_stop = 0, float("inf")
 
@@ -61,9 +66,8 @@ def run_ranks(command: Sequence[str], ranks: int, threads: int, log_folder: Path
 
     before = {number: signal.signal(number, pass_on) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        for rank in range(ranks):
+        for rank, environment in enumerate(environments(ranks, threads)):
             log = None if rank == 0 else _log(log_folder, rank).open("ab")
-            environment = {**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank)}
             processes.append(start_rank(command, environment, log))
             if log:
                 log.close()

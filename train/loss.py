@@ -18,7 +18,8 @@ from train.stream import IGNORED
 # no soft cap. The others get the plain way; a test holds that both agree for each of these.
 PLAIN_HEADS = frozenset({"apertus", "llama", "mistral", "olmo2", "qwen2", "qwen3", "smollm3"})
 
-ROWS_ON_CPU = 384  # at once: with fewer what is added to the weight's gradient once a block outweighs the products
+ROWS_ON_CPU = 384  # at once: with fewer what is added to the weight's gradient once a block outweighs the products,
+# and what is no multiple of the tiles of a product's kernel slows it down
 LOGITS_ON_GPU = 1 << 28  # at once: what its spare memory holds
 OfBlock = Callable[[Tensor, Tensor, float], tuple[Tensor, Tensor]]
 
@@ -80,10 +81,10 @@ class LinearCrossEntropy(torch.autograd.Function):
 
 def rows_at_once(device_type: str, vocabulary: int, tokens: int) -> int:
     """How many of the tokens of a micro-batch have their logits in memory at a time."""
-    if device_type == "cpu":
-        return min(max(1, tokens), ROWS_ON_CPU)
-    rows = max(16, LOGITS_ON_GPU // vocabulary)
-    return min(max(1, tokens), 1 << rows.bit_length() - 1)  # of one size: another shape would be compiled anew
+    most = ROWS_ON_CPU
+    if device_type != "cpu":  # blocks of one size: another shape would be compiled anew
+        most = 1 << max(16, LOGITS_ON_GPU // vocabulary).bit_length() - 1
+    return max(1, min(tokens, most))
 
 
 def _blocks(
