@@ -34,7 +34,7 @@ def test_reading_holds_a_row_group_and_not_what_was_read_before(tmp_path):
             assert batch.num_rows == 125  # two of a row group, and no rest of ten
             del batch
     assert rows == list(range(4_000))
-    assert max(held) < max(held[:4]) + 10**6
+    assert max(held) < 8 * 10**6  # some row groups; a reader of pyarrow's that goes on by itself holds all 17.6 MB
 
 
 def test_resident_memory_is_known_here():
