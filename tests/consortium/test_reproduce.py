@@ -1,6 +1,8 @@
 """A segment computed again on another layout: the same bits at D2, told apart at D0, and nothing of the run touched."""
 
 import json
+import re
+import signal
 
 import pytest
 
@@ -10,6 +12,7 @@ from consortium.attestation import badges
 from consortium.keys import fingerprint, load_public
 from consortium.reproduce import LEAST, MARGIN, compare, compare_states, noise_band
 from consortium.seal import check
+from tests.train.command import Command
 from train.ledger import Ledger
 from train.run_folder import RunFolder, folder_of
 from train.state_hash import append_state, state_of
@@ -74,6 +77,22 @@ def test_at_d0_the_first_step_and_tensor_that_differ_are_named(hanse, tiny_run, 
     assert hanse("reproduce", *signing) == 2
     assert "kept none of step 9; it has 6, 12" in capfd.readouterr().err
     assert not (tmp_path / "none").exists()
+
+
+@pytest.mark.slow
+def test_of_a_replay_that_was_stopped_nothing_is_compared(tiny_run, tmp_path):
+    again = RunFolder(tmp_path / "again")
+    replay = Command(tiny_run, ["from_scratch=true", f"output={again.path}"], tmp_path / "said", "reproduce")
+    try:
+        replay.wait_until(again.ledger.exists)
+        replay.process.send_signal(signal.SIGTERM)
+        assert replay.end() == 2
+    finally:
+        replay.kill()
+    said = (tmp_path / "said").read_text()
+    assert re.search(rf"{again.path}: the replay was stopped after step \d+ of 12: nothing is compared", said)
+    assert "Traceback" not in said
+    assert not (again.path / "reproduction.json").exists()
 
 
 def line(loss, norm=1.0):

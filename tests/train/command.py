@@ -1,4 +1,4 @@
-"""``hanse train`` as a process of its own, as a person or Slurm starts it."""
+"""``hanse train``, or another verb of a run, as a process of its own, as a person or Slurm starts it."""
 
 import os
 import signal
@@ -17,10 +17,10 @@ from tests.train.multirank import losses
 class Command:
     """A start of a run; what it says lies beside the run folder."""
 
-    def __init__(self, run: Path, settings: list[str], output: Path | None = None):
+    def __init__(self, run: Path, settings: list[str], output: Path | None = None, verb: str = "train"):
         self.run, self.output = run, output or run.with_suffix(".out")
         run.mkdir(parents=True, exist_ok=True)
-        command = [sys.executable, "-m", "hanse", "train", f"run={run}", *settings]
+        command = [sys.executable, "-m", "hanse", verb, f"run={run}", *settings]
         with self.output.open("wb") as output:
             self.process = warm.start(command, os.environ, output, str(Path(__file__).parents[2]))
 

@@ -12,7 +12,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as some
 
-from common.errors import EXIT_DONE, EXIT_FLAKY, HanseError
+from common.errors import EXIT_DONE, EXIT_FLAKY, EXIT_GO_ON, HanseError
 from tests.train.multirank import losses, train_cases
 from tests.train.test_engine_config import configured
 from tests.train.test_invariant import fingerprint
@@ -64,11 +64,14 @@ def runs(tiny_settings, tmp_path_factory):
     kinds = {
         **{f"skip-{kind}": (_kind(kind), BAD) for kind in SKIPS},
         **{f"rewind-{kind}": ([*REWINDS, *_kind(kind)], BAD) for kind in REWOUND},
+        "half": ([*REWINDS, *_kind(REWOUND[0]), "until_step=10"], BAD),
+        "cut": ([*REWINDS, *_kind(REWOUND[0])], BAD),
         **{f"nan-{kind}": (_kind(kind), {"poison": 5}) for kind in NANS},
         "heals": ([], {"poison": 5, "heals": True}),
         "flip": (["guards.weights_every_steps=2", "guards.times_every_steps=2"], {"flip": 4, "slow": 1.0}),
     }
-    cases = {name: settings(tiny_settings, folder / name, *more) for name, (more, _) in kinds.items()}
+    cases = {name: settings(tiny_settings, folder / name.replace("half", "cut"), *more)
+             for name, (more, _) in kinds.items()}  # fmt: skip
     told = train_cases(folder / "ranks", 2, cases, {name: faults for name, (_, faults) in kinds.items()})
     return {name: (folder / name, told[name]) for name in kinds}
 
@@ -143,6 +146,17 @@ def test_repeated_spikes_lead_back_and_past_the_bad_data_on_any_layout(runs, tin
     assert fingerprint(moved) == hashes[0]
     starts = [record for _, record in ledger.lines(moved / "ledger.jsonl") if record["kind"] == "start"]
     assert starts[-1]["skipped_samples"] == [[80, 120]]
+
+
+@pytest.mark.slow
+def test_a_start_may_rewind_to_the_step_that_it_began_with(runs):
+    run, code = runs["cut"]
+    assert (runs["half"][1], code) == (EXIT_GO_ON, EXIT_DONE)
+    events = [(record["event"], record["step"]) for record in read_metrics(run / "metrics.jsonl")
+              if record.get("event") in ("resume", "rewind")]  # fmt: skip
+    assert events == [("resume", 10), ("rewind", 10)]
+    assert sorted(losses(run)) == list(range(1, STEPS + 1))
+    assert fingerprint(run) == fingerprint(runs[f"rewind-{REWOUND[0]}"][0])
 
 
 @pytest.mark.slow
