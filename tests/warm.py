@@ -28,6 +28,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, BinaryIO
 
 # What they would import by themselves: the verbs' own, and what DeepSpeed, pyarrow and transformers import when used.
@@ -50,8 +51,9 @@ class Parent:
         self.socket, theirs = socket.socketpair(type=socket.SOCK_SEQPACKET)
         command = [sys.executable, "-m", "tests.warm", kind, str(theirs.fileno())]
         self.process = subprocess.Popen(
-            command, env={**os.environ, "OMP_NUM_THREADS": "1"}, stdin=subprocess.DEVNULL, pass_fds=[theirs.fileno()]
-        )
+            command, cwd=Path(__file__).parents[1], env={**os.environ, "OMP_NUM_THREADS": "1"},
+            stdin=subprocess.DEVNULL, pass_fds=[theirs.fileno()],
+        )  # fmt: skip
         theirs.close()
 
     def ask(self, question: dict[str, Any], handles: Sequence[int] = ()) -> Any:

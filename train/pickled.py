@@ -19,6 +19,7 @@ from common.errors import HanseError
 
 MEGATRON = re.compile(r"argparse\.Namespace|types\.SimpleNamespace|_io\.BytesIO|pathlib\.(_local\.)?(Pure)?PosixPath"
                       r"|collections\.defaultdict|(megatron|transformer_engine|numpy)\.[\w.]+")  # fmt: skip
+GETATTR = "builtins.getattr"
 DCP = "torch.distributed.checkpoint."
 METADATA = {
     *(f"{DCP}metadata.{name}" for name in (
@@ -42,6 +43,13 @@ class Stand:
             self.__dict__.update(state)
 
 
+def _member(owner: Any, name: Any) -> Stand:
+    """In place of ``getattr``, by which some Python 3.11 (3.11.2 is one) pickles a member of an enumeration."""
+    if owner is not Stand or not isinstance(name, str):
+        raise pickle.UnpicklingError("getattr of what is no listed class")
+    return Stand(name)
+
+
 def _refused(path: Path, what: str) -> HanseError:
     return HanseError(f"{path}: holds {what}, which is never read: unpickling it could run code")
 
@@ -59,10 +67,10 @@ def load_pickled(path: Path, known: re.Pattern[str] | None = None, data: bytes |
     where: Any = path if data is None else io.BytesIO(data)
     try:
         named = torch.serialization.get_unsafe_globals_in_checkpoint(where)
-        strange = sorted(name for name in named if not (known and known.fullmatch(name)))
+        strange = sorted(name for name in named if not (known and (known.fullmatch(name) or name == GETATTR)))
         if strange:
             raise _refused(path, strange[0])
-        with torch.serialization.safe_globals([(Stand, name) for name in named]):
+        with torch.serialization.safe_globals([(_member if name == GETATTR else Stand, name) for name in named]):
             if data is not None:
                 where.seek(0)
             return torch.load(where, map_location="cpu", weights_only=True, mmap=True if data is None else None)
@@ -89,6 +97,8 @@ class MetadataUnpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         if f"{module}.{name}" in METADATA:
             return Stand
+        if f"{module}.{name}" == GETATTR:
+            return _member
         if (module, name) == ("torch", "Size"):
             return tuple
         if (module, name) == ("collections", "OrderedDict"):

@@ -3,11 +3,13 @@ bit for bit; and no code of a stranger's file is run."""
 
 from __future__ import annotations
 
+import enum
 import importlib.util
 import json
 import pickle
 import shutil
 import sys
+import zipfile
 from argparse import Namespace
 from pathlib import Path
 
@@ -17,6 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from common.errors import HanseError
 from launch.local import run_ranks
 from tests.train.multirank import losses
 from train.agreement import disagreements
@@ -26,6 +29,7 @@ from train.initial import check
 from train.megatron_files import merged, open_megatron
 from train.megatron_model import arguments, join_qkv, joined, names, settings_of, split_qkv
 from train.model import build_model
+from train.pickled import MEGATRON, MetadataUnpickler, load_pickled
 from train.trained import configuration_in, model_of
 from train.weights import CheckpointWeights
 
@@ -187,6 +191,46 @@ def test_a_run_begins_with_it_as_with_the_checkpoint_it_was_made_of(tiny_run, ti
     assert losses(tmp_path / "a") == losses(tmp_path / "b")
 
 
+class Backend(enum.Enum):  # a class of Megatron's, as far as its file tells
+    FLASH = "flash"
+
+
+def test_a_member_of_an_enumeration_is_read_as_any_python_stores_it(ours, hanse, tmp_path, monkeypatch, capfd):
+    """Python 3.11.2 stores ``getattr(class, name)``, later ones the class and a value."""
+    monkeypatch.setattr(enum.Enum, "__reduce_ex__", lambda self, _: (getattr, (type(self), self.name)))
+    monkeypatch.setattr(Backend, "__module__", "megatron.core.enums")
+    monkeypatch.setitem(sys.modules, "megatron.core.enums", sys.modules[__name__])
+    written = tmp_path / "dist"
+    assert hanse("checkpoint", f"folder={ours['llama']}", "action=convert", "layout=megatron", f"output={written}") == 0
+    assert b"getattr" in (written / "iter_0000012/.metadata").read_bytes()
+    older = classic(tmp_path / "classic", ours["llama"], 1)
+    file = older / "iter_0000007/mp_rank_00/model_optim_rng.pt"
+    held = torch.load(file, weights_only=False)
+    held["args"].attention_backend = Backend.FLASH
+    torch.save(held, file)
+    for folder in (written, older):
+        back = tmp_path / f"back-{folder.name}"
+        assert hanse("checkpoint", f"folder={folder}", "action=convert", f"output={back}") == 0, capfd.readouterr().err
+        assert same(back, ours["llama"])
+
+
+@pytest.mark.parametrize("path", ["pathlib.PosixPath", "megatron.core.enums.Backend", "builtins.dict"])
+def test_an_attribute_of_a_class_is_never_called(tmp_path, path):
+    """Though ``getattr`` is read: of a listed class it is a stand-in, which cannot be called; of others nothing."""
+    module, _, name = path.rpartition(".")
+    code = f"cbuiltins\ngetattr\n(c{module}\n{name}\nVtouch\ntR(V{tmp_path / 'ran'}\ntR."
+    (tmp_path / ".metadata").write_bytes(code.encode())
+    with (tmp_path / ".metadata").open("rb") as file, pytest.raises((HanseError, TypeError)):
+        MetadataUnpickler(tmp_path / ".metadata", file).load()
+    torch.save({"x": 1}, tmp_path / "x.pt")
+    with zipfile.ZipFile(tmp_path / "x.pt") as good, zipfile.ZipFile(tmp_path / "evil.pt", "w") as evil:
+        for entry in good.namelist():
+            evil.writestr(entry, code.encode() if entry.endswith("data.pkl") else good.read(entry))
+    with pytest.raises(HanseError, match="holds"):
+        load_pickled(tmp_path / "evil.pt", MEGATRON)
+    assert not (tmp_path / "ran").exists()
+
+
 class Evil:
     def __init__(self, path: Path):
         self.path = path
@@ -212,7 +256,7 @@ def test_a_file_that_would_run_code_is_refused_and_runs_none(ours, theirs, hanse
     file = folder / "iter_0000007/mp_rank_00/model_optim_rng.pt"
     held = torch.load(file, weights_only=False)
     torch.save(held | {"evil": evil}, file)
-    assert f"{file}: holds builtins.getattr, which is never read" in complaint(hanse, capfd, folder)
+    assert f"{file}: holds pathlib." in complaint(hanse, capfd, folder)
     held["args"].spec = evil  # among what stands in for its classes
     torch.save(held, file)
     assert "unpickling it could run code" in complaint(hanse, capfd, folder)

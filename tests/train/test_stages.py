@@ -40,7 +40,7 @@ def stage(name, tokens=None, *, length=None, size=None, mixture=None, **more):
 def runs(draw):
     """A run of one to four stages over shards in memory: (configuration, sources by length)."""
     lengths = draw(st.lists(st.sampled_from([2, 3, 6]), min_size=1, max_size=4))
-    shards = {name: [Shard(draw(st.lists(st.integers(1, 9), min_size=5, max_size=9))) for _ in range(2)]
+    shards = {name: [Shard(draw(st.lists(st.integers(1, 9), min_size=7, max_size=9))) for _ in range(2)]
               for name in LANGUAGES}  # fmt: skip
     for name, held in shards.items():
         for number, shard in enumerate(held):
