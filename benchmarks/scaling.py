@@ -137,6 +137,28 @@ def tell_largest(rows):
     print()
 
 
+def tell_half_told():
+    """Two published series at ZeRO-1 (or its like) that do not say how many sequences a GPU takes at once: here one of
+    4,096 tokens. oellm-autoexp: 284.6 and 254.8 TFLOP/s a GPU; Lucie's study: 512 sequences a step."""
+    print("ZeRO-1, layouts half told, at 15, 30 and 60 us a turn")
+    turns = (min(TURN_SECONDS), usual(), max(TURN_SECONDS))
+    parameters, layers, length = PLANNED["1.7B"]
+    for accumulation in (1, 2, 4):
+        work = Work(parameters, layers, 1, accumulation, 6 * parameters * length / 284.6e12)
+        kept = [efficiency(work, 32, net) / efficiency(work, 4, net)
+                for net in (network(*SITES["JUPITER"], turn) for turn in turns)]  # fmt: skip
+        print(f"  1.7B on JUPITER, {accumulation} micro-batches a step, kept from 1 to 8 nodes: 89.5% measured; "
+              + ", ".join(f"{one:.1%}" for one in kept))  # fmt: skip
+    parameters, layers, length = PLANNED["7B"]
+    speeds = []
+    for turn in turns:
+        net, told = network("A100", 8, 400, turn), Work(parameters, layers, 1, 64, 0.0)
+        told = replace(told, compute=compute_seconds(64 * length / 4188, told, 8, net))
+        speeds.append(4 * length / step_seconds(replace(told, accumulation=4), 128, net))
+    print("  7B on A100s, tokens/s a GPU on 128, told by 4,188 on 8: 982 measured; "
+          + ", ".join(f"{one:,.0f}" for one in speeds) + "\n")  # fmt: skip
+
+
 def usual():
     """The turn that plans take: the middle of the range, on a logarithmic scale."""
     return math.sqrt(math.prod(TURN_SECONDS))
@@ -234,6 +256,7 @@ def main():
     rows = published()
     compare(rows)
     tell_largest(rows)
+    tell_half_told()
     predict()
     if arguments.plot:
         draw(arguments.plot, rows)
