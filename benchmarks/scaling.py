@@ -34,6 +34,8 @@ TURNS = [1e-6 * number for number in (2, 5, 7, 10, 12, 15, 20, 25, 30, 40, 50, 6
 PLANNED = {"1.7B": (1.7e9, 28, 4096), "7B": (7e9, 32, 4096), "70B": (70e9, 80, 4096)}  # parameters, layers, length
 SITES = {"LUMI-G": ("MI250X GCD", 8, 800), "Leonardo": ("A100", 4, 400), "MareNostrum 5": ("H100", 4, 800),
          "JUPITER": ("GH200", 4, 800)}  # fmt: skip
+USUAL = math.sqrt(math.prod(TURN_SECONDS))  # the turn that plans take: the middle, on a logarithmic scale
+RANGE = (min(TURN_SECONDS), USUAL, max(TURN_SECONDS))
 NODES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 
 
@@ -115,7 +117,7 @@ def compare(rows):
     for system in dict.fromkeys(row.system for row in rows):
         here = [row for row in rows if row.system == system]
         print(f"{system}, as hanse plan does without knowing the machine ({BANDWIDTH_SHARE:.0%}):")
-        for turn in (min(TURN_SECONDS), usual(), max(TURN_SECONDS)):
+        for turn in RANGE:
             print(f"  {1e6 * turn:3.0f} us a turn: {spread(errors(here, BANDWIDTH_SHARE, turn))}")
     inside = [min(low, high) * 0.95 <= measured <= max(low, high) * 1.05
               for (_, measured, low), (_, _, high) in zip(errors(rows, BANDWIDTH_SHARE, min(TURN_SECONDS)),
@@ -127,9 +129,8 @@ def compare(rows):
 def tell_largest(rows):
     """Each run of llm-foundry on 128 GPUs and more, so that the largest published model is seen by itself."""
     here = [row for row in rows if row.peer == "llm-foundry"]
-    turns = (min(TURN_SECONDS), usual(), max(TURN_SECONDS))
     print("llm-foundry from 128 GPUs on, seconds a step: measured; predicted at 15, 30 and 60 us a turn, and the error")
-    for told in zip(*(errors(here, BANDWIDTH_SHARE, turn) for turn in turns), strict=True):
+    for told in zip(*(errors(here, BANDWIDTH_SHARE, turn) for turn in RANGE), strict=True):
         run, measured, _ = told[0]
         if run.gpus >= 128:
             cells = "  ".join(f"{predicted:6.3f} {predicted / measured - 1:+6.1%}" for _, _, predicted in told)
@@ -141,27 +142,21 @@ def tell_half_told():
     """Two published series at ZeRO-1 (or its like) that do not say how many sequences a GPU takes at once: here one of
     4,096 tokens. oellm-autoexp: 284.6 and 254.8 TFLOP/s a GPU; Lucie's study: 512 sequences a step."""
     print("ZeRO-1, layouts half told, at 15, 30 and 60 us a turn")
-    turns = (min(TURN_SECONDS), usual(), max(TURN_SECONDS))
     parameters, layers, length = PLANNED["1.7B"]
     for accumulation in (1, 2, 4):
         work = Work(parameters, layers, 1, accumulation, 6 * parameters * length / 284.6e12)
         kept = [efficiency(work, 32, net) / efficiency(work, 4, net)
-                for net in (network(*SITES["JUPITER"], turn) for turn in turns)]  # fmt: skip
+                for net in (network(*SITES["JUPITER"], turn) for turn in RANGE)]  # fmt: skip
         print(f"  1.7B on JUPITER, {accumulation} micro-batches a step, kept from 1 to 8 nodes: 89.5% measured; "
               + ", ".join(f"{one:.1%}" for one in kept))  # fmt: skip
     parameters, layers, length = PLANNED["7B"]
     speeds = []
-    for turn in turns:
+    for turn in RANGE:
         net, told = network("A100", 8, 400, turn), Work(parameters, layers, 1, 64, 0.0)
         told = replace(told, compute=compute_seconds(64 * length / 4188, told, 8, net))
         speeds.append(4 * length / step_seconds(replace(told, accumulation=4), 128, net))
     print("  7B on A100s, tokens/s a GPU on 128, told by 4,188 on 8: 982 measured; "
           + ", ".join(f"{one:,.0f}" for one in speeds) + "\n")  # fmt: skip
-
-
-def usual():
-    """The turn that plans take: the middle of the range, on a logarithmic scale."""
-    return math.sqrt(math.prod(TURN_SECONDS))
 
 
 def planned(size, site, nodes, turn, mfu=0.4):
@@ -184,7 +179,7 @@ def predict():
         for site in SITES:
             cells = []
             for nodes in NODES:
-                seconds, share = planned(size, site, nodes, usual())
+                seconds, share = planned(size, site, nodes, USUAL)
                 low, high = (planned(size, site, nodes, turn)[1] for turn in (max(TURN_SECONDS), min(TURN_SECONDS)))
                 cells.append(f"{nodes}: {seconds:.2f} s {share:.0%} ({low:.0%}-{high:.0%})")
             print(f"  {site:14s} {'  '.join(cells)}")
@@ -214,7 +209,7 @@ def draw(path, rows):
     left.legend(fontsize=7)
     for size, style in zip(PLANNED, ("-", "--", ":"), strict=True):
         for tint, site in enumerate(("Leonardo", "JUPITER")):
-            shares = [planned(size, site, nodes, usual())[1] for nodes in NODES]
+            shares = [planned(size, site, nodes, USUAL)[1] for nodes in NODES]
             right.plot(NODES, shares, style, color=f"C{tint}", label=f"{site} {size}")
             ends = [[planned(size, site, nodes, turn)[1] for nodes in NODES] for turn in TURN_SECONDS]
             right.fill_between(NODES, *ends, color=f"C{tint}", alpha=0.1, linewidth=0)

@@ -17,11 +17,13 @@ import torch
 
 from common.errors import HanseError
 
+GETATTR = "builtins.getattr"  # only as what _member() does
 MEGATRON = re.compile(r"argparse\.Namespace|types\.SimpleNamespace|_io\.BytesIO|pathlib\.(_local\.)?(Pure)?PosixPath"
-                      r"|collections\.defaultdict|(megatron|transformer_engine|numpy)\.[\w.]+")  # fmt: skip
-GETATTR = "builtins.getattr"
+                      r"|builtins\.getattr|collections\.defaultdict"
+                      r"|(megatron|transformer_engine|numpy)\.[\w.]+")  # fmt: skip
 DCP = "torch.distributed.checkpoint."
 METADATA = {
+    GETATTR,
     *(f"{DCP}metadata.{name}" for name in (
         "Metadata", "TensorStorageMetadata", "BytesStorageMetadata", "ChunkStorageMetadata", "TensorProperties",
         "MetadataIndex", "StorageMeta", "_MEM_FORMAT_ENCODING")),
@@ -50,6 +52,11 @@ def _member(owner: Any, name: Any) -> Stand:
     return Stand(name)
 
 
+def _stand_in(name: str) -> Any:
+    """What is called in place of a listed name."""
+    return _member if name == GETATTR else Stand
+
+
 def _refused(path: Path, what: str) -> HanseError:
     return HanseError(f"{path}: holds {what}, which is never read: unpickling it could run code")
 
@@ -67,10 +74,10 @@ def load_pickled(path: Path, known: re.Pattern[str] | None = None, data: bytes |
     where: Any = path if data is None else io.BytesIO(data)
     try:
         named = torch.serialization.get_unsafe_globals_in_checkpoint(where)
-        strange = sorted(name for name in named if not (known and (known.fullmatch(name) or name == GETATTR)))
+        strange = sorted(name for name in named if not (known and known.fullmatch(name)))
         if strange:
             raise _refused(path, strange[0])
-        with torch.serialization.safe_globals([(_member if name == GETATTR else Stand, name) for name in named]):
+        with torch.serialization.safe_globals([(_stand_in(name), name) for name in named]):
             if data is not None:
                 where.seek(0)
             return torch.load(where, map_location="cpu", weights_only=True, mmap=True if data is None else None)
@@ -96,9 +103,7 @@ class MetadataUnpickler(pickle.Unpickler):
 
     def find_class(self, module: str, name: str) -> Any:
         if f"{module}.{name}" in METADATA:
-            return Stand
-        if f"{module}.{name}" == GETATTR:
-            return _member
+            return _stand_in(f"{module}.{name}")
         if (module, name) == ("torch", "Size"):
             return tuple
         if (module, name) == ("collections", "OrderedDict"):

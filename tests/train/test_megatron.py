@@ -7,6 +7,7 @@ import enum
 import importlib.util
 import json
 import pickle
+import re
 import shutil
 import sys
 import zipfile
@@ -214,7 +215,8 @@ def test_a_member_of_an_enumeration_is_read_as_any_python_stores_it(ours, hanse,
         assert same(back, ours["llama"])
 
 
-@pytest.mark.parametrize("path", ["pathlib.PosixPath", "megatron.core.enums.Backend", "builtins.dict"])
+@pytest.mark.parametrize("path", ["pathlib.PosixPath", "megatron.core.enums.Backend", "builtins.dict",
+                                  "torch.distributed.checkpoint.metadata.Metadata"])  # fmt: skip
 def test_an_attribute_of_a_class_is_never_called(tmp_path, path):
     """Though ``getattr`` is read: of a listed class it is a stand-in, which cannot be called; of others nothing."""
     module, _, name = path.rpartition(".")
@@ -256,7 +258,7 @@ def test_a_file_that_would_run_code_is_refused_and_runs_none(ours, theirs, hanse
     file = folder / "iter_0000007/mp_rank_00/model_optim_rng.pt"
     held = torch.load(file, weights_only=False)
     torch.save(held | {"evil": evil}, file)
-    assert f"{file}: holds pathlib." in complaint(hanse, capfd, folder)
+    assert re.search(r"holds pathlib\.(_local\.)?Path, which is never read", complaint(hanse, capfd, folder))
     held["args"].spec = evil  # among what stands in for its classes
     torch.save(held, file)
     assert "unpickling it could run code" in complaint(hanse, capfd, folder)

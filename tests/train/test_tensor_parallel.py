@@ -184,7 +184,7 @@ def test_the_hash_that_was_taken_is_that_of_the_checkpoint_that_was_written(runs
     """Two ways out of the parts, one by the ranks' memory and one by files, lead to the same whole tensors.
 
     And they are near those of one rank: a part in a wrong place errs by about 1. Rounding is seen in single weights
-    of nearly no gradient, as Adam's kin divide by its size (1e-4 of a matrix, by one weight of its 3,072).
+    of nearly no gradient, as Adam's kin divide by its size (AdEMAMix: 1e-4 of a matrix, by one weight of its 3,072).
     """
     roots = {record["step"]: record["root"] for _, record in ledger.lines(runs / name / "ledger.jsonl")
              if record["kind"] == "state"}  # fmt: skip
@@ -195,7 +195,8 @@ def test_the_hash_that_was_taken_is_that_of_the_checkpoint_that_was_written(runs
         assert state_of_checkpoint(checkpoint).root == roots[step]
     for part in ("model", "ema") if alone.averaged else ("model",):
         right, found = alone.weights(part), checkpoint.weights(part)
-        assert max(float((found[key] - right[key]).norm() / right[key].norm()) for key in right) < 1e-3
+        apart = max(float((found[key] - right[key]).norm() / right[key].norm()) for key in right)
+        assert apart < (1e-3 if name == "two-tied" else 1e-4)
 
 
 @pytest.mark.slow

@@ -70,7 +70,7 @@ def runs(tiny_settings, tmp_path_factory):
         "heals": ([], {"poison": 5, "heals": True}),
         "flip": (["guards.weights_every_steps=2", "guards.times_every_steps=2"], {"flip": 4, "slow": 1.0}),
     }
-    cases = {name: settings(tiny_settings, folder / name.replace("half", "cut"), *more)
+    cases = {name: settings(tiny_settings, folder / ("cut" if name == "half" else name), *more)
              for name, (more, _) in kinds.items()}  # fmt: skip
     told = train_cases(folder / "ranks", 2, cases, {name: faults for name, (_, faults) in kinds.items()})
     return {name: (folder / name, told[name]) for name in kinds}
